@@ -1,0 +1,38 @@
+// One table of function pointers per CPU target: all that the rest of the library sees of a target.
+//
+// `*_workspace` gives the bytes that the kernel wants at args.workspace (64-byte aligned) with max_workers() threads;
+// it reads everything of args but data pointers' contents.
+#pragma once
+
+#include <cstdint>
+
+#include "bigmodel/add_norm.h"
+#include "bigmodel/attention.h"
+#include "bigmodel/feed_forward.h"
+#include "bigmodel/linear.h"
+
+namespace bigmodel::cpu {
+
+template <class Args>
+struct Kernel {
+  std::int64_t (*workspace)(const Args&);
+  void (*run)(const Args&);
+};
+
+struct KernelTable {
+  const char* target;
+  Kernel<AttentionForwardArgs> attention_forward;
+  Kernel<AttentionBackwardArgs> attention_backward;
+  Kernel<AttentionWeightsForwardArgs> attention_weights_forward;
+  Kernel<AttentionWeightsBackwardArgs> attention_weights_backward;
+  Kernel<LinearForwardArgs> linear_forward;
+  Kernel<LinearBackwardArgs> linear_backward;
+  std::int64_t (*linear_packed_bytes)(const TensorView& weight);
+  Kernel<LinearPackArgs> linear_pack;
+  Kernel<FeedForwardForwardArgs> feed_forward_forward;
+  Kernel<FeedForwardBackwardArgs> feed_forward_backward;
+  Kernel<AddNormForwardArgs> add_norm_forward;
+  Kernel<AddNormBackwardArgs> add_norm_backward;
+};
+
+}  // namespace bigmodel::cpu

@@ -1,0 +1,35 @@
+// The kernels of one CPU target, as target.cpp collects them.
+#pragma once
+
+#include "cpu/kernel_table.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+std::int64_t attention_forward_workspace(const AttentionForwardArgs&);
+void attention_forward(const AttentionForwardArgs&);
+std::int64_t attention_backward_workspace(const AttentionBackwardArgs&);
+void attention_backward(const AttentionBackwardArgs&);
+std::int64_t attention_weights_forward_workspace(const AttentionWeightsForwardArgs&);
+void attention_weights_forward(const AttentionWeightsForwardArgs&);
+std::int64_t attention_weights_backward_workspace(const AttentionWeightsBackwardArgs&);
+void attention_weights_backward(const AttentionWeightsBackwardArgs&);
+
+std::int64_t linear_forward_workspace(const LinearForwardArgs&);
+void linear_forward(const LinearForwardArgs&);
+std::int64_t linear_backward_workspace(const LinearBackwardArgs&);
+void linear_backward(const LinearBackwardArgs&);
+std::int64_t linear_packed_bytes(const TensorView& weight);
+std::int64_t linear_pack_workspace(const LinearPackArgs&);
+void linear_pack(const LinearPackArgs&);
+
+std::int64_t feed_forward_forward_workspace(const FeedForwardForwardArgs&);
+void feed_forward_forward(const FeedForwardForwardArgs&);
+std::int64_t feed_forward_backward_workspace(const FeedForwardBackwardArgs&);
+void feed_forward_backward(const FeedForwardBackwardArgs&);
+
+std::int64_t add_norm_forward_workspace(const AddNormForwardArgs&);
+void add_norm_forward(const AddNormForwardArgs&);
+std::int64_t add_norm_backward_workspace(const AddNormBackwardArgs&);
+void add_norm_backward(const AddNormBackwardArgs&);
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,25 @@
+// The kernel table of one CPU target: compiled once per target, each time with another BIGMODEL_TARGET.
+#include "cpu/kernels.h"
+
+#define BIGMODEL_NAME_OF(name) #name
+#define BIGMODEL_TARGET_NAME(name) BIGMODEL_NAME_OF(name)
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+extern constinit const KernelTable kernel_table = {
+    .target = BIGMODEL_TARGET_NAME(BIGMODEL_TARGET),
+    .attention_forward = {attention_forward_workspace, attention_forward},
+    .attention_backward = {attention_backward_workspace, attention_backward},
+    .attention_weights_forward = {attention_weights_forward_workspace, attention_weights_forward},
+    .attention_weights_backward = {attention_weights_backward_workspace, attention_weights_backward},
+    .linear_forward = {linear_forward_workspace, linear_forward},
+    .linear_backward = {linear_backward_workspace, linear_backward},
+    .linear_packed_bytes = linear_packed_bytes,
+    .linear_pack = {linear_pack_workspace, linear_pack},
+    .feed_forward_forward = {feed_forward_forward_workspace, feed_forward_forward},
+    .feed_forward_backward = {feed_forward_backward_workspace, feed_forward_backward},
+    .add_norm_forward = {add_norm_forward_workspace, add_norm_forward},
+    .add_norm_backward = {add_norm_backward_workspace, add_norm_backward},
+};
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,54 @@
+// Every op schema on adjacent lines, nothing else. Kernels are registered beside their checks (attention.cpp ...);
+// fakes and autograd formulas are attached by name from bigmodel_kernels/ops. An output that was not asked for, or that
+// does not exist for the given options, comes back with zero elements.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(bigmodel, library) {
+  library.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? alibi_slopes=None, "
+      "Tensor? sinks=None, Tensor? dropout_seed=None, *, str causal='none', float? scale=None, int window_left=-1, "
+      "int window_right=-1, float softcap=0.0, float dropout_p=0.0) -> (Tensor output, Tensor lse)");
+  library.def(
+      "attention_backward(Tensor? grad_output, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
+      "Tensor output, Tensor lse, Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, "
+      "Tensor? dropout_seed=None, *, str causal='none', float? scale=None, int window_left=-1, int window_right=-1, "
+      "float softcap=0.0, float dropout_p=0.0, bool[5] output_mask=[True, True, True, False, False]) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)");
+  library.def(
+      "attention_weights(Tensor query, Tensor key, Tensor lse, Tensor? mask=None, Tensor? alibi_slopes=None, "
+      "Tensor? dropout_seed=None, *, str causal='none', float? scale=None, int window_left=-1, int window_right=-1, "
+      "float softcap=0.0, float dropout_p=0.0, bool average_heads=False) -> Tensor");
+  library.def(
+      "attention_weights_backward(Tensor grad_weights, Tensor query, Tensor key, Tensor lse, Tensor? mask=None, "
+      "Tensor? alibi_slopes=None, Tensor? dropout_seed=None, *, str causal='none', float? scale=None, "
+      "int window_left=-1, int window_right=-1, float softcap=0.0, float dropout_p=0.0, bool average_heads=False, "
+      "bool[4] output_mask=[True, True, True, False]) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_lse, Tensor grad_mask)");
+  library.def(
+      "linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? packed_weight=None, *, "
+      "str activation='none', bool save_preactivation=False) -> (Tensor output, Tensor preactivation)");
+  library.def(
+      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias=None, "
+      "Tensor? preactivation=None, *, str activation='none', bool[3] output_mask=[True, True, True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  library.def("linear_pack(Tensor weight) -> Tensor");
+  library.def(
+      "feed_forward(Tensor input, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? w_gate=None, "
+      "Tensor? b_gate=None, Tensor? residual=None, Tensor? packed_w1=None, Tensor? packed_w2=None, "
+      "Tensor? packed_w_gate=None, Tensor? dropout_seed=None, *, str activation='relu', str gate='none', "
+      "float dropout_p=0.0, bool save_preactivation=False) "
+      "-> (Tensor output, Tensor preactivation, Tensor gate_preactivation)");
+  library.def(
+      "feed_forward_backward(Tensor grad_output, Tensor input, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, "
+      "Tensor? w_gate=None, Tensor? b_gate=None, Tensor? preactivation=None, Tensor? gate_preactivation=None, "
+      "Tensor? dropout_seed=None, *, str activation='relu', str gate='none', float dropout_p=0.0, "
+      "bool[7] output_mask=[True, True, True, True, True, True, True]) -> (Tensor grad_input, Tensor grad_w1, "
+      "Tensor grad_b1, Tensor grad_w2, Tensor grad_b2, Tensor grad_w_gate, Tensor grad_b_gate)");
+  library.def(
+      "add_norm(Tensor input, Tensor? residual=None, Tensor? weight=None, Tensor? bias=None, *, str kind='layer', "
+      "float eps=1e-05) -> (Tensor sum, Tensor normed, Tensor mean, Tensor rstd)");
+  library.def(
+      "add_norm_backward(Tensor grad_normed, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor mean, Tensor rstd, "
+      "*, str kind='layer', bool[3] output_mask=[True, True, True]) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+}
