@@ -9,9 +9,9 @@
 
 namespace bigmodel::cpu {
 
-#define BIGMODEL_DECLARE(name)             \
-  namespace name {                         \
-  extern const KernelTable kernel_table;   \
+#define BIGMODEL_DECLARE(name)           \
+  namespace name {                       \
+  extern const KernelTable kernel_table; \
   }
 BIGMODEL_COMPILED_TARGETS(BIGMODEL_DECLARE)
 #undef BIGMODEL_DECLARE
@@ -37,8 +37,8 @@ const KernelTable* find(const std::string& name) {
     throw std::invalid_argument("[cpu_target] '" + name + "' needs instructions that this processor lacks; it runs: " +
                                 joined(supported_targets()));
   }
-  throw std::invalid_argument("[cpu_target] '" + name + "' is not a CPU target of this build; it has: " +
-                              joined(compiled_targets()));
+  throw std::invalid_argument("[cpu_target] '" + name +
+                              "' is not a CPU target of this build; it has: " + joined(compiled_targets()));
 }
 
 const KernelTable* choose() {

@@ -30,7 +30,7 @@ struct AddNormBackwardArgs {
   TensorView sum, weight;            // sum is the input when there was no residual
   TensorView mean, rstd;
   NormKind kind = NormKind::layer;
-  TensorView grad_input;             // equals grad_residual; absent: not computed
+  TensorView grad_input;              // equals grad_residual; absent: not computed
   TensorView grad_weight, grad_bias;  // absent: not computed
   void* workspace = nullptr;
 };

@@ -51,11 +51,11 @@ struct AttentionForwardArgs {
 // Gradients that are absent (data == nullptr) are not computed. Every gradient is written, never accumulated into.
 struct AttentionBackwardArgs {
   AttentionInputs inputs;
-  TensorView output, lse;            // of the forward pass
-  TensorView grad_output, grad_lse;  // any strides; either may be absent
+  TensorView output, lse;                       // of the forward pass
+  TensorView grad_output, grad_lse;             // any strides; either may be absent
   TensorView grad_query, grad_key, grad_value;  // last stride 1
-  TensorView grad_mask;              // as inputs.mask before broadcasting: a broadcast dimension has size 1; contiguous
-  TensorView grad_sinks;             // [heads], contiguous
+  TensorView grad_mask;   // as inputs.mask before broadcasting: a broadcast dimension has size 1; contiguous
+  TensorView grad_sinks;  // [heads], contiguous
   void* workspace = nullptr;
 };
 
@@ -71,7 +71,7 @@ struct AttentionWeightsForwardArgs {
 struct AttentionWeightsBackwardArgs {
   AttentionInputs inputs;
   TensorView lse;
-  TensorView grad_weights;  // as weights, any strides
+  TensorView grad_weights;          // as weights, any strides
   TensorView grad_query, grad_key;  // last stride 1
   TensorView grad_lse;              // [batch, heads, q_len], contiguous
   TensorView grad_mask;             // as in AttentionBackwardArgs

@@ -1,0 +1,92 @@
+// Moves matrices between tensors of any dtype and strides and the layouts of tile_gemm.h.
+#pragma once
+
+#include "cpu/isa/tile_gemm.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+template <class T>
+BIGMODEL_INLINE F32 load_up_to(const T* p, std::int64_t count) {
+  return count >= lanes ? load(p) : load_first(p, int(count));
+}
+template <class T>
+BIGMODEL_INLINE void store_up_to(T* p, F32 a, std::int64_t count) {
+  if (count >= lanes) {
+    store(p, a);
+  } else {
+    store_first(p, a, int(count));
+  }
+}
+
+// One element of any strides as fp32, through the first lane.
+template <class T>
+BIGMODEL_INLINE F32 gather(const T* p, std::int64_t stride, std::int64_t count) {
+  T buffer[lanes] = {};
+  for (std::int64_t i = 0; i < (count < lanes ? count : lanes); ++i) buffer[i] = p[i * stride];
+  return load(buffer);
+}
+
+// destination[i * destination_stride + j] = source[i * row_stride + j * column_stride] for i < rows, j < columns, as
+// fp32, and 0 for columns <= j < round_up(columns, lanes). Rows of unit stride are read along, columns of unit stride
+// are transposed in registers, anything else is gathered.
+template <class T>
+static __attribute__((noinline)) void copy_in(std::int64_t rows, std::int64_t columns, const T* source,
+                                              std::int64_t row_stride, std::int64_t column_stride, float* destination,
+                                              std::int64_t destination_stride) {
+  if (column_stride != 1 && row_stride == 1) {
+    for (std::int64_t j = 0; j < columns; j += lanes) {
+      for (std::int64_t i = 0; i < rows; i += lanes) {
+        F32 block[lanes];
+        for (int c = 0; c < lanes; ++c) {
+          block[c] = j + c < columns ? load_up_to(source + (j + c) * column_stride + i, rows - i) : zero();
+        }
+        transpose(block);
+        const std::int64_t last = rows - i < lanes ? rows - i : lanes;
+        for (int r = 0; r < last; ++r) store(destination + (i + r) * destination_stride + j, block[r]);
+      }
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const T* row = source + i * row_stride;
+    for (std::int64_t j = 0; j < columns; j += lanes) {
+      const F32 values = column_stride == 1 ? load_up_to(row + j, columns - j)
+                                            : gather(row + j * column_stride, column_stride, columns - j);
+      store(destination + i * destination_stride + j, values);
+    }
+  }
+}
+
+// destination[j * destination_stride + i] = source[i * source_stride + j] for i < rows, j < columns: writes a fp32
+// matrix transposed, as T. Source rows hold round_up(rows, lanes) x round_up(columns, lanes) readable elements.
+template <class T>
+static __attribute__((noinline)) void copy_out_transposed(std::int64_t rows, std::int64_t columns, const float* source,
+                                                          std::int64_t source_stride, T* destination,
+                                                          std::int64_t destination_stride) {
+  for (std::int64_t i = 0; i < rows; i += lanes) {
+    const std::int64_t row_count = rows - i < lanes ? rows - i : lanes;
+    for (std::int64_t j = 0; j < columns; j += lanes) {
+      F32 block[lanes];
+      for (int r = 0; r < lanes; ++r) block[r] = r < row_count ? load(source + (i + r) * source_stride + j) : zero();
+      transpose(block);
+      const std::int64_t column_count = columns - j < lanes ? columns - j : lanes;
+      for (int c = 0; c < column_count; ++c) {
+        store_up_to(destination + (j + c) * destination_stride + i, block[c], row_count);
+      }
+    }
+  }
+}
+
+// The same without transposing: destination[i * destination_stride + j] = source[i * source_stride + j], as T.
+template <class T>
+static __attribute__((noinline)) void copy_out(std::int64_t rows, std::int64_t columns, const float* source,
+                                               std::int64_t source_stride, T* destination,
+                                               std::int64_t destination_stride) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; j += lanes) {
+      store_up_to(destination + i * destination_stride + j, load(source + i * source_stride + j), columns - j);
+    }
+  }
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,120 @@
+// The tile GEMM: C[m x n] (+)= lhs[m x k] rhs[k x n], C in fp32 row major, in the element type that the CPU target
+// multiplies best. Every product of every kernel goes through it.
+//
+// The lanes of a vector run along n; an lhs element is broadcast. A register tile is tile_rows x tile_columns of C.
+// Operands are laid out by pack.h, or used in place where they already are so:
+//   lhs by rows:     element (i, k) at lhs[i * stride + k]
+//   lhs by columns:  element (i, k) at lhs[k * stride + i]   (Element float only)
+//   rhs:             lane (k / group, j) at rhs[(k / group) * stride + j], a lane being `group` consecutive k of column
+//   j
+// where Element is float (group 1) or, on targets with a bf16 dot product, bfloat16 (group 2: 32 bits hold two k).
+// k must be a multiple of k_step: pack.h fills up with zeros. n is rounded up to whole vectors: rhs and C rows must
+// have that many columns (what they hold past n is arbitrary but finite for rhs).
+#pragma once
+
+#include "cpu/isa/vec.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+// The element type in which products of tensors of type T are computed, and its layout constants.
+template <class T>
+struct Multiply {
+  using Element = float;
+};
+
+template <class Element>
+struct Layout {
+  using Lane = float;               // what one 32-bit lane of an rhs holds
+  static constexpr int group = 1;   // consecutive k in one lane
+  static constexpr int k_step = 1;  // k is padded to a multiple of it
+};
+
+#if defined(__AVX512F__)
+inline constexpr int tile_rows = 14, tile_vectors = 2;
+#elif defined(__ARM_NEON)
+inline constexpr int tile_rows = 6, tile_vectors = 4;
+#else
+inline constexpr int tile_rows = 6, tile_vectors = 2;
+#endif
+inline constexpr int tile_columns = tile_vectors * lanes;
+
+// One register tile of `rows` x (vectors * lanes).
+template <int rows, int vectors, bool by_rows>
+BIGMODEL_INLINE void multiply_tile(std::int64_t k, const float* lhs, std::int64_t lhs_stride, const float* rhs,
+                                   std::int64_t rhs_stride, float* c, std::int64_t c_stride, bool accumulate) {
+  F32 sums[rows][vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[i][v] = accumulate ? load(c + i * c_stride + v * lanes) : zero();
+  }
+#pragma GCC unroll 1
+  for (std::int64_t p = 0; p < k; ++p) {
+    F32 b[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) b[v] = load(rhs + v * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const F32 a = set1(by_rows ? lhs[i * lhs_stride] : lhs[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[i][v] = fma(a, b[v], sums[i][v]);
+    }
+    lhs += by_rows ? 1 : lhs_stride;
+    rhs += rhs_stride;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(c + i * c_stride + v * lanes, sums[i][v]);
+  }
+}
+
+// The last rows of C: fewer than tile_rows of them.
+template <int rows, int vectors, bool by_rows>
+BIGMODEL_INLINE void multiply_last_rows(std::int64_t m, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
+                                        const float* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
+                                        bool accumulate) {
+  if constexpr (rows > 0) {
+    if (m == rows) {
+      multiply_tile<rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    } else {
+      multiply_last_rows<rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    }
+  }
+}
+
+// One column panel of C, `vectors` vectors wide.
+template <int vectors, bool by_rows>
+static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_t k, const float* lhs,
+                                                     std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride,
+                                                     float* c, std::int64_t c_stride, bool accumulate) {
+  const std::int64_t lhs_tile = tile_rows * (by_rows ? lhs_stride : 1);
+  for (; m >= tile_rows; m -= tile_rows, lhs += lhs_tile, c += tile_rows * c_stride) {
+    multiply_tile<tile_rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  }
+  multiply_last_rows<tile_rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+}
+
+template <bool by_rows>
+BIGMODEL_INLINE void multiply(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
+                              const float* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
+                              bool accumulate) {
+  for (; n > lanes; n -= tile_columns, rhs += tile_columns, c += tile_columns) {
+    multiply_panel<tile_vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  }
+  if (n > 0) multiply_panel<1, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+}
+
+BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
+                                      std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride, float* c,
+                                      std::int64_t c_stride, bool accumulate) {
+  multiply<true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+}
+
+BIGMODEL_INLINE void multiply_by_columns(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
+                                         std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride, float* c,
+                                         std::int64_t c_stride, bool accumulate) {
+  multiply<false>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,30 @@
+// Vectors of fp32 for the CPU target being compiled: F32 with `lanes` lanes, Mask, I32, and their operations.
+// Arithmetic is always fp32; bfloat16 and float16 exist only in memory and are converted by load and store.
+//
+// Every target defines, in its own header:
+//   zero, set1, load, store and their partial forms load_first(pointer, count), store_first(pointer, v, count), which
+//   touch only the first count < lanes elements (missing lanes read as 0), for float, bfloat16 and float16;
+//   + - * /, fma(a, b, c) = a * b + c, fnma(a, b, c) = c - a * b, max, min (b when unordered, so that
+//   max(bound, x) keeps a NaN of x), abs, sqrt, round (to nearest even), less, select(mask, if_true, if_false);
+//   to_int, as_int, as_float, I32 + I32, shift_left<n>; reduce_add, reduce_max; transpose(F32 rows[lanes]).
+#pragma once
+
+#if defined(__AVX512F__)
+#include "cpu/isa/vec_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/isa/vec_avx2.h"
+#elif defined(__ARM_NEON)
+#include "cpu/isa/vec_neon.h"
+#else
+#include "cpu/isa/vec_generic.h"
+#endif
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+inline constexpr int lanes = F32::lanes;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET
