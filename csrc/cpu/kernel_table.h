@@ -33,6 +33,8 @@ struct KernelTable {
   Kernel<FeedForwardBackwardArgs> feed_forward_backward;
   Kernel<AddNormForwardArgs> add_norm_forward;
   Kernel<AddNormBackwardArgs> add_norm_backward;
+  std::int64_t (*peak_multiply_add)(std::int64_t rounds, float factor, float* sink);
+  std::uint64_t (*peak_read)(const std::uint64_t* data, std::int64_t count);
 };
 
 }  // namespace bigmodel::cpu

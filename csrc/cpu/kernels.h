@@ -32,4 +32,9 @@ void add_norm_forward(const AddNormForwardArgs&);
 std::int64_t add_norm_backward_workspace(const AddNormBackwardArgs&);
 void add_norm_backward(const AddNormBackwardArgs&);
 
+// Not kernels but the ceilings that kernels are measured against, on the calling thread: independent fp32 multiply-adds
+// (returns the floating-point operations done; 0 < factor < 1), and a read of count words (returns their sum).
+std::int64_t peak_multiply_add(std::int64_t rounds, float factor, float* sink);
+std::uint64_t peak_read(const std::uint64_t* data, std::int64_t count);
+
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

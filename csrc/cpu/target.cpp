@@ -20,6 +20,8 @@ extern constinit const KernelTable kernel_table = {
     .feed_forward_backward = {feed_forward_backward_workspace, feed_forward_backward},
     .add_norm_forward = {add_norm_forward_workspace, add_norm_forward},
     .add_norm_backward = {add_norm_backward_workspace, add_norm_backward},
+    .peak_multiply_add = peak_multiply_add,
+    .peak_read = peak_read,
 };
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

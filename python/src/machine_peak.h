@@ -1,0 +1,11 @@
+// The machine's measured ceilings, for benchmarks to divide by.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace bigmodel {
+
+// Adds fma_peak_flops(threads, seconds) and read_bandwidth(threads, bytes, seconds) to the module.
+void define_machine_peak(pybind11::module_& module);
+
+}  // namespace bigmodel
