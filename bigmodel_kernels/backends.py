@@ -1,0 +1,194 @@
+"""Which implementation runs an op: named by the user, or chosen by device and dtype.
+
+A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu"), or the module `reference`. A backend
+that was named never falls back: what it cannot run raises with the reasons. Automatic choice takes the first of
+`AUTOMATIC_ORDER` that has no reason against it; `explain()` tells what was chosen and why the others were not.
+"""
+
+import importlib.util
+import platform
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
+OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
+
+# Meta tensors have no data; the ops' fakes, registered beside the CPU kernels, give their shapes.
+_CPU_DEVICES = ("cpu", "meta")
+
+
+class _Forced(threading.local):
+    """The backend that `use_backend` forces in this thread. torch.compile guards on the attribute (set in __init__, or
+    it would not see it) and recompiles when it changes."""
+
+    def __init__(self):
+        self.name = None
+
+
+_forced = _Forced()
+
+
+class use_backend:
+    """Context manager: ops called inside, in this thread, run on the named backend unless a call names another.
+
+    Args: `name` is "cpu", "cuda", "triton", "reference", or None for automatic choice.
+    Raises: ValueError for any other name.
+    """
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            _check_name("use_backend", name)
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.previous = _forced.name
+        _forced.name = self.name
+
+    def __exit__(self, *exception) -> None:
+        _forced.name = self.previous
+
+
+def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None = None):
+    """The object whose attribute `op` runs tensors of this device and dtype.
+
+    Args: `name` a backend, or None for the one forced by `use_backend`, or else automatic choice.
+    Raises: ValueError for an unknown name; RuntimeError, with every reason, if the named backend cannot run this.
+    """
+    name = _forced.name if name is None else name
+    if name is None:
+        return _namespace(_automatic(op, device, dtype))
+    _check_name(op, name)
+    reasons = _reasons(name, device, dtype)
+    if reasons:
+        raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
+    return _namespace(name)
+
+
+def unsupported_reasons(
+    op: str, backend: str, tensors: tuple[Tensor, ...] = (), options: dict | None = None
+) -> list[str]:
+    """Why a backend cannot run an op on these tensors with these options: sentences, none if it can.
+
+    Raises: ValueError for an unknown op or backend.
+    """
+    if op not in OPS:
+        raise ValueError(f"[{op}] is not an op; expected one of {', '.join(OPS)}")
+    _check_name(op, backend)
+    # Every option of an op is supported wherever the op is, so that devices and dtypes decide alone.
+    del options
+    if not tensors:
+        return _backend_reasons(backend)
+    reasons = []
+    for tensor in tensors:
+        reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
+    return reasons
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the op, the backend that runs it (None if none can) and, per backend, why it cannot."""
+
+    op: str
+    backend: str | None
+    how: str
+    reasons: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op} runs on: {self.backend or 'nothing'} ({self.how})"]
+        for name, reasons in self.reasons.items():
+            if name != self.backend:
+                lines.append(f"  {name}: {'; '.join(reasons) if reasons else 'can run this, not chosen'}")
+        return "\n".join(lines)
+
+
+def explain(op: str, *tensors: Tensor, **options) -> Explanation:
+    """Which backend a call of `op` would run on, and why not on the others. Print it to read it.
+
+    Args: `op` the function's name; `tensors` the leading tensor arguments of the call (the first decides); `options`
+    its keyword arguments, `backend` included.
+    Raises: ValueError for an unknown op or backend; TypeError without tensors.
+    """
+    if op not in OPS:
+        raise ValueError(f"[explain] '{op}' is not an op; expected one of {', '.join(OPS)}")
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TypeError(f"[explain] expected the tensors that {op} would be called with")
+    named = options.pop("backend", None)
+    named = _forced.name if named is None else named
+    first = tensors[:1]
+    reasons = {name: unsupported_reasons(op, name, first, options) for name in BACKENDS}
+    if named is None:
+        return Explanation(op, _automatic(op, first[0].device, first[0].dtype), "chosen automatically", reasons)
+    _check_name("explain", named)
+    return Explanation(op, None if reasons[named] else named, f"{named} was named, and never falls back", reasons)
+
+
+def info() -> dict:
+    """This machine and installation: versions, CPU targets, threads, and for each backend the reasons why it is not
+    available (an empty list: it is).
+    """
+    from . import _C
+
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_target": _C.cpu_target(),
+        "supported_cpu_targets": _C.supported_cpu_targets(),
+        "build": _C.build_info(),
+        "backends": {name: _backend_reasons(name) for name in BACKENDS},
+    }
+
+
+def _check_name(op: str, name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"[{op}] backend is {name!r}; expected one of {', '.join(BACKENDS)}, or None")
+
+
+def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    if device.type in _CPU_DEVICES and dtype in KERNEL_DTYPES:  # the common case, without building sentences
+        return "cpu"
+    for name in AUTOMATIC_ORDER:
+        if not _reasons(name, device, dtype):
+            return name
+    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
+
+
+def _backend_reasons(name: str) -> list[str]:
+    """Why a backend is not available at all."""
+    reasons = []
+    if name == "cuda":
+        reasons.append("this version has no CUDA kernels")
+        if not torch.cuda.is_available():
+            reasons.append("torch sees no CUDA device")
+    elif name == "triton":
+        reasons.append("this version has no Triton kernels")
+        if importlib.util.find_spec("triton") is None:
+            reasons.append("the package triton is not installed")
+    return reasons
+
+
+def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    reasons = _backend_reasons(name)
+    if name == "reference":
+        if dtype not in REFERENCE_DTYPES:
+            reasons.append(f"the dtype is {dtype}; the reference computes float64, float32, bfloat16 and float16")
+        return reasons
+    devices = _CPU_DEVICES if name == "cpu" else ("cuda",)
+    if device.type not in devices:
+        reasons.append(f"the tensors are on {device}; the {name} backend reads {devices[0]} tensors")
+    if dtype not in KERNEL_DTYPES:
+        reasons.append(f"the dtype is {dtype}; the {name} backend computes float32, bfloat16 and float16")
+    return reasons
+
+
+def _namespace(name: str):
+    return reference if name == "reference" else torch.ops.bigmodel

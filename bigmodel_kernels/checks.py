@@ -1,0 +1,193 @@
+"""What the functions of functional.py check of their arguments, whatever the backend.
+
+Every error begins with the op's name in brackets. Shape, dtype and value errors are ValueError; an argument of the
+wrong type is a TypeError.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+GATES = ("none", "input", "hidden")
+NORM_KINDS = ("layer", "rms")
+CAUSAL = {False: "none", True: "top_left", None: "none", "top_left": "top_left", "bottom_right": "bottom_right"}
+
+
+def is_tensor(op: str, name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"[{op}] {name} is {_type_name(value)}; expected a tensor")
+
+
+def tensors(
+    op: str,
+    names: Sequence[str],
+    values: Sequence[Tensor | None],
+    optional: int | None = None,
+    same_dtype: bool = True,
+) -> None:
+    """All are dense floating point tensors on one device and, if asked, of one dtype; those from `optional` on may be
+    None.
+    """
+    first = values[0]
+    for index, value in enumerate(values):
+        if value is None and optional is not None and index >= optional:
+            continue
+        name = names[index]
+        is_tensor(op, name, value)
+        if value.device != first.device:
+            raise ValueError(f"[{op}] {name} is on {value.device}, {names[0]} on {first.device}; expected one device")
+        if same_dtype and value.dtype != first.dtype:
+            raise ValueError(f"[{op}] {name} has dtype {value.dtype}, {names[0]} {first.dtype}; expected one dtype")
+        if value.layout != torch.strided or value.is_nested:
+            raise ValueError(f"[{op}] {name} is nested or sparse; expected a dense tensor")
+    if not first.is_floating_point():
+        raise ValueError(f"[{op}] {names[0]} has dtype {first.dtype}; expected floating point")
+
+
+def shape(op: str, name: str, value: Tensor | None, expected: Sequence[int]) -> None:
+    """A present tensor has exactly the expected shape."""
+    if value is not None and tuple(value.shape) != tuple(expected):
+        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {list(expected)}")
+
+
+def weight(op: str, name: str, value: Tensor, out_features: int | None, in_features: int) -> None:
+    """A weight [out_features, in_features]; None for out_features accepts any."""
+    if value.dim() != 2 or value.shape[1] != in_features or out_features not in (None, value.shape[0]):
+        rows = "out_features" if out_features is None else out_features
+        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected [{rows}, {in_features}]")
+
+
+def has_features(op: str, name: str, value: Tensor) -> None:
+    """The last dimension exists and is not empty."""
+    if value.dim() < 1 or value.shape[-1] < 1:
+        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected [..., features] with features >= 1")
+
+
+def norm_parameter(op: str, name: str, value: Tensor | None, x: Tensor) -> None:
+    """The weight or bias of a normalisation of x [..., width]: [width], in x's dtype or float32."""
+    if value is None:
+        return
+    is_tensor(op, name, value)
+    if value.device != x.device:
+        raise ValueError(f"[{op}] {name} is on {value.device}, x on {x.device}; expected one device")
+    if value.dtype not in (x.dtype, torch.float32):
+        raise ValueError(f"[{op}] {name} has dtype {value.dtype}; expected float32 or x's dtype, {x.dtype}")
+    shape(op, name, value, x.shape[-1:])
+
+
+def choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """An option is one of a few words."""
+    if value not in choices:
+        raise ValueError(f"[{op}] {name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def dropout(op: str, dropout_p: float, seed: Tensor | None) -> None:
+    """A probability in [0, 1), and a seed that, if given, is one int64."""
+    if not isinstance(dropout_p, int | float) or not 0 <= dropout_p < 1:
+        raise ValueError(f"[{op}] dropout_p is {dropout_p!r}; expected a number with 0 <= dropout_p < 1")
+    if seed is None:
+        return
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() != 0:
+        found = f"{seed.dtype}, {seed.dim()} dimensions" if isinstance(seed, Tensor) else _type_name(seed)
+        raise ValueError(f"[{op}] dropout_seed is {found}; expected an int64 tensor of 0 dimensions")
+
+
+def attention_tensors(op: str, query: Tensor, key: Tensor, value: Tensor | None) -> None:
+    """query [..., heads, q_len, head_dim] against key and value [..., kv_heads, kv_len, head_dim or value_dim]."""
+    if value is None:
+        tensors(op, ("query", "key"), (query, key))
+    else:
+        tensors(op, ("query", "key", "value"), (query, key, value))
+    dims = query.dim()
+    if dims < 2:
+        raise ValueError(f"[{op}] query has shape {list(query.shape)}; expected [..., heads, q_len, head_dim]")
+    if query.shape[-1] < 1:
+        raise ValueError(f"[{op}] query has head_dim 0; expected at least 1")
+    if key.dim() != dims or key.shape[-1] != query.shape[-1] or key.shape[: max(dims - 3, 0)] != query.shape[:-3]:
+        raise ValueError(
+            f"[{op}] key has shape {list(key.shape)}, query {list(query.shape)}: "
+            "expected the same leading dimensions and head_dim"
+        )
+    heads, kv_heads = (query.shape[-3], key.shape[-3]) if dims > 2 else (1, 1)
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+        raise ValueError(f"[{op}] key has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads")
+    if value is None:
+        return
+    if value.shape[:-1] != key.shape[:-1] or value.shape[-1] < 1:
+        raise ValueError(
+            f"[{op}] value has shape {list(value.shape)}; expected {[*key.shape[:-1], 'value_dim']} as key has, "
+            "with value_dim at least 1"
+        )
+
+
+def mask(op: str, value: Tensor | None, query: Tensor, kv_len: int) -> None:
+    """A boolean or additive mask that broadcasts to the scores [..., heads, q_len, kv_len]."""
+    if value is None:
+        return
+    is_tensor(op, "mask", value)
+    if value.device != query.device:
+        raise ValueError(f"[{op}] mask is on {value.device}, query on {query.device}; expected one device")
+    if value.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise ValueError(
+            f"[{op}] mask has dtype {value.dtype}; expected bool (True: may attend), float32 or the query's dtype, "
+            f"{query.dtype}"
+        )
+    scores = (*query.shape[:-1], kv_len)
+    fits = value.dim() <= len(scores) and all(
+        size in (1, whole) for size, whole in zip(reversed(value.shape), reversed(scores), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"[{op}] mask has shape {list(value.shape)}; expected one that broadcasts to {list(scores)}")
+
+
+def per_head(op: str, name: str, value: Tensor, query: Tensor, shapes: Sequence[Sequence[int]]) -> None:
+    """ALiBi slopes, sinks or the lse: floating point, of one of a few shapes."""
+    is_tensor(op, name, value)
+    if not value.is_floating_point():
+        raise ValueError(f"[{op}] {name} has dtype {value.dtype}; expected floating point")
+    if value.device != query.device:
+        raise ValueError(f"[{op}] {name} is on {value.device}, query on {query.device}; expected one device")
+    if tuple(value.shape) not in [tuple(shape) for shape in shapes]:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
+
+
+def no_gradient(op: str, name: str, value: Tensor | None) -> None:
+    """An input that has no gradient formula must not ask for one."""
+    if value is not None and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"[{op}] {name} requires a gradient, which is not implemented; pass {name}.detach()")
+
+
+def causal(op: str, value: bool | str | None) -> str:
+    """The op's word for a causal argument."""
+    if not isinstance(value, bool | str | None) or value not in CAUSAL:
+        raise ValueError(f"[{op}] causal is {value!r}; expected False, True, 'top_left' or 'bottom_right'")
+    return CAUSAL[value]
+
+
+def window(op: str, value: Sequence[int | None] | None) -> tuple[int, int]:
+    """(left, right), -1 where unbounded."""
+    if value is None:
+        return -1, -1
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"[{op}] window is {value!r}; expected (left, right) or None")
+    for side in value:
+        if side is not None and (isinstance(side, bool) or not isinstance(side, int) or side < -1):
+            raise ValueError(f"[{op}] window is {value!r}; expected integers >= 0, or None or -1 for unbounded")
+    left, right = value
+    return -1 if left is None else left, -1 if right is None else right
+
+
+def finite(op: str, name: str, value: float, minimum: float = -math.inf) -> float:
+    """A finite number that is not below a minimum."""
+    if isinstance(value, Tensor) or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
+        at_least = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise ValueError(f"[{op}] {name} is {value!r}; expected a finite number{at_least}")
+    return float(value)
+
+
+def _type_name(value: object) -> str:
+    return "missing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,477 @@
+"""The documented API: what the ops compute, for every backend alike.
+
+Arguments are checked here and errors begin with the op's name in brackets (`[attention] ...`): ValueError for wrong
+shapes, dtypes and values, TypeError for wrong types, RuntimeError when a backend was named that cannot run the call.
+Every function is differentiable (twice through the reference), honours torch.autocast, and traces under
+torch.compile(fullgraph=True).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, checks, reference
+from .ops import packed_weights
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool | str = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    window: Sequence[int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, softmax(scores) value, without holding the scores in memory.
+
+    The score of query i and key j is built in this order: scale * dot(query[i], key[j]); softcap; minus ALiBi; plus
+    the additive mask; -inf where causal, window or a boolean mask remove the key. The diagonal d(i) is i for causal
+    "top_left" and i + kv_len - q_len otherwise.
+
+    Args:
+        query: [..., heads, q_len, head_dim]; float32, bfloat16 or float16 (float64 runs on the reference).
+        key: [..., kv_heads, kv_len, head_dim]; heads is a multiple of kv_heads (grouped-query attention).
+        value: [..., kv_heads, kv_len, value_dim]. Two-dimensional query, key and value are one head.
+        mask: broadcasts to [..., heads, q_len, kv_len]; boolean (True: may attend), or additive in float32 or the
+            query's dtype, and then differentiable.
+        causal: False; True or "top_left" (as torch aligns it); "bottom_right" (as caches need it): keeps j <= d(i).
+        scale: factor of the dot products; None: 1 / sqrt(head_dim).
+        dropout_p: probability of dropping a softmax weight, in [0, 1); applies whenever it is > 0.
+        dropout_seed: int64 tensor of 0 dimensions; None draws one from torch's default generator.
+        window: (left, right) keeps d(i) - left <= j <= d(i) + right; None or -1 leaves a side unbounded.
+        softcap: c turns a score into c * tanh(score / c) (Gemma 2); None or 0: off.
+        alibi_slopes: [heads] or [batch, heads]: subtracts slope * |d(i) - j| (Press et al., 2022). No gradient.
+        sinks: [heads]: a logit per head in the softmax's denominator and the lse (Xiao et al., 2023).
+        return_lse: also return the logarithm of the softmax's denominator.
+        backend: a backend's name (see `use_backend`), or None.
+
+    Returns: output [..., heads, q_len, value_dim]; with return_lse also lse [..., heads, q_len] in float32. A query
+    that may see no key gives output 0, lse -inf (or the sink's logit) and zero gradients.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Dao et al., "FlashAttention", 2022.
+    """
+    query, key, value, mask = _autocast_attention("attention", query, key, value, mask)
+    checks.attention_tensors("attention", query, key, value)
+    checks.mask("attention", mask, query, key.shape[-2])
+    checks.dropout("attention", dropout_p, dropout_seed)
+    if sinks is not None:
+        checks.per_head("attention", "sinks", sinks, query, [query.shape[-3:-2] or (1,)])
+        sinks = sinks.to(_statistics_dtype(query))
+    options = _score_options("attention", causal, scale, window, softcap)
+    if dropout_p > 0 and dropout_seed is None:
+        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+    ops = backends.resolve("attention", query.device, query.dtype, backend)
+    output, lse = _call(
+        ops,
+        ops.attention,
+        _four_dims(query),
+        _four_dims(key),
+        _four_dims(value),
+        _mask_of_four_dims(mask, query),
+        _checked_slopes("attention", alibi_slopes, query),
+        sinks,
+        dropout_seed,
+        dropout_p=dropout_p,
+        **options,
+    )
+    if query.dim() != 4:
+        output = output.reshape(*query.shape[:-1], value.shape[-1])
+        lse = lse.reshape(query.shape[:-1])
+    return (output, lse) if return_lse else output
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool | str = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    window: Sequence[int | None] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    average_heads: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """The softmax weights of an `attention(..., return_lse=True)` call, from its query, key, lse and options.
+
+    Args:
+        query, key, mask, causal, scale, window, softcap, alibi_slopes, backend: as they were given to `attention`.
+        lse: [..., heads, q_len], as `attention` returned it (sinks have entered it). Differentiable.
+        dropout_p, dropout_seed: as given to `attention`; the seed is required when dropout_p > 0.
+        average_heads: return the mean over the heads instead; the weights per head are then never in memory.
+
+    Returns: [..., heads, q_len, kv_len], or [..., q_len, kv_len] with average_heads, in the query's dtype. Rows whose
+    lse is -inf are 0.
+    """
+    query, key, _, mask = _autocast_attention("attention_weights", query, key, None, mask)
+    checks.attention_tensors("attention_weights", query, key, None)
+    checks.mask("attention_weights", mask, query, key.shape[-2])
+    checks.dropout("attention_weights", dropout_p, dropout_seed)
+    checks.per_head("attention_weights", "lse", lse, query, [query.shape[:-1]])
+    if dropout_p > 0 and dropout_seed is None:
+        raise ValueError("[attention_weights] dropout_seed is missing; expected the seed that attention was given")
+    options = _score_options("attention_weights", causal, scale, window, softcap)
+    ops = backends.resolve("attention_weights", query.device, query.dtype, backend)
+    query4 = _four_dims(query)
+    weights = _call(
+        ops,
+        ops.attention_weights,
+        query4,
+        _four_dims(key),
+        lse.to(_statistics_dtype(query)).reshape(query4.shape[:-1]),
+        _mask_of_four_dims(mask, query),
+        _checked_slopes("attention_weights", alibi_slopes, query),
+        dropout_seed,
+        dropout_p=dropout_p,
+        average_heads=average_heads,
+        **options,
+    )
+    if average_heads:
+        return weights.reshape(*query.shape[:-3], query.shape[-2], key.shape[-2])
+    return weights if query.dim() == 4 else weights.reshape(*query.shape[:-1], key.shape[-2])
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, with its signature and meaning, on our kernels.
+
+    Shapes as there: query [..., heads, q_len, head_dim]; key and value likewise, their leading dimensions broadcast;
+    with enable_gqa their heads divide the query's. is_causal aligns at the top left. Rows whose mask removes every key
+    give 0.
+
+    Raises: ValueError if attn_mask and is_causal are both given, and what `attention` raises.
+    """
+    op = "scaled_dot_product_attention"
+    checks.tensors(op, ("query", "key", "value"), (query, key, value), same_dtype=False)
+    if attn_mask is not None and is_causal:
+        raise ValueError(f"[{op}] attn_mask and is_causal are both given; expected at most one of them")
+    dims = max(query.dim(), key.dim(), value.dim())
+    if min(query.dim(), key.dim(), value.dim()) < 2:
+        raise ValueError(f"[{op}] query, key and value have at least 2 dimensions, [..., length, features]")
+    if query.dim() == key.dim() == value.dim() == 4 and query.shape[0] == key.shape[0] == value.shape[0]:
+        same_heads = query.shape[1] == key.shape[1] == value.shape[1]
+    else:
+        same_heads = False
+    if not same_heads and dims > 2:
+        query, key, value = _broadcast_leading(op, query, key, value, enable_gqa)
+    return attention(query, key, value, mask=attn_mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(x weight^T + bias) + residual, in one pass.
+
+    Args:
+        x: [..., in_features]; weight: [out_features, in_features]; bias: [out_features]; residual:
+            [..., out_features]. One dtype: float32, bfloat16 or float16 (float64 runs on the reference).
+        activation: None, "relu", "gelu" (exact), "gelu_tanh" or "silu".
+        backend: a backend's name (see `use_backend`), or None.
+
+    Returns: [..., out_features]. Sums are accumulated in float32. Under autocast a residual of another dtype is added
+    as torch would, so that the result has the wider dtype.
+    """
+    (x, weight, bias), added_after, residual = _autocast_linear("linear", residual, x, weight, bias)
+    checks.tensors("linear", ("x", "weight", "bias", "residual"), (x, weight, bias, residual), optional=2)
+    checks.has_features("linear", "x", x)
+    checks.weight("linear", "weight", weight, None, x.shape[-1])
+    checks.shape("linear", "bias", bias, weight.shape[:1])
+    checks.shape("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]))
+    activation = "none" if activation is None else activation
+    checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
+    ops = backends.resolve("linear", x.device, x.dtype, backend)
+    output, _ = _call(
+        ops,
+        ops.linear,
+        x,
+        weight,
+        bias,
+        residual,
+        _packed(ops, weight),
+        activation=activation,
+        save_preactivation=activation != "none" and _needs_gradient(x, weight, bias),
+    )
+    return output if added_after is None else output + added_after
+
+
+def feed_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str = "relu",
+    gate: str | None = None,
+    w_gate: Tensor | None = None,
+    b_gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str | None = None,
+    *,
+    dropout_seed: Tensor | None = None,
+) -> Tensor:
+    """The Transformer's feed-forward layer: dropout(hidden) w2^T + b2 + residual, where hidden is, by gate,
+
+        None:     activation(x w1^T + b1)
+        "hidden": activation(x w_gate^T + b_gate) * (x w1^T + b1)       (ReGLU, GeGLU, SwiGLU)
+        "input":  activation(x' w1^T + b1) with x' = x * sigmoid(x w_gate^T + b_gate).
+
+    Args:
+        x: [..., width]; w1: [hidden, width]; b1: [hidden] or None; w2: [out_width, hidden]; b2: [out_width] or None.
+            One dtype: float32, bfloat16 or float16 (float64 runs on the reference).
+        activation: "relu", "gelu" (exact), "gelu_tanh" or "silu".
+        w_gate: [hidden, width] for gate "hidden", [width, width] for "input"; b_gate: its bias or None.
+        residual: [..., out_width].
+        dropout_p: probability of dropping a hidden unit, in [0, 1); applies whenever it is > 0.
+        dropout_seed: int64 tensor of 0 dimensions; None draws one from torch's default generator.
+        backend: a backend's name (see `use_backend`), or None.
+
+    Returns: [..., out_width]. Sums are accumulated in float32. Under autocast a residual of another dtype is added as
+    torch would, so that the result has the wider dtype.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Shazeer, "GLU variants improve Transformer", 2020.
+    """
+    op = "feed_forward"
+    (x, w1, b1, w2, b2, w_gate, b_gate), added_after, residual = _autocast_linear(
+        op, residual, x, w1, b1, w2, b2, w_gate, b_gate
+    )
+    names = ("x", "w1", "w2", "b1", "b2", "w_gate", "b_gate", "residual")
+    checks.tensors(op, names, (x, w1, w2, b1, b2, w_gate, b_gate, residual), optional=3)
+    checks.has_features(op, "x", x)
+    gate = "none" if gate is None else gate
+    checks.choice(op, "activation", activation, checks.ACTIVATIONS[1:])
+    checks.choice(op, "gate", gate, checks.GATES)
+    _check_feed_forward_shapes(op, x, w1, b1, w2, b2, gate, w_gate, b_gate, residual)
+    checks.dropout(op, dropout_p, dropout_seed)
+    if dropout_p > 0 and dropout_seed is None:
+        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
+    ops = backends.resolve(op, x.device, x.dtype, backend)
+    output, _, _ = _call(
+        ops,
+        ops.feed_forward,
+        x,
+        w1,
+        b1,
+        w2,
+        b2,
+        w_gate,
+        b_gate,
+        residual,
+        _packed(ops, w1),
+        _packed(ops, w2),
+        _packed(ops, w_gate),
+        dropout_seed,
+        activation=activation,
+        gate=gate,
+        dropout_p=dropout_p,
+        save_preactivation=_needs_gradient(x, w1, b1, w2, b2, w_gate, b_gate),
+    )
+    return output if added_after is None else output + added_after
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    kind: str = "layer",
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """sum = x + residual, and its normalisation over the last dimension times weight plus bias, in one pass.
+
+    Args:
+        x: [..., width]; float32, bfloat16 or float16 (float64 runs on the reference). residual: the same, or None.
+        weight, bias: [width], in x's dtype or float32, or None.
+        kind: "layer": (sum - mean) / sqrt(variance + eps) with the biased variance, as torch.nn.LayerNorm; "rms":
+            sum / sqrt(mean(sum^2) + eps), as torch.nn.RMSNorm.
+        eps: added to the variance or the mean square.
+        backend: a backend's name (see `use_backend`), or None.
+
+    Returns: (sum, normed), both [..., width] in x's dtype; sum is x itself without a residual. Statistics are taken in
+    float32. Under autocast x and residual of different dtypes are widened to the common one.
+
+    Source: Ba et al., "Layer normalization", 2016; Zhang and Sennrich, "Root mean square layer normalization", 2019.
+    """
+    checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1, same_dtype=False)
+    if residual is not None and x.dtype != residual.dtype and _autocast_dtype(x) is not None:
+        wider = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(wider), residual.to(wider)
+    checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1)
+    checks.has_features("add_norm", "x", x)
+    checks.shape("add_norm", "residual", residual, x.shape)
+    checks.norm_parameter("add_norm", "weight", weight, x)
+    checks.norm_parameter("add_norm", "bias", bias, x)
+    checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
+    eps = checks.finite("add_norm", "eps", eps, minimum=0)
+    ops = backends.resolve("add_norm", x.device, x.dtype, backend)
+    total, normed, _, _ = _call(ops, ops.add_norm, x, residual, weight, bias, kind=kind, eps=eps)
+    return x if residual is None else total, normed
+
+
+def _call(ops, op: Callable, *tensors: Tensor | None, **options):
+    """Calls an op. What needs no gradient skips the autograd layer, which costs a small call more than its kernel."""
+    if ops is reference:
+        device = tensors[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # inputs are cast already
+                return op(*tensors, **options)
+        return op(*tensors, **options)
+    if torch.compiler.is_compiling() or _needs_gradient(*tensors):
+        return op(*tensors, **options)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*tensors, **options)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _packed(ops, weight: Tensor | None) -> Tensor | None:
+    """The weight in the kernels' layout if it is worth keeping and may be kept; see ops/packed_weights.py."""
+    if ops is reference or weight is None or torch.compiler.is_compiling() or _needs_gradient(weight):
+        return None
+    return packed_weights.lookup(weight)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on x's device, or None when autocast is off."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def _autocast(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
+    # As torch: floating point only, and float64 is left alone.
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(dtype)
+
+
+def _autocast_attention(op: str, query: Tensor, key: Tensor, value: Tensor | None, mask: Tensor | None):
+    checks.is_tensor(op, "query", query)
+    dtype = _autocast_dtype(query)
+    if dtype is None:
+        return query, key, value, mask
+    if isinstance(mask, Tensor) and mask.dtype != torch.float32:  # a float32 mask keeps its range
+        mask = _autocast(dtype, mask)
+    return _autocast(dtype, query), _autocast(dtype, key), _autocast(dtype, value), mask
+
+
+def _autocast_linear(op: str, residual: Tensor | None, x: Tensor, *others: Tensor | None):
+    """The operands in autocast's dtype, the residual if it is to be added after the op, and if it is to be fused."""
+    checks.is_tensor(op, "x", x)
+    dtype = _autocast_dtype(x)
+    if dtype is None:
+        return (x, *others), None, residual
+    operands = tuple(_autocast(dtype, operand) for operand in (x, *others))
+    if residual is None or residual.dtype == operands[0].dtype:
+        return operands, None, residual
+    return operands, residual, None
+
+
+def _score_options(op: str, causal, scale, window, softcap) -> dict:
+    window_left, window_right = checks.window(op, window)
+    return {
+        "causal": checks.causal(op, causal),
+        "scale": None if scale is None else checks.finite(op, "scale", scale),
+        "window_left": window_left,
+        "window_right": window_right,
+        "softcap": 0.0 if softcap is None else checks.finite(op, "softcap", softcap, minimum=0),
+    }
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _four_dims(x: Tensor) -> Tensor:
+    """[..., heads, length, features] as [batch, heads, length, features]."""
+    dims = x.dim()
+    if dims == 4:
+        return x
+    return x[(None,) * (4 - dims)] if dims < 4 else x.flatten(0, -4)
+
+
+def _mask_of_four_dims(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """A mask that broadcasts to query's scores, with its leading dimensions flattened as the query's are."""
+    if mask is None or mask.dim() == 4 >= query.dim():
+        return mask
+    if mask.dim() < 4:
+        return mask[(None,) * (4 - mask.dim())]
+    leading = (1,) * (query.dim() - mask.dim()) + mask.shape[:-3]
+    if all(size == 1 for size in leading):
+        return mask.reshape(1, *mask.shape[-3:])
+    return mask.expand(*query.shape[:-3], *mask.shape[-3:]).flatten(0, -4)
+
+
+def _checked_slopes(op: str, slopes: Tensor | None, query: Tensor) -> Tensor | None:
+    if slopes is None:
+        return None
+    heads = query.shape[-3] if query.dim() > 2 else 1
+    batch = query.shape[:-3].numel()
+    checks.per_head(op, "alibi_slopes", slopes, query, [(heads,), (batch, heads), (1, heads)])
+    checks.no_gradient(op, "alibi_slopes", slopes)
+    return slopes.to(_statistics_dtype(query))
+
+
+def _broadcast_leading(op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool):
+    """Leading dimensions broadcast as torch.matmul's; heads too, unless grouped queries give them another meaning."""
+    dims = max(query.dim(), key.dim(), value.dim())
+    query, key, value = (x[(None,) * (dims - x.dim())] for x in (query, key, value))
+    kept = 3 if enable_gqa else 2
+    try:
+        leading = torch.broadcast_shapes(*(x.shape[:-kept] for x in (query, key, value)))
+    except RuntimeError:
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        hint = "" if enable_gqa else " (enable_gqa=True groups the query's heads)"
+        raise ValueError(
+            f"[{op}] query, key and value have shapes {shapes}, whose leading dimensions do not broadcast{hint}"
+        ) from None
+    return (x.expand(*leading, *x.shape[-kept:]) for x in (query, key, value))
+
+
+def _check_feed_forward_shapes(op: str, x, w1, b1, w2, b2, gate, w_gate, b_gate, residual) -> None:
+    width = x.shape[-1]
+    checks.weight(op, "w1", w1, None, width)
+    checks.weight(op, "w2", w2, None, w1.shape[0])
+    checks.shape(op, "b1", b1, w1.shape[:1])
+    checks.shape(op, "b2", b2, w2.shape[:1])
+    checks.shape(op, "residual", residual, (*x.shape[:-1], w2.shape[0]))
+    if gate == "none":
+        if w_gate is not None or b_gate is not None:
+            raise ValueError(f"[{op}] w_gate or b_gate is given, but gate is None; expected gate 'hidden' or 'input'")
+        return
+    if w_gate is None:
+        raise ValueError(f"[{op}] w_gate is missing; expected a weight for gate {gate!r}")
+    checks.weight(op, "w_gate", w_gate, w1.shape[0] if gate == "hidden" else width, width)
+    checks.shape(op, "b_gate", b_gate, w_gate.shape[:1])
