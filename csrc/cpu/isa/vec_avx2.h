@@ -90,13 +90,22 @@ BIGMODEL_INLINE F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NE
 BIGMODEL_INLINE Mask less(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 BIGMODEL_INLINE F32 select(Mask m, F32 if_true, F32 if_false) { return {_mm256_blendv_ps(if_false.v, if_true.v, m.v)}; }
 
+BIGMODEL_INLINE I32 set1_int(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
 BIGMODEL_INLINE I32 to_int(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
+BIGMODEL_INLINE F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 BIGMODEL_INLINE I32 as_int(F32 a) { return {_mm256_castps_si256(a.v)}; }
 BIGMODEL_INLINE F32 as_float(I32 a) { return {_mm256_castsi256_ps(a.v)}; }
 BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {_mm256_or_si256(a.v, b.v)}; }
 template <int n>
 BIGMODEL_INLINE I32 shift_left(I32 a) {
   return {_mm256_slli_epi32(a.v, n)};
+}
+template <int n>
+BIGMODEL_INLINE I32 shift_right(I32 a) {
+  return {_mm256_srai_epi32(a.v, n)};
 }
 
 BIGMODEL_INLINE float reduce_add(F32 a) {

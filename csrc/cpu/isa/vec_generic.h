@@ -100,11 +100,20 @@ BIGMODEL_INLINE F32 sqrt(F32 a) {
 }
 // Adding and subtracting 1.5 * 2^23 rounds to nearest even where |a| < 2^22, which is all that its callers pass.
 BIGMODEL_INLINE F32 round(F32 a) { return {(a.v + 0x1.8p23f) - 0x1.8p23f}; }
+BIGMODEL_INLINE I32 set1_int(std::int32_t x) { return {IntVector{x, x, x, x}}; }
+BIGMODEL_INLINE F32 to_float(I32 a) { return {__builtin_convertvector(a.v, FloatVector)}; }
 BIGMODEL_INLINE I32 to_int(F32 a) { return {__builtin_convertvector(a.v, IntVector)}; }
 BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
+BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
+BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {a.v & b.v}; }
+BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {a.v | b.v}; }
 template <int n>
 BIGMODEL_INLINE I32 shift_left(I32 a) {
   return {a.v << n};
+}
+template <int n>
+BIGMODEL_INLINE I32 shift_right(I32 a) {
+  return {a.v >> n};
 }
 
 BIGMODEL_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }

@@ -1,4 +1,6 @@
-// Elementary functions, written once over F32 for every target.
+// Elementary functions, written once over F32 for every target. Error bounds are those that tests/cpp holds them to.
+//
+// Coefficients are minimax fits (relative error of the result), each rounded to fp32 before the next was fitted.
 #pragma once
 
 #include "cpu/isa/vec.h"
@@ -9,25 +11,91 @@ inline constexpr float log2_e = 1.44269504088896341f;
 inline constexpr float ln_2 = 0.693147180559945309f;
 inline constexpr float infinity = __builtin_inff();
 
-// 2^x, relative error below 2 units in the last place; 0 for x < -126 (subnormal results flush), at most 2^127.99 for
-// large x, NaN for NaN.
-BIGMODEL_INLINE F32 exp2(F32 x) {
-  const F32 lowest = set1(-126.0f);
-  const Mask underflow = less(x, lowest);
-  x = min(set1(127.99f), max(lowest, x));
-  const F32 whole = round(x);
-  const F32 f = x - whole;  // in [-1/2, 1/2]
-  // Taylor terms of exp(f ln 2), the last ones adjusted to the interval.
-  F32 p = set1(1.535336188319500e-4f);
-  p = fma(p, f, set1(1.339887440266574e-3f));
-  p = fma(p, f, set1(9.618437357674640e-3f));
-  p = fma(p, f, set1(5.550332471162809e-2f));
-  p = fma(p, f, set1(2.402264791363012e-1f));
-  p = fma(p, f, set1(6.931472028550421e-1f));
-  p = fma(p, f, set1(1.0f));
-  return select(underflow, zero(), as_float(as_int(p) + shift_left<23>(to_int(whole))));
+// coefficients[0] + coefficients[1] x + ..., by Horner's rule.
+template <int count>
+BIGMODEL_INLINE F32 polynomial(F32 x, const float (&coefficients)[count]) {
+  F32 sum = set1(coefficients[count - 1]);
+#pragma GCC unroll 16
+  for (int i = count - 2; i >= 0; --i) sum = fma(sum, x, set1(coefficients[i]));
+  return sum;
 }
 
-BIGMODEL_INLINE F32 exp(F32 x) { return exp2(x * set1(log2_e)); }
+BIGMODEL_INLINE F32 copy_sign(F32 magnitude, F32 sign) {
+  return as_float(as_int(magnitude) | (as_int(sign) & set1_int(INT32_MIN)));
+}
+
+// 2^x within 1.5 units in the last place for -126 <= x < 127.5; 0 below -127, infinity above, NaN for NaN.
+//
+// The inner loop of softmax. Adding 1.5 * 2^23 rounds x to a whole number and leaves it in the low bits of the sum,
+// with the bias of the exponent already added: one shift makes the power of two, and x = -127 makes it zero.
+BIGMODEL_INLINE F32 exp2(F32 x) {
+  constexpr float shift = 0x1.8p23f + 127.0f;
+  x = min(set1(128.0f), max(set1(-127.0f), x));
+  const F32 shifted = x + set1(shift);
+  const F32 fraction = x - (shifted - set1(shift));  // in [-1/2, 1/2]
+  const F32 power = as_float(shift_left<23>(as_int(shifted)));
+  return power * polynomial(fraction, {1.0f, 0x1.62e430p-1f, 0x1.ebfbdcp-3f, 0x1.c6af7cp-5f, 0x1.3b2de0p-7f,
+                                       0x1.5f082ep-10f, 0x1.416b52p-13f});
+}
+
+// e^x = 2^whole (1 + excess): ln 2 is subtracted in two parts, the first so short that whole * ln_2_high is exact.
+struct Exponential {
+  F32 whole, excess;
+};
+BIGMODEL_INLINE Exponential exponential(F32 x) {
+  constexpr float ln_2_high = 0x1.63p-1f, ln_2_low = -0x1.bd0106p-13f;
+  const F32 whole = round(x * set1(log2_e));
+  const F32 r = fnma(whole, set1(ln_2_low), fnma(whole, set1(ln_2_high), x));
+  const F32 p = polynomial(r, {0x1.fffffep-2f, 0x1.5554b4p-3f, 0x1.5556f2p-5f, 0x1.122560p-7f, 0x1.6b9caap-10f});
+  return {whole, fma(r * r, p, r)};
+}
+
+// e^x - 1 within 2.5 units in the last place, for -87 <= x <= 87.
+BIGMODEL_INLINE F32 expm1_bounded(F32 x) {
+  const Exponential e = exponential(x);
+  const F32 power = as_float(shift_left<23>(to_int(e.whole) + set1_int(127)));
+  return fma(power, e.excess, power - set1(1.0f));
+}
+
+// e^x within 1.5 units in the last place; 0 below the smallest normal number, infinity above the largest, NaN for NaN.
+BIGMODEL_INLINE F32 exp(F32 x) {
+  const F32 lowest = set1(-0x1.5d589ep6f), highest = set1(0x1.62e42ep6f);
+  const Exponential e = exponential(min(highest, max(lowest, x)));
+  const F32 y = as_float(as_int(e.excess + set1(1.0f)) + shift_left<23>(to_int(e.whole)));
+  return select(less(x, lowest), zero(), select(less(highest, x), set1(infinity), y));
+}
+
+// Within 2.5 units in the last place for every x: tanh |x| = (e^2|x| - 1) / (e^2|x| + 1).
+BIGMODEL_INLINE F32 tanh(F32 x) {
+  const F32 bounded = min(set1(10.0f), abs(x));
+  const F32 e = expm1_bounded(bounded + bounded);
+  return copy_sign(e / (e + set1(2.0f)), x);
+}
+
+// Within 2.5 units in the last place for every x: erf |x| = 1 - e^-q(|x|), with a polynomial for q(x) = -log(1 - erf
+// x), which is smooth and nearly quadratic. Written as x + x p(x), since 2 / sqrt(pi) itself rounds badly.
+BIGMODEL_INLINE F32 erf(F32 x) {
+  const F32 a = min(set1(4.0f), abs(x));
+  const F32 p = polynomial(a, {0x1.06eba8p-3f, 0x1.45f300p-1f, 0x1.a4f8c4p-4f, -0x1.39b7cap-6f, -0x1.637a28p-13f,
+                               0x1.b744d8p-10f, -0x1.4e29b6p-11f, 0x1.f28b4ap-14f, -0x1.3b0346p-17f});
+  return copy_sign(zero() - expm1_bounded(zero() - fma(a, p, a)), x);
+}
+
+// Natural logarithm within 1.5 units in the last place; -infinity for 0, NaN below 0. Subnormals count as 0.
+BIGMODEL_INLINE F32 log(F32 x) {
+  constexpr float ln_2_high = 0x1.63p-1f, ln_2_low = -0x1.bd0106p-13f;
+  constexpr std::int32_t sqrt_half = 0x3f3504f3;  // the bits of sqrt(1/2): x = 2^whole m with m in [sqrt(1/2), sqrt 2)
+  const I32 bits = as_int(x) - set1_int(sqrt_half);
+  const F32 whole = to_float(shift_right<23>(bits));
+  const F32 f = as_float((bits & set1_int(0x7fffff)) + set1_int(sqrt_half)) - set1(1.0f);
+  const F32 p = polynomial(f, {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a01cp-3f, -0x1.54728ap-3f, 0x1.22d92ep-3f,
+                               -0x1.0d8242p-3f, 0x1.055ec6p-3f, -0x1.38c9dep-4f});
+  const F32 square = f * f;
+  F32 y = fma(whole, set1(ln_2_low), square * (f * p));
+  y = fma(whole, set1(ln_2_high), f + fnma(set1(0.5f), square, y));
+  y = select(less(x, set1(0x1p-126f)), set1(-infinity), y);
+  y = select(less(x, zero()), set1(__builtin_nanf("")), y);
+  return select(less(x, set1(infinity)), y, x);  // infinity and NaN return themselves
+}
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET
