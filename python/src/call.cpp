@@ -1,0 +1,246 @@
+#include "call.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace bigmodel::binding {
+namespace {
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return "float32";
+    case DType::bfloat16:
+      return "bfloat16";
+    case DType::float16:
+      return "float16";
+    case DType::boolean:
+      return "bool";
+  }
+  return "";
+}
+
+Tensor empty_strided(Sizes sizes, Sizes strides, std::int32_t dtype, std::int32_t device_type,
+                     std::int32_t device_index) {
+  // torch's empty_strided without a trip through its dispatcher.
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+bool matches(Sizes sizes, Sizes expected) {
+  return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end(),
+                    [](std::int64_t size, std::int64_t wanted) { return wanted == any_size || size == wanted; });
+}
+
+}  // namespace
+
+// Only for messages: every dtype that torch's C interface names.
+const char* dtype_name(const Tensor& tensor) {
+  std::int32_t number = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  const std::pair<std::int32_t, const char*> names[] = {
+      {aoti_torch_dtype_float32(), "float32"},
+      {aoti_torch_dtype_bfloat16(), "bfloat16"},
+      {aoti_torch_dtype_float16(), "float16"},
+      {aoti_torch_dtype_bool(), "bool"},
+      {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_int64(), "int64"},
+      {aoti_torch_dtype_int32(), "int32"},
+      {aoti_torch_dtype_int16(), "int16"},
+      {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_uint8(), "uint8"},
+      {aoti_torch_dtype_uint16(), "uint16"},
+      {aoti_torch_dtype_uint32(), "uint32"},
+      {aoti_torch_dtype_uint64(), "uint64"},
+      {aoti_torch_dtype_complex32(), "complex32"},
+      {aoti_torch_dtype_complex64(), "complex64"},
+      {aoti_torch_dtype_complex128(), "complex128"},
+      {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
+      {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
+  };
+  for (const auto& [known, name] : names) {
+    if (known == number) return name;
+  }
+  return "a dtype without a name here";
+}
+
+std::vector<std::int64_t> with_features(const Tensor& tensor, std::int64_t features) {
+  const Sizes sizes = Layout(tensor).sizes;
+  std::vector<std::int64_t> result(sizes.begin(), sizes.end());
+  result.back() = features;
+  return result;
+}
+
+std::string shape_text(Sizes sizes) {
+  std::string text = "[";
+  for (std::int64_t size : sizes) {
+    if (text.size() > 1) text += ", ";
+    text += size == any_size ? "*" : std::to_string(size);
+  }
+  return text + "]";
+}
+
+Call::Call(const char* op, const char* first_name, const Tensor& first) : op_(op) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(first.get(), &device_type_));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(first.get(), &device_index_));
+  const std::optional<DType> dtype = dtype_of(first);
+  if (!dtype || *dtype == DType::boolean) fail_dtype(first_name, first, "float32, bfloat16 or float16");
+  dtype_ = *dtype;
+}
+
+TensorView Call::view(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
+  check_device(name, tensor);
+  const Layout layout(tensor);
+  if (!matches(layout.sizes, shape)) fail_shape(name, tensor, shape);
+  return tensor_view(tensor, layout, dtype_);
+}
+
+TensorView Call::tensor(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
+  if (dtype_of(tensor) != dtype_) fail_dtype(name, tensor, name_of(dtype_));
+  return view(name, tensor, shape);
+}
+
+TensorView Call::tensor(const char* name, const OptionalTensor& tensor,
+                        std::initializer_list<std::int64_t> shape) const {
+  return tensor ? this->tensor(name, *tensor, shape) : TensorView{};
+}
+
+TensorView Call::float32(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
+  check_float32(name, tensor, shape);
+  return tensor_view(tensor, DType::float32);
+}
+
+TensorView Call::float32(const char* name, const OptionalTensor& tensor,
+                         std::initializer_list<std::int64_t> shape) const {
+  return tensor ? float32(name, *tensor, shape) : TensorView{};
+}
+
+TensorView Call::tensor_or_float32(const char* name, const OptionalTensor& tensor,
+                                   std::initializer_list<std::int64_t> shape) const {
+  if (!tensor) return {};
+  const std::optional<DType> dtype = dtype_of(*tensor);
+  if (dtype != dtype_ && dtype != DType::float32) {
+    const std::string expected = std::string(name_of(dtype_)) + " (the dtype of the first argument) or float32";
+    fail_dtype(name, *tensor, expected.c_str());
+  }
+  TensorView result = view(name, *tensor, shape);
+  result.dtype = *dtype;
+  return result;
+}
+
+TensorView Call::rows(const char* name, const Tensor& tensor, std::int64_t features, OptionalTensor& copy) const {
+  const Layout layout(tensor);
+  check(!layout.sizes.empty(), name, " has no dimensions, expected at least one");
+  if (features != any_size && layout.sizes.back() != features) {
+    fail(name, " has shape ", shape_text(layout.sizes), ", expected ", features, " in its last dimension");
+  }
+  return rows(name, tensor, layout.sizes, copy);
+}
+
+TensorView Call::rows(const char* name, const Tensor& tensor, Sizes shape, OptionalTensor& copy) const {
+  check_device(name, tensor);
+  if (dtype_of(tensor) != dtype_) fail_dtype(name, tensor, name_of(dtype_));
+  if (!matches(Layout(tensor).sizes, shape)) fail_shape(name, tensor, shape);
+  return merged_rows(tensor, copy);
+}
+
+// Leading dimensions become one where each is laid out as the continuation of the next; a dimension of size 1 joins
+// anything.
+TensorView Call::merged_rows(const Tensor& tensor, OptionalTensor& copy) const {
+  const Layout layout(tensor);
+  const std::size_t last = layout.sizes.size() - 1;
+  TensorView view;
+  view.dtype = dtype_;
+  view.size[1] = layout.sizes[last];
+  view.stride[1] = layout.strides[last];
+  for (std::size_t dim = last; dim-- > 0;) {
+    const std::int64_t size = layout.sizes[dim], stride = layout.strides[dim];
+    if (size == 1) continue;
+    if (view.size[0] == 1) {
+      view.stride[0] = stride;
+    } else if (stride != view.stride[0] * view.size[0] && size * view.size[0] != 0) {
+      copy = torch::stable::contiguous(tensor);
+      return merged_rows(*copy, copy);
+    }
+    view.size[0] *= size;
+  }
+  view.data = const_cast<void*>(tensor.const_data_ptr());
+  return view;
+}
+
+TensorView Call::fresh_rows(const Tensor& output) const {
+  OptionalTensor never_copied;
+  return merged_rows(output, never_copied);
+}
+
+bool Call::exists(const OptionalTensor& saved) { return saved && saved->numel() > 0; }
+
+Tensor Call::empty(Sizes sizes, DType dtype) const {
+  constexpr std::size_t usual_dims = 8;
+  std::array<std::int64_t, usual_dims> few;
+  std::vector<std::int64_t> many(sizes.size() > usual_dims ? sizes.size() : 0);
+  const std::span<std::int64_t> strides(many.empty() ? few.data() : many.data(), sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    stride *= std::max<std::int64_t>(sizes[dim], 1);
+  }
+  return empty(sizes, strides, dtype);
+}
+
+Tensor Call::empty(Sizes sizes, Sizes strides, DType dtype) const {
+  return empty_strided(sizes, strides, torch_dtype(dtype), device_type_, device_index_);
+}
+
+Tensor Call::zeros(Sizes sizes, DType dtype) const {
+  Tensor tensor = empty(sizes, dtype);
+  torch::stable::zero_(tensor);
+  return tensor;
+}
+
+Tensor Call::nothing() const {
+  constexpr std::int64_t zero = 0, one = 1;
+  return empty({&zero, 1}, {&one, 1}, dtype_);
+}
+
+Tensor Call::bytes(std::int64_t count) const {
+  constexpr std::int64_t one = 1;
+  return empty_strided({&count, 1}, {&one, 1}, aoti_torch_dtype_uint8(), device_type_, device_index_);
+}
+
+void Call::check_device(const char* name, const Tensor& tensor) const {
+  std::int32_t type = 0, index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+  check(type == device_type_ && index == device_index_, name, " is on another device than the first argument");
+}
+
+void Call::check_float32(const char* name, const Tensor& tensor, Sizes shape) const {
+  check_device(name, tensor);
+  if (dtype_of(tensor) != DType::float32) fail_dtype(name, tensor, "float32");
+  if (!matches(Layout(tensor).sizes, shape)) fail_shape(name, tensor, shape);
+}
+
+void Call::fail_shape(const char* name, const Tensor& tensor, Sizes expected) const {
+  fail(name, " has shape ", shape_text(Layout(tensor).sizes), ", expected ", shape_text(expected));
+}
+
+void Call::fail_dtype(const char* name, const Tensor& tensor, const char* expected) const {
+  fail(name, " has dtype ", dtype_name(tensor), ", expected ", expected);
+}
+
+Workspace::Workspace(const Call& call, std::int64_t bytes) {
+  if (bytes <= 0) return;
+  // torch aligns fresh CPU memory to 64 bytes already; the spare line makes sure with any allocator.
+  constexpr std::uintptr_t alignment = 64;
+  storage_ = call.bytes(bytes + static_cast<std::int64_t>(alignment));
+  const auto address = reinterpret_cast<std::uintptr_t>(storage_->mutable_data_ptr());
+  data_ = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+}
+
+}  // namespace bigmodel::binding

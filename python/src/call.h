@@ -1,0 +1,123 @@
+// One call of an op, as the binding sees it: what every check needs to name (the op), to compare with (the dtype and
+// the device of the op's first tensor) and to allocate like. An error is an exception whose text begins with `[op] `;
+// Python sees it as a RuntimeError.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bigmodel/tensor.h"
+#include "tensor_view.h"
+
+namespace bigmodel::binding {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::span<const std::int64_t>;
+
+// A dimension that a shape check accepts whatever its size.
+inline constexpr std::int64_t any_size = -1;
+
+class Call {
+ public:
+  // dtype and device are taken from `first`, which must be float32, bfloat16 or float16.
+  Call(const char* op, const char* first_name, const Tensor& first);
+
+  DType dtype() const { return dtype_; }
+
+  template <class... Parts>
+  void check(bool ok, const Parts&... message) const {
+    if (!ok) [[unlikely]] {
+      fail(message...);
+    }
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... message) const {
+    std::ostringstream text;
+    text << '[' << op_ << "] ";
+    (text << ... << message);
+    throw std::runtime_error(text.str());
+  }
+
+  // An input of the call's dtype, of the given shape (any_size matches all), at most four dimensions.
+  TensorView tensor(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
+  TensorView tensor(const char* name, const OptionalTensor& tensor, std::initializer_list<std::int64_t> shape) const;
+
+  // An input that is float32 whatever the call's dtype.
+  TensorView float32(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
+  TensorView float32(const char* name, const OptionalTensor& tensor, std::initializer_list<std::int64_t> shape) const;
+
+  // An input of the call's dtype or float32.
+  TensorView tensor_or_float32(const char* name, const OptionalTensor& tensor,
+                               std::initializer_list<std::int64_t> shape) const;
+
+  // [..., features] as [rows, features]: a view where the strides allow it, else of a contiguous copy, which `copy`
+  // then keeps alive.
+  TensorView rows(const char* name, const Tensor& tensor, std::int64_t features, OptionalTensor& copy) const;
+  // The same, for a tensor that must have exactly the shape `shape`.
+  TensorView rows(const char* name, const Tensor& tensor, Sizes shape, OptionalTensor& copy) const;
+
+  // A fresh output of any number of dimensions as [rows, features].
+  TensorView fresh_rows(const Tensor& output) const;
+
+  // A tensor saved by a forward pass, which left it with zero elements when it does not exist for these options.
+  static bool exists(const OptionalTensor& saved);
+
+  // New tensors. Dense in the order of `sizes` unless strides are given.
+  Tensor empty(Sizes sizes, DType dtype) const;
+  Tensor empty(Sizes sizes, Sizes strides, DType dtype) const;
+  Tensor zeros(Sizes sizes, DType dtype) const;
+  // What stands for an output that was not asked for or does not exist: zero elements, the call's dtype.
+  Tensor nothing() const;
+  Tensor bytes(std::int64_t count) const;
+
+  void check_device(const char* name, const Tensor& tensor) const;
+  void check_float32(const char* name, const Tensor& tensor, Sizes shape) const;
+
+ private:
+  TensorView view(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
+  [[noreturn]] void fail_shape(const char* name, const Tensor& tensor, Sizes expected) const;
+  [[noreturn]] void fail_dtype(const char* name, const Tensor& tensor, const char* expected) const;
+  TensorView merged_rows(const Tensor& tensor, OptionalTensor& copy) const;
+
+  const char* op_;
+  DType dtype_;
+  std::int32_t device_type_, device_index_;
+};
+
+// Bytes for a kernel's workspace: nothing is allocated where nothing is needed.
+class Workspace {
+ public:
+  Workspace(const Call& call, std::int64_t bytes);
+  void* data() const { return data_; }
+
+ private:
+  OptionalTensor storage_;
+  void* data_ = nullptr;
+};
+
+// Runs one kernel of the table in use, with the workspace that it asks for.
+template <class Kernel, class Args>
+void run(const Call& call, const Kernel& kernel, Args& args) {
+  Workspace workspace(call, kernel.workspace(args));
+  args.workspace = workspace.data();
+  kernel.run(args);
+}
+
+// The sizes of `tensor` with another last dimension.
+std::vector<std::int64_t> with_features(const Tensor& tensor, std::int64_t features);
+
+// For messages.
+std::string shape_text(Sizes sizes);
+const char* dtype_name(const Tensor& tensor);
+
+}  // namespace bigmodel::binding

@@ -1,0 +1,113 @@
+// linear, linear_backward and linear_pack: check, allocate, fill the arguments, call the kernel. Outputs keep the
+// input's leading dimensions; kernels see them as one.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cpu/cpu.h"
+#include "options.h"
+#include "packed_weight.h"
+
+namespace bigmodel::binding {
+
+const void* checked_packed(const Call& call, const char* name, const OptionalTensor& packed, const TensorView& weight) {
+  if (!packed) return nullptr;
+  call.check_device(name, *packed);
+  std::int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(packed->get(), &dtype));
+  const std::int64_t bytes = cpu::kernels().linear_packed_bytes(weight);
+  call.check(dtype == aoti_torch_dtype_uint8() && packed->is_contiguous() && packed->numel() == bytes, name,
+             " was not made by linear_pack from this weight for the CPU target in use: it has dtype ",
+             dtype_name(*packed), " and shape ", shape_text(Layout(*packed).sizes), ", expected ", bytes,
+             " bytes as uint8");
+  return packed->const_data_ptr();
+}
+
+namespace {
+
+TensorView check_weight(const Call& call, const Tensor& weight, std::int64_t in_features) {
+  TensorView view = call.tensor("weight", weight, {any_size, in_features});
+  call.check(view.size[0] > 0 && view.size[1] > 0, "weight has shape [", view.size[0], ", ", view.size[1],
+             "], expected at least one row and one column");
+  return view;
+}
+
+std::tuple<Tensor, Tensor> linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& residual, const OptionalTensor& packed_weight,
+                                  const std::string& activation, bool save_preactivation) {
+  const Call call("linear", "input", input);
+  OptionalTensor input_copy, residual_copy;
+  LinearForwardArgs args;
+  args.input = call.rows("input", input, any_size, input_copy);
+  args.weight = check_weight(call, weight, args.input.size[1]);
+  const std::int64_t out_features = args.weight.size[0];
+  args.bias = call.tensor("bias", bias, {out_features});
+  args.packed_weight = checked_packed(call, "packed_weight", packed_weight, args.weight);
+  args.activation = activation_named(call, activation);
+  const std::vector<std::int64_t> sizes = with_features(input, out_features);
+  if (residual) args.residual = call.rows("residual", *residual, sizes, residual_copy);
+
+  Tensor output = call.empty(sizes, call.dtype());
+  Tensor preactivation = save_preactivation ? call.empty(sizes, call.dtype()) : call.nothing();
+  if (args.input.size[0] > 0) {
+    args.output = call.fresh_rows(output);
+    if (save_preactivation) args.preactivation = call.fresh_rows(preactivation);
+    run(call, cpu::kernels().linear_forward, args);
+  }
+  return {std::move(output), std::move(preactivation)};
+}
+
+enum GradientIndex { grad_input, grad_weight, grad_bias };
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   const OptionalTensor& bias, const OptionalTensor& preactivation,
+                                                   const std::string& activation,
+                                                   const std::vector<bool>& output_mask) {
+  const Call call("linear_backward", "input", input);
+  OptionalTensor grad_output_copy, input_copy, preactivation_copy;
+  LinearBackwardArgs args;
+  args.input = call.rows("input", input, any_size, input_copy);
+  args.weight = check_weight(call, weight, args.input.size[1]);
+  const std::int64_t out_features = args.weight.size[0];
+  args.bias = call.tensor("bias", bias, {out_features});
+  args.activation = activation_named(call, activation);
+  const std::vector<std::int64_t> sizes = with_features(input, out_features);
+  args.grad_output = call.rows("grad_output", grad_output, sizes, grad_output_copy);
+  if (Call::exists(preactivation)) {
+    args.preactivation = call.rows("preactivation", *preactivation, sizes, preactivation_copy);
+  }
+
+  const bool bias_wanted = output_mask[grad_bias] && bias;
+  Tensor input_grad = output_mask[grad_input] ? call.empty(Layout(input).sizes, call.dtype()) : call.nothing();
+  Tensor weight_grad = output_mask[grad_weight] ? call.empty(Layout(weight).sizes, call.dtype()) : call.nothing();
+  Tensor bias_grad = bias_wanted ? call.empty(Layout(*bias).sizes, call.dtype()) : call.nothing();
+  if (args.input.size[0] == 0) {
+    for (Tensor* grad : {&weight_grad, &bias_grad}) torch::stable::zero_(*grad);
+  } else {
+    if (output_mask[grad_input]) args.grad_input = call.fresh_rows(input_grad);
+    if (output_mask[grad_weight]) args.grad_weight = tensor_view(weight_grad, call.dtype());
+    if (bias_wanted) args.grad_bias = tensor_view(bias_grad, call.dtype());
+    run(call, cpu::kernels().linear_backward, args);
+  }
+  return {std::move(input_grad), std::move(weight_grad), std::move(bias_grad)};
+}
+
+Tensor linear_pack(const Tensor& weight) {
+  const Call call("linear_pack", "weight", weight);
+  LinearPackArgs args{.weight = check_weight(call, weight, any_size)};
+  Tensor packed = call.bytes(cpu::kernels().linear_packed_bytes(args.weight));
+  args.packed_weight = packed.mutable_data_ptr();
+  cpu::kernels().linear_pack.run(args);
+  return packed;
+}
+
+}  // namespace
+}  // namespace bigmodel::binding
+
+STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
+  library.impl("linear", TORCH_BOX(&bigmodel::binding::linear));
+  library.impl("linear_backward", TORCH_BOX(&bigmodel::binding::linear_backward));
+  library.impl("linear_pack", TORCH_BOX(&bigmodel::binding::linear_pack));
+}

@@ -1,0 +1,36 @@
+// The Python module bigmodel_kernels._C: which CPU target runs, and what this build is. Loading it registers the ops
+// (library.cpp and the files beside it); no kernel is called through pybind11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/headeronly/version.h>
+
+#include "cpu/cpu.h"
+#include "machine_peak.h"
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["compiler"] = BIGMODEL_COMPILER;
+  info["torch"] = TORCH_VERSION;  // whose headers it was compiled against
+  info["torch_stable_abi"] = "2.10";
+  info["cpu_targets"] = bigmodel::cpu::compiled_targets();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Loads the ops of torch.ops.bigmodel and chooses the CPU target that runs them.";
+  module.def(
+      "cpu_target", [] { return bigmodel::cpu::kernels().target; },
+      "Name of the CPU target in use. Raises ValueError if BIGMODEL_CPU_TARGET names none.");
+  module.def("set_cpu_target", &bigmodel::cpu::set_target, pybind11::arg("name"),
+             "Forces a CPU target for the whole process. Raises ValueError if it is unknown or cannot run here.");
+  module.def("supported_cpu_targets", &bigmodel::cpu::supported_targets,
+             "CPU targets that this machine runs, best first.");
+  module.def("compiled_cpu_targets", &bigmodel::cpu::compiled_targets, "CPU targets of this build, best first.");
+  module.def("has_cuda", [] { return false; }, "Whether this build has CUDA kernels.");
+  module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");
+  bigmodel::define_machine_peak(module);
+}
