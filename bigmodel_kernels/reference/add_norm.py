@@ -16,8 +16,8 @@ def add_norm(
     """sum = input + residual; normed = (sum - mean) * rstd * weight + bias over the last dimension, where rstd is
     1 / sqrt(variance + eps) for kind "layer" and, with no mean subtracted, 1 / sqrt(mean(sum^2) + eps) for "rms".
 
-    Shapes: input, residual, sum, normed [rows, width]; weight, bias [width]; mean, rstd [rows], not differentiable.
-    sum has zero elements without a residual, mean for kind "rms".
+    Shapes: input, residual, sum, normed [..., width]; weight, bias [width]; mean, rstd [...], not differentiable. sum
+    has zero elements without a residual, mean for kind "rms".
     """
     total = input if residual is None else input + residual
     x = total if total.dtype == torch.float64 else total.float()
@@ -32,6 +32,6 @@ def add_norm(
     return (
         input.new_empty(0) if residual is None else total,
         normed.to(input.dtype),
-        x.new_empty(0) if kind == "rms" else mean.detach().flatten(),
-        rstd.detach().flatten(),
+        input.new_empty(0) if kind == "rms" else mean.detach().squeeze(-1),
+        rstd.detach().squeeze(-1),
     )

@@ -32,8 +32,8 @@ def feed_forward(
     gate "hidden": activation(x w_gate^T + b_gate) * (x w1^T + b1)
     gate "input":  activation(x' w1^T + b1) with x' = x * sigmoid(x w_gate^T + b_gate).
 
-    Shapes: input [rows, width]; w1 [hidden, width]; w2 [out_width, hidden]; w_gate [hidden, width] (gate "hidden") or
-    [width, width] (gate "input"); residual and output [rows, out_width]. Packed weights are not read here. Returns the
+    Shapes: input [..., width]; w1 [hidden, width]; w2 [out_width, hidden]; w_gate [hidden, width] (gate "hidden") or
+    [width, width] (gate "input"); residual and output [..., out_width]. Packed weights are not read here. Returns the
     output and, if asked for, the preactivations of w1 and w_gate (else, and without a gate, zero elements).
     """
     gate_preactivation = input.new_empty(0) if gate == "none" else F.linear(input, w_gate, b_gate)

@@ -15,8 +15,8 @@ def linear(
     activation: str = "none",
     save_preactivation: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes: input [rows, in_features]; weight [out_features, in_features]; bias [out_features]; residual and output
-    [rows, out_features]. packed_weight, another layout of the weight, is not read here. Returns the output and, if
+    """Shapes: input [..., in_features]; weight [out_features, in_features]; bias [out_features]; residual and output
+    [..., out_features]. packed_weight, another layout of the weight, is not read here. Returns the output and, if
     asked for, input weight^T + bias (else a tensor of zero elements).
     """
     preactivation = F.linear(input, weight, bias)

@@ -1,0 +1,79 @@
+"""Shapes and gradients of add_norm."""
+
+from functools import partial
+
+import torch
+
+from .. import reference
+from .gradients import differentiable_again, needed, present
+
+INPUT, RESIDUAL, WEIGHT, BIAS = range(4)
+
+
+def register(namespace: str) -> None:
+    """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
+    ops = getattr(torch.ops, namespace)
+    torch.library.register_fake(f"{namespace}::add_norm", _fake)
+    torch.library.register_fake(f"{namespace}::add_norm_backward", _fake_backward)
+    torch.library.register_autograd(f"{namespace}::add_norm", partial(_backward, ops), setup_context=_setup_context)
+
+
+def _fake(input, residual=None, weight=None, bias=None, *, kind="layer", **options):
+    rows = input.shape[:-1]
+    return (
+        input.new_empty(0 if residual is None else input.shape),
+        input.new_empty(input.shape),
+        input.new_empty(0) if kind == "rms" else input.new_empty(rows, dtype=torch.float32),
+        input.new_empty(rows, dtype=torch.float32),
+    )
+
+
+def _fake_backward(grad_normed, grad_sum, sum, weight, mean, rstd, *, output_mask=(True, True, True), **options):
+    want_input, want_weight, want_bias = output_mask
+    parameter = sum if weight is None else weight
+    return (
+        sum.new_empty(sum.shape if want_input else 0),
+        weight.new_empty(weight.shape) if want_weight and weight is not None else sum.new_empty(0),
+        parameter.new_empty(sum.shape[-1:]) if want_bias else sum.new_empty(0),
+    )
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    input, residual, weight, bias = inputs
+    total, _, mean, rstd = output
+    ctx.set_materialize_grads(False)
+    if residual is None:
+        ctx.mark_non_differentiable(total, mean, rstd)
+        total = input
+    else:
+        ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(total, weight, bias, mean, rstd)
+    ctx.options = keyword_only_inputs
+
+
+def _backward(ops, ctx, grad_sum, grad_normed, *_):
+    total, weight, bias, mean, rstd = ctx.saved_tensors
+    want_input, want_residual, want_weight, want_bias = needed(ctx, INPUT, RESIDUAL, WEIGHT, BIAS)
+    wanted = [want_input or want_residual, want_weight, want_bias]
+    if grad_normed is None:
+        grad_input, grad_weight, grad_bias = grad_sum, None, None
+    elif torch.is_grad_enabled():
+        # sum is the saved output, so that its own graph leads on to input and residual.
+        grad_input, grad_weight, grad_bias = differentiable_again(
+            lambda x, weight, bias: reference.add_norm(x, None, weight, bias, **ctx.options)[1:2],
+            (total, weight, bias),
+            wanted,
+            (grad_normed,),
+        )
+        if grad_sum is not None and grad_input is not None:
+            grad_input = grad_input + grad_sum
+    else:
+        grad_input, grad_weight, grad_bias = ops.add_norm_backward(
+            grad_normed, grad_sum, total, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
+        )
+    return (
+        present(grad_input, want_input),
+        present(grad_input, want_residual),
+        present(grad_weight, want_weight),
+        present(grad_bias, want_bias),
+    )

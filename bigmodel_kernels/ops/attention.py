@@ -1,0 +1,113 @@
+"""Shapes and gradients of attention."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .gradients import differentiable_again, needed, present
+
+# Positions of the differentiable inputs in the schema.
+QUERY, KEY, VALUE, MASK, SLOPES, SINKS = range(6)
+
+
+def register(namespace: str) -> None:
+    """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
+    ops = getattr(torch.ops, namespace)
+    torch.library.register_fake(f"{namespace}::attention", _fake)
+    torch.library.register_fake(f"{namespace}::attention_backward", _fake_backward)
+    torch.library.register_autograd(f"{namespace}::attention", partial(_backward, ops), setup_context=_setup_context)
+
+
+def empty_in_order_of(x: Tensor, features: int) -> Tensor:
+    """A new [batch, heads, length, features] laid out as x is: python/src/attention.cpp has the rule."""
+    batch, heads, length, _ = x.shape
+    if heads > 1 and length > 1 and x.stride(1) < x.stride(2):
+        return x.new_empty(batch, length, heads, features).transpose(1, 2)
+    return x.new_empty(batch, heads, length, features)
+
+
+def check_slopes(op: str, alibi_slopes: Tensor | None) -> None:
+    if alibi_slopes is not None and alibi_slopes.requires_grad:
+        raise ValueError(f"[{op}] alibi_slopes requires a gradient, which is not implemented; pass a detached tensor")
+
+
+def empty_mask_gradient(query: Tensor, mask: Tensor | None, want: bool) -> Tensor:
+    exists = want and mask is not None and mask.dtype != torch.bool
+    return mask.new_empty(mask.shape) if exists else query.new_empty(0)
+
+
+def _fake(query, key, value, mask=None, alibi_slopes=None, sinks=None, dropout_seed=None, **options):
+    output = empty_in_order_of(query, value.shape[3])
+    return output, query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+def _fake_backward(
+    grad_output,
+    grad_lse,
+    query,
+    key,
+    value,
+    output,
+    lse,
+    mask=None,
+    alibi_slopes=None,
+    sinks=None,
+    dropout_seed=None,
+    *,
+    output_mask=(True, True, True, False, False),
+    **options,
+):
+    want_query, want_key, want_value, want_mask, want_sinks = output_mask
+    return (
+        empty_in_order_of(query, query.shape[3]) if want_query else query.new_empty(0),
+        empty_in_order_of(key, key.shape[3]) if want_key else query.new_empty(0),
+        empty_in_order_of(value, value.shape[3]) if want_value else query.new_empty(0),
+        empty_mask_gradient(query, mask, want_mask),
+        sinks.new_empty(sinks.shape) if want_sinks and sinks is not None else query.new_empty(0),
+    )
+
+
+def _setup_context(ctx, inputs, keyword_only_inputs, output):
+    check_slopes("attention", inputs[SLOPES])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output)
+    ctx.options = keyword_only_inputs
+
+
+def _backward(ops, ctx, grad_output, grad_lse):
+    *inputs, output, lse = ctx.saved_tensors
+    query, key, value, mask, alibi_slopes, sinks, dropout_seed = inputs
+    wanted = needed(ctx, QUERY, KEY, VALUE, MASK, SLOPES, SINKS)
+    if grad_output is None and grad_lse is None:
+        return (None,) * len(inputs)
+    if torch.is_grad_enabled():
+        function = partial(reference.attention, **ctx.options)
+        grads = differentiable_again(function, inputs, [*wanted, False], (grad_output, grad_lse))
+        return tuple(grads)
+    output_mask = [wanted[position] for position in (QUERY, KEY, VALUE, MASK, SINKS)]
+    grad_query, grad_key, grad_value, grad_mask, grad_sinks = ops.attention_backward(
+        grad_output,
+        grad_lse,
+        query,
+        key,
+        value,
+        output,
+        lse,
+        mask,
+        alibi_slopes,
+        sinks,
+        dropout_seed,
+        output_mask=output_mask,
+        **ctx.options,
+    )
+    return (
+        present(grad_query, wanted[QUERY]),
+        present(grad_key, wanted[KEY]),
+        present(grad_value, wanted[VALUE]),
+        present(grad_mask, wanted[MASK]),
+        None,
+        present(grad_sinks, wanted[SINKS]),
+        None,
+    )

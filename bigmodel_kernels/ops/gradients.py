@@ -1,0 +1,43 @@
+"""What the autograd formulas of all ops share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def needed(ctx, *positions: int) -> list[bool]:
+    """Whether the inputs at these positions of the op's schema need a gradient.
+
+    The dispatcher leaves out trailing arguments that have their default value, and so does ctx.
+    """
+    flags = ctx.needs_input_grad
+    return [position < len(flags) and flags[position] for position in positions]
+
+
+def differentiable_again(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of a reference function that carry a graph, for a backward pass run with create_graph=True."""
+    # Aliases, so that an input computed from another one gets its own gradient only.
+    aliases = [x.view_as(x) if want else x for x, want in zip(inputs, wanted, strict=True)]
+    outputs = function(*aliases)
+    pairs = [pair for pair in zip(outputs, grad_outputs, strict=False) if pair[1] is not None]
+    grads = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            [alias for alias, want in zip(aliases, wanted, strict=True) if want],
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(grads) if want else None for want in wanted]
+
+
+def present(grad: Tensor, want: bool) -> Tensor | None:
+    """An op's gradient output, or None where it was not asked for and came back with zero elements."""
+    return grad if want else None
