@@ -21,6 +21,10 @@ except ImportError as error:
         "pip install --no-build-isolation --force-reinstall --no-deps ."
     ) from error
 
+from bigmodel_kernels import ops
+
+ops.register("bigmodel")
+
 # Where each public name lives. A submodule is imported when one of its names is first asked for.
 _HOMES = {
     "functional": [
