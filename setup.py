@@ -1,4 +1,4 @@
-"""Builds bigmodel_kernels._C with CMake. Everything about compiling is in CMakeLists.txt; everything else in
+"""Builds bigmodel_kernels._C with CMake: everything about compiling is in CMakeLists.txt, the rest of the metadata in
 pyproject.toml. torch is looked up on disk and never imported, so that metadata can be had without it."""
 
 import importlib.util
@@ -14,10 +14,6 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-COMPILER_SENTENCE = (
-    "bigmodel_kernels needs a C++20 compiler (g++ 11 or newer, or clang++ 14 or newer) and found none: "
-    "install one, for example with `apt-get install g++`, or name it in the environment variable CXX."
-)
 
 
 def torch_folder():
@@ -30,25 +26,22 @@ def torch_folder():
     return next((folder for folder in folders if (folder / "include/torch/csrc/stable").is_dir()), None)
 
 
-def build_jobs():
-    """Compilers to run at once: one per processor, but no more than memory allows (1.5 GB each)."""
-    if jobs := os.environ.get("BIGMODEL_MAX_JOBS"):
-        return int(jobs)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cpus, int(memory / 1.5e9)))
+def require_compiler():
+    """Exits with one sentence where no C++20 compiler answers."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ["c++", "g++", "clang++"]), None)
+    if compiler:
+        check = [*compiler.split(), "-std=c++20", "-fsyntax-only", "-x", "c++", os.devnull]
+        if shutil.which(check[0]) and subprocess.run(check, capture_output=True).returncode == 0:
+            return
+    sys.exit(
+        f"bigmodel_kernels needs a C++20 compiler and {compiler or 'c++'} is none: install g++ 11 or newer "
+        "(apt-get install g++) or clang++ 14 or newer, or name one in the environment variable CXX."
+    )
 
 
 def tool(name):
-    """The full path of cmake or ninja, which pip puts beside the running Python or on an isolated build's PATH."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent)) or name
-
-
-class CMakeExtension(Extension):
-    """An extension whose sources CMake knows."""
-
-    def __init__(self, name):
-        super().__init__(name, sources=[])
+    """The full path of cmake or ninja: beside the running Python, or on an isolated build's PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
 
 
 class CMakeBuild(build_ext):
@@ -57,29 +50,27 @@ class CMakeBuild(build_ext):
     def build_extension(self, extension):
         import pybind11
 
+        require_compiler()
         torch = torch_folder()
         if torch is None:
             sys.exit("bigmodel_kernels is compiled against torch, which is not installed: pip install 'torch>=2.10'.")
-        if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-            sys.exit(COMPILER_SENTENCE)
-        target = Path(self.get_ext_fullpath(extension.name)).resolve()
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        configure = [
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-            f"-DBIGMODEL_TORCH_DIR={torch}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ]
-        print(f"bigmodel_kernels: building against {torch} with {build_jobs()} jobs", flush=True)
-        subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
-        subprocess.run([tool("cmake"), "--build", build, "--target", "_C", "-j", str(build_jobs())], check=True)
+        options = {
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": Path(self.get_ext_fullpath(extension.name)).resolve().parent,
+            "BIGMODEL_TORCH_DIR": torch,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "Python_EXECUTABLE": sys.executable,
+        }
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
+        subprocess.run([tool("cmake"), "--build", build, "--target", "_C"], check=True)
 
 
 setup(
     packages=[*find_packages(ROOT, include=["bigmodel_kernels", "bigmodel_kernels.*"]), "bigmodel_bench"],
     package_dir={"bigmodel_bench": "bench"},
-    ext_modules=[CMakeExtension("bigmodel_kernels._C")],
+    ext_modules=[Extension("bigmodel_kernels._C", sources=[])],  # CMake knows the sources
     cmdclass={"build_ext": CMakeBuild},
     # Only a build that cannot see any torch asks for one; it is several gigabytes.
     setup_requires=[] if torch_folder() else ["torch>=2.10"],

@@ -1,0 +1,82 @@
+# The front door. `make demo` and `make test` need only Python 3.11 or newer with venv, a C++20 compiler and make: they
+# create .venv, install what is missing there, build, and run.
+#
+#   make test TORCH=torch==2.10.0                                    another torch
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu       a torch without CUDA: a smaller download
+#   make test BIGMODEL_MAX_JOBS=1                                    fewer compilers at once
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_WORKERS ?= 2
+SANITIZERS := address,undefined
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
+
+NO_PYTHON := '$(PYTHON) is not Python 3.11 or newer, which bigmodel_kernels needs: make PYTHON=python3.11'
+NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 11 or newer \
+    (apt-get install g++), or name another: make CXX=clang++'
+
+.PHONY: demo test test-python test-cpp test-isa bench lint format build clean
+
+demo: build
+	$(BIN)/bigmodel info
+	$(BIN)/bigmodel train --compare --epochs 3
+	$(BIN)/bigmodel bench --quick
+
+# pytest last, so that its summary is the closing line.
+test: build test-cpp
+	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS)
+
+# The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers.
+test-cpp: $(VENV)/.tools
+	$(call cpp_tests,build/cpp,)
+	$(call cpp_tests,build/cpp-sanitized,$(SANITIZERS))
+
+define cpp_tests
+	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBIGMODEL_EXTENSION=OFF \
+	    -DBIGMODEL_TESTS=ON -DBIGMODEL_SANITIZE=$(2)
+	$(BIN)/cmake --build $(1)
+	$(BIN)/ctest --test-dir $(1) --output-on-failure
+endef
+
+bench: build
+	$(BIN)/python -m pytest bench
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info bigmodel_kernels/_C*.so
+
+# Each stamp is one step of the installation, redone when what it depends on is newer.
+build: $(VENV)/.built
+
+$(VENV)/.tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { echo $(NO_PYTHON); exit 1; }
+	@echo | $(CXX) -std=c++20 -fsyntax-only -x c++ - 2> /dev/null || { echo $(NO_COMPILER); exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' 'ninja>=1.11' 'pybind11>=2.13'
+	@touch $@
+
+# torch comes first and alone, so that its version and its index are the ones named above.
+$(VENV)/.torch: $(VENV)/.tools
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@touch $@
+
+# Built by hand first, because pip hides the progress of a build; pip then finds nothing left to compile.
+$(VENV)/.built: $(VENV)/.torch $(BUILD_FILES)
+	@echo 'Compiling the kernels, once per CPU target: some minutes on two cores.'
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(PIP) install -q --no-build-isolation -e '.[test,dev]'
+	@touch $@
