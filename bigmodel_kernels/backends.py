@@ -23,6 +23,7 @@ REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
 # Meta tensors have no data; the ops' fakes, registered beside the CPU kernels, give their shapes.
 _CPU_DEVICES = ("cpu", "meta")
+_CPU_OPS = torch.ops.bigmodel
 
 
 class _Forced(threading.local):
@@ -70,6 +71,13 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     if reasons:
         raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
     return _namespace(name)
+
+
+def resolve_for(op: str, x: Tensor, name: str | None = None):
+    """`resolve` by a call's first tensor; the common case first, without the cost of looking at x's device."""
+    if name is None and _forced.name is None and x.is_cpu and x.dtype in KERNEL_DTYPES:
+        return _CPU_OPS
+    return resolve(op, x.device, x.dtype, name)
 
 
 def unsupported_reasons(
@@ -154,8 +162,6 @@ def _check_name(op: str, name: str) -> None:
 
 
 def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    if device.type in _CPU_DEVICES and dtype in KERNEL_DTYPES:  # the common case, without building sentences
-        return "cpu"
     for name in AUTOMATIC_ORDER:
         if not _reasons(name, device, dtype):
             return name
@@ -178,6 +184,8 @@ def _backend_reasons(name: str) -> list[str]:
 
 def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = _backend_reasons(name)
+    if reasons:
+        return reasons
     if name == "reference":
         if dtype not in REFERENCE_DTYPES:
             reasons.append(f"the dtype is {dtype}; the reference computes float64, float32, bfloat16 and float16")
@@ -191,4 +199,4 @@ def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def _namespace(name: str):
-    return reference if name == "reference" else torch.ops.bigmodel
+    return reference if name == "reference" else _CPU_OPS

@@ -32,32 +32,37 @@ def tensors(
     None.
     """
     first = values[0]
+    is_tensor(op, names[0], first)
+    dtype, on_cpu = first.dtype, first.is_cpu
+    if not first.is_floating_point():
+        raise ValueError(f"[{op}] {names[0]} has dtype {dtype}; expected floating point")
     for index, value in enumerate(values):
         if value is None and optional is not None and index >= optional:
             continue
-        name = names[index]
-        is_tensor(op, name, value)
-        if value.device != first.device:
-            raise ValueError(f"[{op}] {name} is on {value.device}, {names[0]} on {first.device}; expected one device")
-        if same_dtype and value.dtype != first.dtype:
-            raise ValueError(f"[{op}] {name} has dtype {value.dtype}, {names[0]} {first.dtype}; expected one dtype")
+        is_tensor(op, names[index], value)
+        # Comparing devices costs ten times as much as is_cpu.
+        if value.is_cpu != on_cpu or (not on_cpu and value.device != first.device):
+            raise ValueError(
+                f"[{op}] {names[index]} is on {value.device}, {names[0]} on {first.device}; expected one device"
+            )
+        if same_dtype and value.dtype != dtype:
+            raise ValueError(f"[{op}] {names[index]} has dtype {value.dtype}, {names[0]} {dtype}; expected one dtype")
         if value.layout != torch.strided or value.is_nested:
-            raise ValueError(f"[{op}] {name} is nested or sparse; expected a dense tensor")
-    if not first.is_floating_point():
-        raise ValueError(f"[{op}] {names[0]} has dtype {first.dtype}; expected floating point")
+            raise ValueError(f"[{op}] {names[index]} is nested or sparse; expected a dense tensor")
 
 
-def shape(op: str, name: str, value: Tensor | None, expected: Sequence[int]) -> None:
+def shape(op: str, name: str, value: Tensor | None, expected: tuple[int, ...]) -> None:
     """A present tensor has exactly the expected shape."""
-    if value is not None and tuple(value.shape) != tuple(expected):
+    if value is not None and value.shape != expected:
         raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {list(expected)}")
 
 
 def weight(op: str, name: str, value: Tensor, out_features: int | None, in_features: int) -> None:
-    """A weight [out_features, in_features]; None for out_features accepts any."""
-    if value.dim() != 2 or value.shape[1] != in_features or out_features not in (None, value.shape[0]):
+    """A weight [out_features, in_features] of at least one element; None for out_features accepts any."""
+    found = value.shape
+    if len(found) != 2 or found[1] != in_features or found[0] < 1 or out_features not in (None, found[0]):
         rows = "out_features" if out_features is None else out_features
-        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected [{rows}, {in_features}]")
+        raise ValueError(f"[{op}] {name} has shape {list(found)}; expected [{rows}, {in_features}]")
 
 
 def has_features(op: str, name: str, value: Tensor) -> None:
@@ -101,24 +106,25 @@ def attention_tensors(op: str, query: Tensor, key: Tensor, value: Tensor | None)
         tensors(op, ("query", "key"), (query, key))
     else:
         tensors(op, ("query", "key", "value"), (query, key, value))
-    dims = query.dim()
+    query_shape, key_shape = query.shape, key.shape
+    dims = len(query_shape)
     if dims < 2:
-        raise ValueError(f"[{op}] query has shape {list(query.shape)}; expected [..., heads, q_len, head_dim]")
-    if query.shape[-1] < 1:
+        raise ValueError(f"[{op}] query has shape {list(query_shape)}; expected [..., heads, q_len, head_dim]")
+    if query_shape[-1] < 1:
         raise ValueError(f"[{op}] query has head_dim 0; expected at least 1")
-    if key.dim() != dims or key.shape[-1] != query.shape[-1] or key.shape[: max(dims - 3, 0)] != query.shape[:-3]:
+    if len(key_shape) != dims or key_shape[-1] != query_shape[-1] or key_shape[:-3] != query_shape[:-3]:
         raise ValueError(
-            f"[{op}] key has shape {list(key.shape)}, query {list(query.shape)}: "
+            f"[{op}] key has shape {list(key_shape)}, query {list(query_shape)}: "
             "expected the same leading dimensions and head_dim"
         )
-    heads, kv_heads = (query.shape[-3], key.shape[-3]) if dims > 2 else (1, 1)
+    heads, kv_heads = (query_shape[-3], key_shape[-3]) if dims > 2 else (1, 1)
     if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
         raise ValueError(f"[{op}] key has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads")
     if value is None:
         return
-    if value.shape[:-1] != key.shape[:-1] or value.shape[-1] < 1:
+    if value.shape[:-1] != key_shape[:-1] or value.shape[-1] < 1:
         raise ValueError(
-            f"[{op}] value has shape {list(value.shape)}; expected {[*key.shape[:-1], 'value_dim']} as key has, "
+            f"[{op}] value has shape {list(value.shape)}; expected {[*key_shape[:-1], 'value_dim']} as key has, "
             "with value_dim at least 1"
         )
 
@@ -143,14 +149,14 @@ def mask(op: str, value: Tensor | None, query: Tensor, kv_len: int) -> None:
         raise ValueError(f"[{op}] mask has shape {list(value.shape)}; expected one that broadcasts to {list(scores)}")
 
 
-def per_head(op: str, name: str, value: Tensor, query: Tensor, shapes: Sequence[Sequence[int]]) -> None:
+def per_head(op: str, name: str, value: Tensor, query: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
     """ALiBi slopes, sinks or the lse: floating point, of one of a few shapes."""
     is_tensor(op, name, value)
     if not value.is_floating_point():
         raise ValueError(f"[{op}] {name} has dtype {value.dtype}; expected floating point")
     if value.device != query.device:
         raise ValueError(f"[{op}] {name} is on {value.device}, query on {query.device}; expected one device")
-    if tuple(value.shape) not in [tuple(shape) for shape in shapes]:
+    if value.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
 

@@ -70,7 +70,7 @@ def attention(
     options = _score_options("attention", causal, scale, window, softcap)
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-    ops = backends.resolve("attention", query.device, query.dtype, backend)
+    ops = backends.resolve_for("attention", query, backend)
     output, lse = _call(
         ops,
         ops.attention,
@@ -125,7 +125,7 @@ def attention_weights(
     if dropout_p > 0 and dropout_seed is None:
         raise ValueError("[attention_weights] dropout_seed is missing; expected the seed that attention was given")
     options = _score_options("attention_weights", causal, scale, window, softcap)
-    ops = backends.resolve("attention_weights", query.device, query.dtype, backend)
+    ops = backends.resolve_for("attention_weights", query, backend)
     query4 = _four_dims(query)
     weights = _call(
         ops,
@@ -207,7 +207,7 @@ def linear(
     checks.shape("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]))
     activation = "none" if activation is None else activation
     checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
-    ops = backends.resolve("linear", x.device, x.dtype, backend)
+    ops = backends.resolve_for("linear", x, backend)
     output, _ = _call(
         ops,
         ops.linear,
@@ -273,7 +273,7 @@ def feed_forward(
     checks.dropout(op, dropout_p, dropout_seed)
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
-    ops = backends.resolve(op, x.device, x.dtype, backend)
+    ops = backends.resolve_for(op, x, backend)
     output, _, _ = _call(
         ops,
         ops.feed_forward,
@@ -321,8 +321,8 @@ def add_norm(
 
     Source: Ba et al., "Layer normalization", 2016; Zhang and Sennrich, "Root mean square layer normalization", 2019.
     """
-    checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1, same_dtype=False)
-    if residual is not None and x.dtype != residual.dtype and _autocast_dtype(x) is not None:
+    checks.is_tensor("add_norm", "x", x)
+    if isinstance(residual, Tensor) and x.dtype != residual.dtype and _autocast_dtype(x) is not None:
         wider = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(wider), residual.to(wider)
     checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1)
@@ -330,9 +330,11 @@ def add_norm(
     checks.shape("add_norm", "residual", residual, x.shape)
     checks.norm_parameter("add_norm", "weight", weight, x)
     checks.norm_parameter("add_norm", "bias", bias, x)
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise ValueError(f"[add_norm] weight has dtype {weight.dtype}, bias {bias.dtype}; expected one dtype")
     checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
     eps = checks.finite("add_norm", "eps", eps, minimum=0)
-    ops = backends.resolve("add_norm", x.device, x.dtype, backend)
+    ops = backends.resolve_for("add_norm", x, backend)
     total, normed, _, _ = _call(ops, ops.add_norm, x, residual, weight, bias, kind=kind, eps=eps)
     return x if residual is None else total, normed
 
@@ -340,11 +342,10 @@ def add_norm(
 def _call(ops, op: Callable, *tensors: Tensor | None, **options):
     """Calls an op. What needs no gradient skips the autograd layer, which costs a small call more than its kernel."""
     if ops is reference:
-        device = tensors[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # inputs are cast already
-                return op(*tensors, **options)
-        return op(*tensors, **options)
+        if _autocast_dtype(tensors[0]) is None:
+            return op(*tensors, **options)
+        with torch.autocast(tensors[0].device.type, enabled=False):  # inputs are cast already
+            return op(*tensors, **options)
     if torch.compiler.is_compiling() or _needs_gradient(*tensors):
         return op(*tensors, **options)
     with torch._C._AutoDispatchBelowAutograd():
@@ -352,7 +353,11 @@ def _call(ops, op: Callable, *tensors: Tensor | None, **options):
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _packed(ops, weight: Tensor | None) -> Tensor | None:
@@ -364,10 +369,10 @@ def _packed(ops, weight: Tensor | None) -> Tensor | None:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on x's device, or None when autocast is off."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+    if not (x.is_cpu or x.is_cuda):
+        return None
+    device = "cpu" if x.is_cpu else "cuda"
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _autocast(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
