@@ -3,3 +3,7 @@
 #pragma once
 
 #define BIGMODEL_INLINE static inline __attribute__((always_inline))
+// For members, which cannot be internal: inlined always, they leave no symbol behind.
+#define BIGMODEL_INLINE_MEMBER inline __attribute__((always_inline))
+// For lambdas, after their parameters: handed to a loop they must vanish into it.
+#define BIGMODEL_INLINE_LAMBDA __attribute__((always_inline))

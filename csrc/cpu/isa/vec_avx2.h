@@ -76,6 +76,11 @@ BIGMODEL_INLINE void store(float16* p, F32 a) { store_16(&p->bits, to_float16(a)
 BIGMODEL_INLINE void store_first(bfloat16* p, F32 a, int count) { store_first_16(&p->bits, to_bfloat16(a), count); }
 BIGMODEL_INLINE void store_first(float16* p, F32 a, int count) { store_first_16(&p->bits, to_float16(a), count); }
 
+BIGMODEL_INLINE void stream(float* p, F32 a) { _mm256_stream_ps(p, a.v); }
+BIGMODEL_INLINE void stream(bfloat16* p, F32 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
+BIGMODEL_INLINE void stream(float16* p, F32 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
+BIGMODEL_INLINE void stream_end() { _mm_sfence(); }
+
 BIGMODEL_INLINE F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 BIGMODEL_INLINE F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 BIGMODEL_INLINE F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }

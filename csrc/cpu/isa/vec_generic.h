@@ -83,6 +83,12 @@ BIGMODEL_INLINE void store(T* p, F32 a) {
   store_first(p, a, F32::lanes);
 }
 
+template <class T>
+BIGMODEL_INLINE void stream(T* p, F32 a) {
+  store(p, a);
+}
+BIGMODEL_INLINE void stream_end() {}
+
 BIGMODEL_INLINE F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
 BIGMODEL_INLINE F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
 BIGMODEL_INLINE F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
