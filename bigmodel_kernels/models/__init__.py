@@ -1,0 +1,5 @@
+"""Whole Transformers made of bigmodel_kernels.nn."""
+
+from bigmodel_kernels.models.sequence_classifier import SequenceClassifier
+
+__all__ = ["SequenceClassifier"]

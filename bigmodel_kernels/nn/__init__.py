@@ -1,0 +1,37 @@
+"""Drop-in modules: torch.nn's constructors, parameters, ``state_dict`` and outputs, computed by bigmodel_kernels.
+
+MultiheadAttention, the Transformer family, LayerNorm and RMSNorm subclass torch.nn's own classes and change nothing but
+the computation. They differ from torch.nn in what follows, and in nothing else:
+
+- a query that may attend to no key gives zero weights and a zero attention output, where torch.nn gives NaN;
+- training and eval compute the same function: ``is_causal=True`` without ``attn_mask`` raises in both (torch.nn ignores
+  it in eval), and padded positions of an encoder keep their computed values (torch.nn's eval writes zeros there);
+- ``is_causal=True`` is believed also beside ``key_padding_mask`` and ``need_weights``, when the mask is square;
+- dropout draws other random numbers, of the same distribution, from the same ``torch.manual_seed``;
+- hooks on ``MultiheadAttention.out_proj`` run.
+
+Nested tensors take torch.nn's own path.
+"""
+
+from bigmodel_kernels.nn.add_norm import LayerNorm, RMSNorm
+from bigmodel_kernels.nn.attention import MultiheadAttention
+from bigmodel_kernels.nn.feed_forward import FeedForward
+from bigmodel_kernels.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+
+__all__ = [
+    "FeedForward",
+    "LayerNorm",
+    "MultiheadAttention",
+    "RMSNorm",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+]
