@@ -50,7 +50,7 @@ def make_masks(attn_mask, padding, heads, batch, q_len, kv_len, dtype=torch.floa
     return options
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     case=st.sampled_from(["self", "memory", "separate"]),
     batch=st.sampled_from([None, 1, 3]),
