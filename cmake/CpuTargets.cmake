@@ -16,6 +16,11 @@ set(BIGMODEL_CPU_TARGETS "" CACHE STRING "Only these CPU targets (a list; empty:
 set(BIGMODEL_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-exceptions -fno-rtti
     -fvisibility=hidden -fvisibility-inlines-hidden -fno-lto -fno-semantic-interposition -Wall -Wextra
     -Wno-psabi -Wno-ignored-attributes)
+# GCC's own AVX-512 headers warn of the undefined vectors that they make on purpose (GCC bug 105593). The same sources
+# keep these warnings where they are compiled for other targets.
+set(BIGMODEL_KERNEL_FLAGS_amx -Wno-uninitialized -Wno-maybe-uninitialized)
+set(BIGMODEL_KERNEL_FLAGS_avx512bf16 ${BIGMODEL_KERNEL_FLAGS_amx})
+set(BIGMODEL_KERNEL_FLAGS_avx512 ${BIGMODEL_KERNEL_FLAGS_amx})
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(BIGMODEL_PROCESSOR x86)
@@ -56,7 +61,7 @@ function(bigmodel_add_cpu_targets library)
       continue()
     endif()
     add_library(${library}_${name} OBJECT ${ARGN})
-    target_compile_options(${library}_${name} PRIVATE ${BIGMODEL_KERNEL_FLAGS} ${flags})
+    target_compile_options(${library}_${name} PRIVATE ${BIGMODEL_KERNEL_FLAGS} ${BIGMODEL_KERNEL_FLAGS_${name}} ${flags})
     target_compile_definitions(${library}_${name} PRIVATE BIGMODEL_TARGET=${name})
     target_include_directories(${library}_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}/csrc/include)
     set_target_properties(${library}_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)

@@ -26,13 +26,13 @@ BIGMODEL_INLINE F32 gather(const T* p, std::int64_t stride, std::int64_t count) 
   return load(buffer);
 }
 
-// destination[i * destination_stride + j] = source[i * row_stride + j * column_stride] for i < rows, j < columns, as
-// fp32, and 0 for columns <= j < round_up(columns, lanes). Rows of unit stride are read along, columns of unit stride
-// are transposed in registers, anything else is gathered.
-template <class T>
+// destination[i * destination_stride + j] = source[i * row_stride + j * column_stride] for i < rows, j < columns, and 0
+// for columns <= j < round_up(columns, lanes). Rows of unit stride are read along, columns of unit stride are
+// transposed in registers, anything else is gathered.
+template <class T, class Destination>
 static __attribute__((noinline)) void copy_in(std::int64_t rows, std::int64_t columns, const T* source,
-                                              std::int64_t row_stride, std::int64_t column_stride, float* destination,
-                                              std::int64_t destination_stride) {
+                                              std::int64_t row_stride, std::int64_t column_stride,
+                                              Destination* destination, std::int64_t destination_stride) {
   if (column_stride != 1 && row_stride == 1) {
     for (std::int64_t j = 0; j < columns; j += lanes) {
       for (std::int64_t i = 0; i < rows; i += lanes) {
@@ -89,4 +89,44 @@ static __attribute__((noinline)) void copy_out(std::int64_t rows, std::int64_t c
   }
 }
 
+// ---- operands of tile_gemm.h, in the layout of their Element ----
+//
+// pack_lhs: element (i, k) = source[i * row_stride + k * k_stride] to destination[i * destination_stride + k], zero for
+// k up to lhs_width<Element>(k). Give the strides of a transposed matrix the other way round.
+// pack_rhs: element (k, j) = source[k * k_stride + j * n_stride] to lane (k / group, j) at
+// destination[k / group * destination_stride + j]; rhs_rows<Element>(k) rows of round_up(n, lanes) lanes are written,
+// with zeros past k and n.
+// Sources are tensors of any dtype or fp32 scratch. What is fp32 for Element float already can be used in place.
+
+template <class Element>
+constexpr std::int64_t packed_k(std::int64_t k) {
+  return round_up(k, Layout<Element>::k_step);
+}
+
+// Elements that a packed lhs row takes.
+template <class Element>
+constexpr std::int64_t lhs_width(std::int64_t k) {
+  return round_up(k, Layout<Element>::k_step > lanes ? Layout<Element>::k_step : lanes);
+}
+
+// Rows of lanes that a packed rhs takes.
+template <class Element>
+constexpr std::int64_t rhs_rows(std::int64_t k) {
+  return packed_k<Element>(k) / Layout<Element>::group;
+}
+
+template <class T>
+BIGMODEL_INLINE void pack_lhs(std::int64_t rows, std::int64_t k, const T* source, std::int64_t row_stride,
+                              std::int64_t k_stride, float* destination, std::int64_t destination_stride) {
+  copy_in(rows, k, source, row_stride, k_stride, destination, destination_stride);
+}
+
+template <class T>
+BIGMODEL_INLINE void pack_rhs(std::int64_t k, std::int64_t n, const T* source, std::int64_t k_stride,
+                              std::int64_t n_stride, float* destination, std::int64_t destination_stride) {
+  copy_in(k, n, source, k_stride, n_stride, destination, destination_stride);
+}
+
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET
+
+#include "cpu/isa/pack_bf16.h"

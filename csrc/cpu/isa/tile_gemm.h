@@ -16,32 +16,48 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// The element type in which products of tensors of type T are computed, and its layout constants.
+// The element type in which products of tensors of type T are computed.
 template <class T>
 struct Multiply {
   using Element = float;
 };
 
 template <class Element>
-struct Layout {
-  using Lane = float;               // what one 32-bit lane of an rhs holds
-  static constexpr int group = 1;   // consecutive k in one lane
-  static constexpr int k_step = 1;  // k is padded to a multiple of it
-};
+struct Layout;
 
 #if defined(__AVX512F__)
 inline constexpr int tile_rows = 14, tile_vectors = 2;
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 inline constexpr int tile_rows = 6, tile_vectors = 4;
 #else
 inline constexpr int tile_rows = 6, tile_vectors = 2;
 #endif
 inline constexpr int tile_columns = tile_vectors * lanes;
 
+template <>
+struct Layout<float> {
+  using Lane = float;                     // what one 32-bit lane of an rhs holds
+  static constexpr int group = 1;         // consecutive k in one lane
+  static constexpr int k_step = 1;        // k is padded to a multiple of it
+  static constexpr int rows = tile_rows;  // of C in a register tile
+};
+
+// A vector of lhs or rhs lanes of Element float; tile_gemm_bf16.h has the same three for bfloat16.
+BIGMODEL_INLINE F32 broadcast(const float* p) { return set1(*p); }
+BIGMODEL_INLINE F32 load_lanes(const float* p) { return load(p); }
+BIGMODEL_INLINE F32 multiply_add(F32 a, F32 b, F32 sum) { return fma(a, b, sum); }
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET
+
+#include "cpu/isa/tile_gemm_bf16.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
 // One register tile of `rows` x (vectors * lanes).
-template <int rows, int vectors, bool by_rows>
-BIGMODEL_INLINE void multiply_tile(std::int64_t k, const float* lhs, std::int64_t lhs_stride, const float* rhs,
+template <int rows, int vectors, bool by_rows, class Element, class Lane>
+BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const Lane* rhs,
                                    std::int64_t rhs_stride, float* c, std::int64_t c_stride, bool accumulate) {
+  constexpr int group = Layout<Element>::group;
   F32 sums[rows][vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
@@ -49,17 +65,17 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const float* lhs, std::int64_
     for (int v = 0; v < vectors; ++v) sums[i][v] = accumulate ? load(c + i * c_stride + v * lanes) : zero();
   }
 #pragma GCC unroll 1
-  for (std::int64_t p = 0; p < k; ++p) {
-    F32 b[vectors];
+  for (std::int64_t p = 0; p < k; p += group) {
+    decltype(load_lanes(rhs)) b[vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) b[v] = load(rhs + v * lanes);
+    for (int v = 0; v < vectors; ++v) b[v] = load_lanes(rhs + v * lanes);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const F32 a = set1(by_rows ? lhs[i * lhs_stride] : lhs[i]);
+      const auto a = broadcast(by_rows ? lhs + i * lhs_stride : lhs + i);
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[i][v] = fma(a, b[v], sums[i][v]);
+      for (int v = 0; v < vectors; ++v) sums[i][v] = multiply_add(a, b[v], sums[i][v]);
     }
-    lhs += by_rows ? 1 : lhs_stride;
+    lhs += by_rows ? group : lhs_stride;
     rhs += rhs_stride;
   }
 #pragma GCC unroll 16
@@ -70,9 +86,9 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const float* lhs, std::int64_
 }
 
 // The last rows of C: fewer than tile_rows of them.
-template <int rows, int vectors, bool by_rows>
-BIGMODEL_INLINE void multiply_last_rows(std::int64_t m, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
-                                        const float* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
+template <int rows, int vectors, bool by_rows, class Element, class Lane>
+BIGMODEL_INLINE void multiply_last_rows(std::int64_t m, std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
+                                        const Lane* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
                                         bool accumulate) {
   if constexpr (rows > 0) {
     if (m == rows) {
@@ -84,9 +100,9 @@ BIGMODEL_INLINE void multiply_last_rows(std::int64_t m, std::int64_t k, const fl
 }
 
 // One column panel of C, `vectors` vectors wide.
-template <int vectors, bool by_rows>
-static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_t k, const float* lhs,
-                                                     std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride,
+template <int vectors, bool by_rows, class Element, class Lane>
+static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_t k, const Element* lhs,
+                                                     std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride,
                                                      float* c, std::int64_t c_stride, bool accumulate) {
   const std::int64_t lhs_tile = tile_rows * (by_rows ? lhs_stride : 1);
   for (; m >= tile_rows; m -= tile_rows, lhs += lhs_tile, c += tile_rows * c_stride) {
@@ -95,10 +111,10 @@ static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_
   multiply_last_rows<tile_rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 
-template <bool by_rows>
-BIGMODEL_INLINE void multiply(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
-                              const float* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
-                              bool accumulate) {
+template <bool by_rows, class Element, class Lane>
+BIGMODEL_INLINE void multiply(std::int64_t m, std::int64_t n, std::int64_t k, const Element* lhs,
+                              std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride, float* c,
+                              std::int64_t c_stride, bool accumulate) {
   for (; n > lanes; n -= tile_columns, rhs += tile_columns, c += tile_columns) {
     multiply_panel<tile_vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
   }
@@ -111,6 +127,14 @@ BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64
   multiply<true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 
+#if defined(BIGMODEL_BF16_DOT) && !defined(__AMX_BF16__)
+BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const bfloat16* lhs,
+                                      std::int64_t lhs_stride, const BFloat16Pair* rhs, std::int64_t rhs_stride,
+                                      float* c, std::int64_t c_stride, bool accumulate) {
+  multiply<true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+}
+#endif
+
 BIGMODEL_INLINE void multiply_by_columns(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
                                          std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride, float* c,
                                          std::int64_t c_stride, bool accumulate) {
@@ -118,3 +142,7 @@ BIGMODEL_INLINE void multiply_by_columns(std::int64_t m, std::int64_t n, std::in
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET
+
+#if defined(__AMX_BF16__)
+#include "cpu/isa/tile_gemm_amx.h"
+#endif

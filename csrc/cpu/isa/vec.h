@@ -16,7 +16,7 @@
 #include "cpu/isa/vec_avx512.h"
 #elif defined(__AVX2__)
 #include "cpu/isa/vec_avx2.h"
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include "cpu/isa/vec_neon.h"
 #else
 #include "cpu/isa/vec_generic.h"
