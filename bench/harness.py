@@ -1,0 +1,127 @@
+"""Fair timing: contenders take turns in one process, on rotated buffers, for as many rounds as a time budget allows.
+
+Taking turns means that whatever else the machine does (turbo, a neighbour, a daemon) falls on all contenders alike.
+Rotating means that each call finds its inputs as cold or as warm as a real model would leave them: a large input is
+never still in cache from the call before, and an input too small to matter stays hot for everyone.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+# A call that takes some microseconds is timed many at once, so that the clock's own cost and grain disappear.
+SHORTEST_SAMPLE_NS = 1_000_000
+FEWEST_ROUNDS = 5
+MOST_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median of the samples and the quartiles around it."""
+
+    median_s: float
+    q1_s: float
+    q3_s: float
+    samples: int
+    calls_per_sample: int
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median; 0 when there was only one sample."""
+        return (self.q3_s - self.q1_s) / self.median_s
+
+
+def summarize(samples_s: list[float], calls_per_sample: int) -> Timing:
+    """Median and quartiles of at least one sample."""
+    if len(samples_s) == 1:
+        q1 = q3 = samples_s[0]
+    else:
+        q1, _, q3 = statistics.quantiles(samples_s, n=4, method="inclusive")
+    return Timing(statistics.median(samples_s), q1, q3, len(samples_s), calls_per_sample)
+
+
+def rotations(input_bytes: int, last_level_cache_bytes: int, most: int = 8) -> int:
+    """How many copies of the inputs to take turns with.
+
+    Inputs of up to a sixteenth of the last-level cache are hot in any real model too, and stay so: one copy. Larger
+    ones get as many copies as fill that cache twice, at most `most`.
+    """
+    if input_bytes <= last_level_cache_bytes // 16:
+        return 1
+    return max(1, min(most, math.ceil(2 * last_level_cache_bytes / input_bytes)))
+
+
+def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+    start = time.perf_counter_ns()
+    for turn in range(first_turn, first_turn + calls):
+        call(turn)
+    return time.perf_counter_ns() - start
+
+
+class _Race:
+    """One contender's samples so far."""
+
+    def __init__(self, call: Callable[[int], object]):
+        self.call = call
+        self.turn = 0
+        self.samples_ns: list[int] = []
+        self.calls = 1
+        self.first_ns = self._run(1)  # warm-up; also tells how long a call takes
+        if self.first_ns < SHORTEST_SAMPLE_NS:
+            warm_ns = min(self._run(1) for _ in range(3))
+            self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
+
+    def _run(self, calls: int) -> int:
+        elapsed = _sample_ns(self.call, self.turn, calls)
+        self.turn += calls
+        return elapsed
+
+    def sample(self) -> None:
+        self.samples_ns.append(self._run(self.calls))
+
+    def timing(self) -> Timing:
+        return summarize([ns / self.calls * 1e-9 for ns in self.samples_ns], self.calls)
+
+
+def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> dict[str, Timing | Exception]:
+    """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn.
+
+    Goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and at most MOST_ROUNDS. A contender
+    whose one call outlasts the whole budget is sampled once (its `samples` says so), not five times. One that raises
+    is out, and its exception takes the place of its timing.
+    """
+    results: dict[str, Timing | Exception] = {}
+    races: dict[str, _Race] = {}
+    for name, call in calls.items():
+        try:
+            races[name] = _Race(call)
+        except Exception as error:  # the table shows it
+            results[name] = error
+    order = list(races)
+    collected = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for round_number in range(MOST_ROUNDS):
+            out_of_time = time.perf_counter() - start > budget_s
+            runners = [name for name in order if not (races[name].first_ns * 1e-9 > budget_s and round_number > 0)]
+            if not runners or (out_of_time and round_number >= FEWEST_ROUNDS):
+                break
+            for name in runners:
+                try:
+                    races[name].sample()
+                except Exception as error:
+                    results[name] = error
+                    order = [other for other in order if other != name]
+            order = order[1:] + order[:1]  # nobody always runs in another's wake
+    finally:
+        if collected:
+            gc.enable()
+    for name, race in races.items():
+        if name not in results:
+            results[name] = race.timing()
+    return {name: results[name] for name in calls}

@@ -1,0 +1,56 @@
+"""The ceilings that a benchmark divides by, measured on this machine at the start of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bigmodel_kernels import _C
+from bigmodel_kernels.machine import this_machine
+
+FMA_SECONDS = 0.3
+READ_SECONDS = 0.6
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine reaches at most with this many threads: fp32 multiply-add FLOP/s and bytes/s read."""
+
+    threads: int
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def thread_counts(threads: int) -> list[int]:
+    """1, 2, 4 ... and `threads` itself."""
+    counts = [1]
+    while counts[-1] * 2 < threads:
+        counts.append(counts[-1] * 2)
+    return counts if threads == 1 else [*counts, threads]
+
+
+def measure_ceilings(threads: int, progress: Callable[[str], None] = lambda text: None) -> list[Ceiling]:
+    """Measures with 1, 2, 4 ... `threads` threads, on the widest CPU target that the machine runs.
+
+    The multiply-adds are independent chains in registers: no library's GEMM stands in for the peak. The read is of a
+    buffer of eight last-level caches (256 MiB at least, 1 GiB at most), so it is the memory's bandwidth.
+    """
+    buffer_bytes = min(max(8 * this_machine().last_level_cache_bytes, 256 << 20), 1 << 30)
+    active_target, active_threads = _C.cpu_target(), torch.get_num_threads()
+    ceilings = []
+    _C.set_cpu_target(_C.supported_cpu_targets()[0])
+    torch.set_num_threads(threads)
+    try:
+        for count in thread_counts(threads):
+            progress(f"measuring this machine's ceilings, {count} thread{'s' if count > 1 else ''}")
+            ceilings.append(
+                Ceiling(
+                    count,
+                    _C.fma_peak_flops(count, FMA_SECONDS),
+                    _C.read_bandwidth(count, buffer_bytes, READ_SECONDS),
+                )
+            )
+    finally:
+        torch.set_num_threads(active_threads)
+        _C.set_cpu_target(active_target)
+    return ceilings

@@ -1,0 +1,187 @@
+"""A record as tables: for the terminal, and as Markdown for documents."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bigmodel_kernels.machine import format_bytes
+
+from .machine import Ceiling
+from .record import Record
+from .run import Result, Row
+
+# Wide enough for every column; used where the output is not a terminal (a file, a pipe, a CI log).
+PLAIN_WIDTH = 168
+# Differences below this are noise on a shared machine, and are coloured as a tie.
+TIE = 0.03
+
+LEGEND = (
+    "ms: median ± half the interquartile range. % peak: of the measured fp32 multiply-add peak (c), or of the memory's "
+    "read bandwidth (m) where that is the limit. error: largest deviation from float64 over the largest value, output "
+    "and gradients. memory: most MiB held during a call beyond its inputs, outputs and gradients included."
+)
+COLUMNS = (
+    "op", "shape", "dtype", "pass", "ours ms", "torch ms", "speed-up", "GFLOP/s", "GB/s", "% peak",
+    "error ours", "torch", "MiB ours", "torch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table as text, one entry per column; `speed_up` for its colour; failures as footnotes."""
+
+    cells: tuple[str, ...]
+    speed_up: float | None
+    failures: tuple[str, ...]
+
+
+def line_of(row: Row, ceiling: Ceiling) -> Line:
+    """Renders a row. Rates and percentages are ours."""
+    ours, peer = row.results["ours"], row.results.get("torch", Result())
+    ratio = speed_up(row)
+    cells = [row.op, row.shape, row.dtype, row.pass_name, _milliseconds(ours), _milliseconds(peer)]
+    cells.append("" if ratio is None else f"{ratio:.2f}x")
+    if ours.timing:
+        seconds = ours.timing.median_s
+        percent, limit = percent_of_peak(row, ceiling)
+        cells += [_short(row.flops / seconds / 1e9), _short(row.bytes / seconds / 1e9), f"{percent:.0f} {limit}"]
+    else:
+        cells += ["", "", ""]
+    cells += [_error(ours), _error(peer), _mebibytes(ours), _mebibytes(peer)]
+    failures = tuple(f"{name}: {result.failure}" for name, result in row.results.items() if result.failure)
+    return Line(tuple(cells), ratio, failures)
+
+
+def speed_up(row: Row) -> float | None:
+    """How many times faster than torch's our median is; None where one of them failed."""
+    ours, peer = row.results["ours"], row.results.get("torch", Result())
+    return peer.timing.median_s / ours.timing.median_s if ours.timing and peer.timing else None
+
+
+def percent_of_peak(row: Row, ceiling: Ceiling) -> tuple[float, str]:
+    """Least possible time over ours in percent, and what bounds it: "c" computing, "m" memory."""
+    compute_s, memory_s = row.flops / ceiling.flops_per_s, row.bytes / ceiling.bytes_per_s
+    least_s, limit = max((compute_s, "c"), (memory_s, "m"))
+    return 100 * least_s / row.results["ours"].timing.median_s, limit
+
+
+def heading(record: Record) -> list[str]:
+    """What the rows were measured on, as lines of text."""
+    machine, versions = record.machine, record.versions
+    ceilings = "; ".join(
+        f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}: {ceiling.flops_per_s / 1e9:.0f} GFLOP/s, "
+        f"{ceiling.bytes_per_s / 1e9:.1f} GB/s"
+        for ceiling in record.ceilings
+    )
+    memory = f", {format_bytes(machine.memory_bytes)} memory" if machine.memory_bytes else ""
+    return [
+        f"{machine.processor}, {machine.usable_cores} cores, {machine.describe_caches()}{memory}",
+        f"measured ceilings (fp32 multiply-add, memory read): {ceilings}",
+        f"CPU target {record.cpu_target}, {record.threads} threads, bigmodel_kernels {versions['bigmodel_kernels']}, "
+        f"torch {versions['torch']}, Python {versions['python']}, {machine.system}, "
+        f"commit {record.commit or 'unknown'}, {record.created}",
+    ]
+
+
+def summary(rows: Iterable[Row]) -> list[str]:
+    """Per op and dtype the geometric mean of the speed-ups; then what was slower, and what failed."""
+    rows = list(rows)
+    lines = []
+    for (op, dtype), group in groupby(sorted(rows, key=lambda row: (row.op, row.dtype)), lambda r: (r.op, r.dtype)):
+        ratios = [ratio for ratio in map(speed_up, group) if ratio is not None]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            lines.append(f"{op} {dtype}: {mean:.2f}x as fast as torch (geometric mean of {len(ratios)} rows)")
+    slower = [row for row in rows if (speed_up(row) or 1) < 1]
+    lines.append(f"slower than torch: {len(slower)} of {len(rows)} rows")
+    lines += [f"  {' '.join(row.key)}: {speed_up(row):.2f}x" for row in sorted(slower, key=speed_up)]
+    failed = [(row, name, result) for row in rows for name, result in row.results.items() if result.failure]
+    lines.append(f"failed: {len(failed)}")
+    lines += [f"  {' '.join(row.key)}, {name}: {result.failure}" for row, name, result in failed]
+    return lines
+
+
+def print_heading(record: Record, console: Console) -> None:
+    """Prints `heading` and the legend."""
+    for line in heading(record):
+        console.print(line, highlight=False)
+    console.print(LEGEND, style="dim", highlight=False)
+
+
+def print_rows(rows: Iterable[Row], ceiling: Ceiling, console: Console) -> None:
+    """Prints one table of these rows; whatever failed is named below it."""
+    table = Table(caption_justify="left", header_style="bold")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in COLUMNS[:4] else "right", no_wrap=True)
+    notes: list[str] = []
+    previous: Row | None = None
+    for row in rows:
+        line = line_of(row, ceiling)
+        if previous and (previous.dtype, previous.op) != (row.dtype, row.op):
+            table.add_section()
+        cells = [Text(cell) for cell in line.cells]
+        cells[COLUMNS.index("speed-up")].stylize(_colour(line.speed_up))
+        for position, name in ((COLUMNS.index("ours ms"), "ours"), (COLUMNS.index("torch ms"), "torch")):
+            failure = row.results.get(name, Result()).failure
+            if failure:
+                notes.append(f"[{len(notes) + 1}] {' '.join(row.key)}, {name}: {failure}")
+                cells[position] = Text(f"failed [{len(notes)}]", style="red")
+        table.add_row(*cells)
+        previous = row
+    table.caption = Text("\n".join(notes), style="red") if notes else None
+    console.print(table)
+
+
+def markdown(record: Record) -> str:
+    """Heading, legend and all rows, as a Markdown document's section."""
+    lines = [*(f"- {line}" for line in heading(record)), f"- {LEGEND}", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 4 + "---:|" * (len(COLUMNS) - 4)]
+    for row in record.rows:
+        line = line_of(row, record.ceiling)
+        cells = list(line.cells)
+        if line.failures:
+            cells[COLUMNS.index("torch ms")] += " " + "; ".join(line.failures)
+        lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def report_console() -> Console:
+    """A console that wraps no row where nobody can widen it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _milliseconds(result: Result) -> str:
+    if result.timing is None:
+        return "failed" if result.failure else ""
+    timing = result.timing
+    spread = "   once" if timing.samples == 1 else f"± {50 * timing.spread:3.0f} %"
+    return f"{_short(1e3 * timing.median_s)} {spread}"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _error(result: Result) -> str:
+    return "" if result.error is None else f"{result.error:.0e}"
+
+
+def _mebibytes(result: Result) -> str:
+    return "" if result.peak_extra_bytes is None else f"{result.peak_extra_bytes / (1 << 20):.1f}"
+
+
+def _colour(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio >= 1 + TIE:
+        return "green"
+    return "yellow" if ratio >= 1 - TIE else "bold red"

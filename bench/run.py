@@ -1,0 +1,151 @@
+"""Runs a case: every contender's time, error against float64 and peak extra memory, in one row."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from bigmodel_kernels.machine import this_machine
+
+from .case import Case, Function, Inputs
+from .harness import Timing, measure, rotations
+from .memory import peak_extra_bytes
+
+
+@dataclass
+class Result:
+    """What one contender achieved; `failure` says why where it did not."""
+
+    timing: Timing | None = None
+    error: float | None = None
+    peak_extra_bytes: int | None = None
+    failure: str | None = None
+
+    def fail(self, error: Exception) -> None:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        self.failure = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        self.timing = None
+
+
+@dataclass
+class Row:
+    """A case and its contenders' results, "ours" first."""
+
+    op: str
+    shape: str
+    dtype: str
+    pass_name: str
+    flops: int
+    bytes: int
+    rotations: int
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.op, self.shape, self.dtype, self.pass_name)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict) -> "Row":
+        results = {
+            name: Result(**{**result, "timing": Timing(**result["timing"]) if result["timing"] else None})
+            for name, result in fields["results"].items()
+        }
+        return Row(**{**fields, "results": results})
+
+
+def run_cases(
+    cases: Iterable[Case], budget_s: float, seed: int = 0, on_row: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """Runs the cases one after the other; `on_row` sees each row as it is finished."""
+    rows = []
+    for case in cases:
+        rows.append(run_case(case, budget_s, seed))
+        on_row(rows[-1])
+    return rows
+
+
+def run_case(case: Case, budget_s: float, seed: int = 0) -> Row:
+    """Measures error and memory of each contender in one call each, then times them all against each other."""
+    inputs = case.make_inputs(torch.Generator().manual_seed(seed))
+    copies = rotations(_bytes_of(inputs), this_machine().last_level_cache_bytes)
+    row = Row(case.op, case.shape, case.dtype, case.pass_name, case.flops, case.bytes, copies)
+    truth = _run(case.truth, _float64(_cropped(case, inputs)), case.differentiable)
+    calls = {}
+    for name, function in case.contenders.items():
+        row.results[name] = result = Result()
+        try:
+            calls[name] = _rotating_call(case, function, inputs, copies)
+            outputs: list[dict[str, Tensor]] = []
+            result.peak_extra_bytes = peak_extra_bytes(lambda call=calls[name], kept=outputs: kept.append(call(0)))
+            result.error = _error(_cropped(case, outputs.pop()), truth)
+        except Exception as error:  # stays in the table, with its error
+            calls.pop(name, None)
+            result.fail(error)
+    for name, timing in measure(calls, budget_s).items():
+        if isinstance(timing, Exception):
+            row.results[name].fail(timing)
+        else:
+            row.results[name].timing = timing
+    return row
+
+
+def _rotating_call(case: Case, function: Function, inputs: Inputs, copies: int) -> Callable[[int], dict[str, Tensor]]:
+    """turn -> a call on that turn's own copy of the inputs. No two contenders share a tensor."""
+    sets = [_own_copy(inputs) for _ in range(copies)]
+    return lambda turn: _run(function, sets[turn % copies], case.differentiable)
+
+
+def _run(function: Function, inputs: Inputs, differentiable: tuple[str, ...]) -> dict[str, Tensor]:
+    """One forward call, or one forward and backward call; outputs and gradients by name."""
+    if not differentiable:
+        with torch.no_grad():
+            return _named(function(inputs))
+    leaves = [inputs[name] for name in differentiable]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    outputs = _named(function(inputs))
+    grad_outputs = [inputs[f"grad_{name}"] for name in outputs]
+    gradients = torch.autograd.grad(list(outputs.values()), leaves, grad_outputs)
+    return {name: output.detach() for name, output in outputs.items()} | dict(
+        zip(differentiable, gradients, strict=True)
+    )
+
+
+def _named(outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    if isinstance(outputs, Tensor):
+        return {"output": outputs}
+    return {f"output {index}": output for index, output in enumerate(outputs)}
+
+
+def _error(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """The largest deviation of any output or gradient, relative to the largest true value in the same tensor."""
+    worst = 0.0
+    for name, true in truth.items():
+        deviation = (results[name].double() - true).abs().max().item()
+        if deviation != deviation:
+            return float("nan")
+        worst = max(worst, deviation / true.abs().max().item())
+    return worst
+
+
+def _cropped(case: Case, tensors: Inputs) -> Inputs:
+    return {name: None if tensor is None else case.crop(name, tensor) for name, tensor in tensors.items()}
+
+
+def _float64(inputs: Inputs) -> Inputs:
+    return {
+        name: tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
+
+
+def _own_copy(inputs: Inputs) -> Inputs:
+    return {name: None if tensor is None else tensor.detach().clone() for name, tensor in inputs.items()}
+
+
+def _bytes_of(inputs: Inputs) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)
