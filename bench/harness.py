@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 # A call that takes some microseconds is timed many at once, so that the clock's own cost and grain disappear.
 SHORTEST_SAMPLE_NS = 1_000_000
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
+# A call longer than this many budgets is timed once: its warm-up no longer matters, and more would take minutes.
+BUDGETS_OF_ONE_CALL = 3
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> in
 class _Race:
     """One contender's samples so far."""
 
-    def __init__(self, call: Callable[[int], object]):
+    def __init__(self, call: Callable[[int], object], longest_s: float):
         self.call = call
         self.turn = 0
         self.samples_ns: list[int] = []
         self.calls = 1
-        self.first_ns = self._run(1)  # warm-up; also tells how long a call takes
-        if self.first_ns < SHORTEST_SAMPLE_NS:
+        first_ns = self._run(1)  # warm-up; also tells how long a call takes
+        self.is_slow = first_ns * 1e-9 > longest_s
+        if self.is_slow:
+            self.samples_ns.append(first_ns)
+        elif first_ns < SHORTEST_SAMPLE_NS:
             warm_ns = min(self._run(1) for _ in range(3))
             self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
 
@@ -89,35 +94,22 @@ class _Race:
 def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> dict[str, Timing | Exception]:
     """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn.
 
-    Goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and at most MOST_ROUNDS. A contender
-    whose one call outlasts the whole budget is sampled once (its `samples` says so), not five times. One that raises
-    is out, and its exception takes the place of its timing.
+    After one call of each to warm up, goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and
+    at most MOST_ROUNDS. A contender whose warm-up call takes longer than BUDGETS_OF_ONE_CALL budgets is not called
+    again: that call is its only sample. One that raises is out, and its exception takes the place of its timing.
     """
     results: dict[str, Timing | Exception] = {}
     races: dict[str, _Race] = {}
     for name, call in calls.items():
         try:
-            races[name] = _Race(call)
+            races[name] = _Race(call, BUDGETS_OF_ONE_CALL * budget_s)
         except Exception as error:  # the table shows it
             results[name] = error
-    order = list(races)
     collected = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
-        for round_number in range(MOST_ROUNDS):
-            out_of_time = time.perf_counter() - start > budget_s
-            runners = [name for name in order if not (races[name].first_ns * 1e-9 > budget_s and round_number > 0)]
-            if not runners or (out_of_time and round_number >= FEWEST_ROUNDS):
-                break
-            for name in runners:
-                try:
-                    races[name].sample()
-                except Exception as error:
-                    results[name] = error
-                    order = [other for other in order if other != name]
-            order = order[1:] + order[:1]  # nobody always runs in another's wake
+        _go_round({name: race for name, race in races.items() if not race.is_slow}, budget_s, results)
     finally:
         if collected:
             gc.enable()
@@ -125,3 +117,19 @@ def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> di
         if name not in results:
             results[name] = race.timing()
     return {name: results[name] for name in calls}
+
+
+def _go_round(races: dict[str, _Race], budget_s: float, results: dict[str, Timing | Exception]) -> None:
+    """Samples the contenders in turn until the time is up; one that raises goes to `results` and leaves."""
+    start = time.perf_counter()
+    order = list(races)
+    for round_number in range(MOST_ROUNDS):
+        if round_number >= FEWEST_ROUNDS and time.perf_counter() - start > budget_s:
+            return
+        for name in tuple(order):
+            try:
+                races[name].sample()
+            except Exception as error:
+                results[name] = error
+                order.remove(name)
+        order = order[1:] + order[:1]  # nobody always runs in another's wake

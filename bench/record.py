@@ -47,7 +47,7 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         fields = asdict(self) | {"format": FORMAT, "rows": [row.to_json() for row in self.rows]}
-        unfinished.write_text(json.dumps(fields, indent=1) + "\n")
+        unfinished.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n")
         os.replace(unfinished, path)
 
 

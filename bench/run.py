@@ -1,5 +1,6 @@
 """Runs a case: every contender's time, error against float64 and peak extra memory, in one row."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
@@ -126,8 +127,8 @@ def _error(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     worst = 0.0
     for name, true in truth.items():
         deviation = (results[name].double() - true).abs().max().item()
-        if deviation != deviation:
-            return float("nan")
+        if not math.isfinite(deviation):
+            raise ArithmeticError(f"{name} is NaN or infinite where float64 is not")
         worst = max(worst, deviation / true.abs().max().item())
     return worst
 

@@ -1,0 +1,72 @@
+"""Everything that decides how a training run goes."""
+
+from dataclasses import dataclass, fields
+
+INPUTS = ("rows", "patches", "pixels")
+DTYPES = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What is trained, on what, and how. Two runs of equal options compute equal losses.
+
+    inputs: how an 8x8 image becomes a sequence: "rows", 8 vectors of 8 pixels; "patches", 16 vectors of 2x2 pixels;
+        "pixels", 64 tokens, each the pixel's intensity (0 to 16), looked up in the vocabulary.
+    vocabulary, width, heads, classes, layers, hidden, activation, gate, head, dropout: as SequenceClassifier takes
+        them; gate "none" is no gate.
+    learning_rate: Adam's, reached after `warmup` steps and then multiplied by `decay` after every epoch.
+    noise: standard deviation of what is added to the training pixels (which lie in 0 to 1); not used with "pixels".
+    epochs: at most; the run ends earlier once the loss has not fallen by a hundredth for `patience` epochs.
+    dtype: "fp32", or "bf16" by torch.autocast.
+    samples: how many of the images to use, of 1797; a fifth of them is held out.
+    seed: of the parameters, the order of the batches and the noise. The split has a seed of its own.
+    compare: trains the same model of torch.nn's own modules beside it.
+    """
+
+    inputs: str = "rows"
+    vocabulary: int = 1000
+    width: int = 512
+    heads: int = 8
+    classes: int = 10
+    layers: int = 1
+    hidden: int = 512
+    activation: str = "relu"
+    gate: str = "input"
+    head: str = "concat"
+    dropout: float = 0.0
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    decay: float = 0.9
+    batch: int = 32
+    noise: float = 0.2
+    epochs: int = 100
+    patience: int = 5
+    dtype: str = "fp32"
+    samples: int = 1797
+    seed: int = 0
+    split_seed: int = 0
+    compare: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("inputs", INPUTS), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"[train] {name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        for name in ("vocabulary", "width", "heads", "layers", "hidden", "batch", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"[train] {name} is {getattr(self, name)}: expected at least 1")
+        if self.classes < 10:
+            raise ValueError(f"[train] classes is {self.classes}: expected at least 10, there are ten digits")
+        if self.inputs == "pixels" and self.vocabulary < 17:
+            raise ValueError(f"[train] vocabulary is {self.vocabulary}: expected at least 17, the pixels' intensities")
+        if not 10 <= self.samples <= 1797:
+            raise ValueError(f"[train] samples is {self.samples}: expected 10 to 1797")
+        if not (self.learning_rate > 0 and 0 < self.decay <= 1 and self.warmup >= 0 and self.noise >= 0):
+            raise ValueError(
+                "[train] expected learning_rate > 0, 0 < decay <= 1, warmup >= 0 and noise >= 0, got "
+                f"{self.learning_rate}, {self.decay}, {self.warmup} and {self.noise}"
+            )
+
+    def differences(self, other: "TrainingOptions") -> list[str]:
+        """Names of the options that make `other` another run; the number of epochs does not."""
+        names = [field.name for field in fields(self) if field.name != "epochs"]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
