@@ -10,6 +10,7 @@ Inputs = dict[str, Tensor | None]
 Function = Callable[[Inputs], Tensor | tuple[Tensor, ...]]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LONG_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def _uncropped(name: str, tensor: Tensor) -> Tensor:

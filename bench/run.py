@@ -72,7 +72,7 @@ def run_cases(
 def run_case(case: Case, budget_s: float, seed: int = 0) -> Row:
     """Measures error and memory of each contender in one call each, then times them all against each other."""
     inputs = case.make_inputs(torch.Generator().manual_seed(seed))
-    copies = rotations(_bytes_of(inputs), this_machine().last_level_cache_bytes)
+    copies = _rotations(inputs)
     row = Row(case.op, case.shape, case.dtype, case.pass_name, case.flops, case.bytes, copies)
     truth = _run(case.truth, _float64(_cropped(case, inputs)), case.differentiable)
     calls = {}
@@ -94,10 +94,23 @@ def run_case(case: Case, budget_s: float, seed: int = 0) -> Row:
     return row
 
 
+def rotating_calls(case: Case, generator: torch.Generator) -> dict[str, Callable[[int], dict[str, Tensor]]]:
+    """By contender: turn -> a call on that turn's inputs, its outputs and gradients by name."""
+    inputs = case.make_inputs(generator)
+    return {
+        name: _rotating_call(case, function, inputs, _rotations(inputs)) for name, function in case.contenders.items()
+    }
+
+
 def _rotating_call(case: Case, function: Function, inputs: Inputs, copies: int) -> Callable[[int], dict[str, Tensor]]:
-    """turn -> a call on that turn's own copy of the inputs. No two contenders share a tensor."""
+    """No two contenders share a tensor: one that rearranged its weights would spoil the other's."""
     sets = [_own_copy(inputs) for _ in range(copies)]
     return lambda turn: _run(function, sets[turn % copies], case.differentiable)
+
+
+def _rotations(inputs: Inputs) -> int:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)
+    return rotations(size, this_machine().last_level_cache_bytes)
 
 
 def _run(function: Function, inputs: Inputs, differentiable: tuple[str, ...]) -> dict[str, Tensor]:
@@ -146,7 +159,3 @@ def _float64(inputs: Inputs) -> Inputs:
 
 def _own_copy(inputs: Inputs) -> Inputs:
     return {name: None if tensor is None else tensor.detach().clone() for name, tensor in inputs.items()}
-
-
-def _bytes_of(inputs: Inputs) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)

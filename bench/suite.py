@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from . import bench_add_norm, bench_attention, bench_attention_weights, bench_feed_forward, bench_linear, bench_nn
-from .case import DTYPES, Case
+from .case import DTYPES, LONG_NAMES, Case
 from .machine import measure_ceilings
 from .record import Record, new_record
 from .run import Row, run_case
@@ -26,14 +26,15 @@ FULL_BUDGET_S = 3.0
 
 
 def select(ops: Sequence[str] = (), dtypes: Sequence[str] = (), quick: bool = False) -> list[Case]:
-    """The cases of these ops (none named: all) in these dtypes (none named: all).
+    """The cases of these ops (none named: all) in these dtypes (none named: all), by our short names or torch's.
 
-    Raises ValueError for a name that is none of ours.
+    Raises ValueError for a name that is none of these.
     """
+    dtypes = [LONG_NAMES.get(dtype, dtype) for dtype in dtypes]
     for name, known in (*((op, OPS) for op in ops), *((dtype, DTYPES) for dtype in dtypes)):
         if name not in known:
             raise ValueError(f"[bench] {name!r} is unknown: expected one of {', '.join(known)}")
-    return [case for op in ops or OPS for case in OPS[op].cases(quick, list(dtypes or DTYPES))]
+    return [case for op in ops or OPS for case in OPS[op].cases(quick, dtypes or list(DTYPES))]
 
 
 def run_suite(

@@ -79,7 +79,9 @@ def _processor() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     name = fields.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in fields and "model" in fields:
-        return f"{name} (family {fields['cpu family']}, model {fields['model']}, stepping {fields.get('stepping', '?')})"
+        return (
+            f"{name} (family {fields['cpu family']}, model {fields['model']}, stepping {fields.get('stepping', '?')})"
+        )
     if "CPU implementer" in fields:
         return f"{name} (implementer {fields['CPU implementer']}, part {fields.get('CPU part', '?')})"
     return name

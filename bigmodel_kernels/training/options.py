@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields
 
-INPUTS = ("rows", "patches", "pixels")
+INPUTS = ("patches", "pixels")
+PATCHES = ("1x8", "2x2", "2x4", "4x4")
 DTYPES = ("fp32", "bf16")
 
 
@@ -10,20 +11,22 @@ DTYPES = ("fp32", "bf16")
 class TrainingOptions:
     """What is trained, on what, and how. Two runs of equal options compute equal losses.
 
-    inputs: how an 8x8 image becomes a sequence: "rows", 8 vectors of 8 pixels; "patches", 16 vectors of 2x2 pixels;
-        "pixels", 64 tokens, each the pixel's intensity (0 to 16), looked up in the vocabulary.
+    inputs: how an 8x8 image becomes a sequence: "patches", one vector per patch of its pixels; "pixels", 64 tokens,
+        each the pixel's intensity (0 to 16), looked up in the vocabulary.
+    patch: height x width: "1x8" (rows), "2x2", "2x4" or "4x4"; not used with "pixels".
     vocabulary, width, heads, classes, layers, hidden, activation, gate, head, dropout: as SequenceClassifier takes
         them; gate "none" is no gate.
     learning_rate: Adam's, reached after `warmup` steps and then multiplied by `decay` after every epoch.
-    noise: standard deviation of what is added to the training pixels (which lie in 0 to 1); not used with "pixels".
+    distortion: how much the training images are turned, stretched, sheared and shifted at random; 0: not at all.
     epochs: at most; the run ends earlier once the loss has not fallen by a hundredth for `patience` epochs.
     dtype: "fp32", or "bf16" by torch.autocast.
     samples: how many of the images to use, of 1797; a fifth of them is held out.
-    seed: of the parameters, the order of the batches and the noise. The split has a seed of its own.
+    seed: of the parameters, the order of the batches and the distortion. The split has a seed of its own.
     compare: trains the same model of torch.nn's own modules beside it.
     """
 
-    inputs: str = "rows"
+    inputs: str = "patches"
+    patch: str = "4x4"
     vocabulary: int = 1000
     width: int = 512
     heads: int = 8
@@ -38,7 +41,7 @@ class TrainingOptions:
     warmup: int = 50
     decay: float = 0.9
     batch: int = 32
-    noise: float = 0.2
+    distortion: float = 1.0
     epochs: int = 100
     patience: int = 5
     dtype: str = "fp32"
@@ -48,7 +51,7 @@ class TrainingOptions:
     compare: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("inputs", INPUTS), ("dtype", DTYPES)):
+        for name, allowed in (("inputs", INPUTS), ("patch", PATCHES), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"[train] {name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("vocabulary", "width", "heads", "layers", "hidden", "batch", "epochs", "patience"):
@@ -60,10 +63,10 @@ class TrainingOptions:
             raise ValueError(f"[train] vocabulary is {self.vocabulary}: expected at least 17, the pixels' intensities")
         if not 10 <= self.samples <= 1797:
             raise ValueError(f"[train] samples is {self.samples}: expected 10 to 1797")
-        if not (self.learning_rate > 0 and 0 < self.decay <= 1 and self.warmup >= 0 and self.noise >= 0):
+        if not (self.learning_rate > 0 and 0 < self.decay <= 1 and self.warmup >= 0 and self.distortion >= 0):
             raise ValueError(
-                "[train] expected learning_rate > 0, 0 < decay <= 1, warmup >= 0 and noise >= 0, got "
-                f"{self.learning_rate}, {self.decay}, {self.warmup} and {self.noise}"
+                "[train] expected learning_rate > 0, 0 < decay <= 1, warmup >= 0 and distortion >= 0, got "
+                f"{self.learning_rate}, {self.decay}, {self.warmup} and {self.distortion}"
             )
 
     def differences(self, other: "TrainingOptions") -> list[str]:

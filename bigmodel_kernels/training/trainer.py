@@ -1,9 +1,9 @@
 """The training loop: Adam on cross-entropy, one model or two in step with each other, stoppable and resumable at any
 step.
 
-Nothing in a step depends on the steps before it but parameters, optimizer state and torch's generator, which all are in
-the checkpoint: the order of an epoch's batches and the noise on a batch come from generators seeded by (seed, epoch) and
-(seed, epoch, step). That is why a resumed run computes the same losses, bit for bit, as one that was never interrupted.
+Nothing in a step depends on the steps before it but parameters, optimizer state and torch's generator, which are all in
+the checkpoint: the order of an epoch's batches and the distortion of a batch come from generators seeded by (seed, epoch)
+and (seed, epoch, step). That is why a resumed run computes the same losses, bit for bit, as an uninterrupted one.
 """
 
 import signal
@@ -22,12 +22,11 @@ from torch import Tensor
 from bigmodel_kernels.models import SequenceClassifier
 
 from .checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint, tensors_of
-from .digits import load_digits, tokens_of
+from .digits import distorted, load_digits, tokens_of
 from .options import TrainingOptions
 
 # How each contestant computes: its name here is SequenceClassifier's word for it.
 OURS, TORCH = "bigmodel", "torch"
-_PATCH = {"rows": (1, 8), "patches": (2, 2)}
 
 
 class Stopped(Exception):
@@ -70,7 +69,7 @@ class Contestant:
             head=options.head,
             dropout=options.dropout,
             image=None if options.inputs == "pixels" else (1, 8, 8),
-            patch=_PATCH.get(options.inputs, (1, 1)),
+            patch=tuple(int(side) for side in options.patch.split("x")),
             compute=compute,
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate, fused=True)
@@ -169,7 +168,9 @@ class Trainer:
         saved = load_checkpoint(self.checkpoint)
         trained_with = TrainingOptions(**saved.facts["options"])
         if different := self.options.differences(trained_with):
-            sentences = [f"{name} {getattr(trained_with, name)}, not {getattr(self.options, name)}" for name in different]
+            sentences = [
+                f"{name} {getattr(trained_with, name)}, not {getattr(self.options, name)}" for name in different
+            ]
             raise ValueError(f"[train] {self.checkpoint} was trained with {'; '.join(sentences)}")
         facts = saved.facts["progress"]
         self.progress = Progress(**{**facts, "epochs": [Epoch(**epoch) for epoch in facts["epochs"]]})
@@ -186,9 +187,8 @@ class Trainer:
         order = torch.randperm(len(self.data.labels), generator=_generator(options.seed, progress.epoch))
         for indices in order.split(options.batch)[progress.step :]:
             images = self.data.images[indices]
-            if options.noise and options.inputs != "pixels":
-                generator = _generator(options.seed, progress.epoch, progress.step)
-                images = images + options.noise * torch.randn(images.shape, generator=generator)
+            if options.distortion:
+                images = distorted(images, options.distortion, _generator(options.seed, progress.epoch, progress.step))
             yield self._inputs(images), self.data.labels[indices]
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
@@ -232,7 +232,7 @@ def _autocast(dtype: str) -> torch.autocast:
 
 @contextmanager
 def _interrupt_asked() -> Iterator[threading.Event]:
-    """Inside, a first Ctrl-C only sets the event, so that a step is never cut in two; a second one interrupts at once."""
+    """Inside, a first Ctrl-C only sets the event, so that no step is cut in two; a second one interrupts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
         yield asked

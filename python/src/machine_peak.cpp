@@ -1,12 +1,15 @@
 // Times the peak loops of csrc/cpu/peak.cpp on the threads that kernels use. The best of many short slices counts: a
-// ceiling is what the machine can do, and whatever else ran meanwhile only lowers a slice.
+// ceiling is what the machine can do, and whatever else runs meanwhile only lowers a slice.
 #include "machine_peak.h"
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
-#include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bigmodel/parallel.h"
 #include "cpu/cpu.h"
@@ -26,69 +29,76 @@ void check(const std::string& op, int threads, double seconds) {
   if (!(seconds > 0)) throw std::invalid_argument("[" + op + "] seconds must be positive");
 }
 
+// Arithmetic shares nothing between cores, so each thread keeps its own best slice, and the sum of these is the peak:
+// slices short enough to fall between other programs' turns, with no waiting for each other.
 double fma_peak_flops(int threads, double seconds) {
   check("fma_peak_flops", threads, seconds);
-  const cpu::KernelTable& kernels = cpu::kernels();
-  constexpr std::int64_t rounds = 1'000'000;  // some milliseconds: waking the threads costs microseconds
-  struct Slice {
+  struct Run {
     const cpu::KernelTable* kernels;
-    std::int64_t flops_per_worker;
-  } slice = {&kernels, 0};
-  double best = 0;
-  const auto start = Clock::now();
-  while (seconds_since(start) < seconds) {
-    const auto slice_start = Clock::now();
-    run_workers(
-        threads,
-        [](void* context, int worker) {
-          Slice& slice = *static_cast<Slice*>(context);
-          float sum = 0;
-          const std::int64_t flops = slice.kernels->peak_multiply_add(rounds, 0.9999f, &sum);
-          if (worker == 0) slice.flops_per_worker = flops;
-        },
-        &slice);
-    const double rate = static_cast<double>(slice.flops_per_worker) * threads / seconds_since(slice_start);
-    if (rate > best) best = rate;
-  }
-  return best;
-}
-
-double read_bandwidth(int threads, std::int64_t bytes, double seconds) {
-  check("read_bandwidth", threads, seconds);
-  const std::int64_t words_per_worker = bytes / 8 / threads;
-  if (words_per_worker < 1) throw std::invalid_argument("[read_bandwidth] bytes must be at least 8 per thread");
-  struct Buffer {
-    const cpu::KernelTable* kernels;
-    std::unique_ptr<std::uint64_t[]> words;
-    std::int64_t words_per_worker;
-    std::uint64_t* part(int worker) const { return words.get() + worker * words_per_worker; }
-  } buffer = {&cpu::kernels(), nullptr, words_per_worker};
-  buffer.words.reset(new std::uint64_t[static_cast<std::size_t>(words_per_worker * threads)]);
-  // Each worker writes its part first: pages are then real, and near the core that reads them.
+    double seconds;
+    std::vector<double> best;
+  } run = {&cpu::kernels(), seconds, std::vector<double>(threads)};
   run_workers(
       threads,
       [](void* context, int worker) {
-        Buffer& buffer = *static_cast<Buffer*>(context);
-        std::uint64_t* part = buffer.part(worker);
-        for (std::int64_t word = 0; word < buffer.words_per_worker; ++word)
-          part[word] = static_cast<std::uint64_t>(word);
+        Run& run = *static_cast<Run*>(context);
+        constexpr std::int64_t rounds = 100'000;  // a fraction of a millisecond
+        float sum = 0;
+        const auto start = Clock::now();
+        do {
+          const auto slice_start = Clock::now();
+          const std::int64_t flops = run.kernels->peak_multiply_add(rounds, 0.9999f, &sum);
+          const double rate = static_cast<double>(flops) / seconds_since(slice_start);
+          if (rate > run.best[worker]) run.best[worker] = rate;
+        } while (seconds_since(start) < run.seconds);
       },
-      &buffer);
+      &run);
+  return std::accumulate(run.best.begin(), run.best.end(), 0.0);
+}
+
+// Cores share the memory, so what counts is what all threads read together: each reads on and on through its own part
+// and adds to one sum, and thread 0 looks at the sum every few milliseconds. The best interval is the bandwidth.
+struct BandwidthRun {
+  const cpu::KernelTable* kernels;
+  double seconds;
+  std::int64_t chunk_words;      // small beside an interval, large beside an addition to the sum
+  std::int64_t chunks_per_part;  // of one thread
+  std::unique_ptr<std::uint64_t[]> words;
+  std::atomic<std::int64_t> bytes_read{0};
   double best = 0;
-  const auto start = Clock::now();
-  while (seconds_since(start) < seconds) {
-    const auto slice_start = Clock::now();
-    run_workers(
-        threads,
-        [](void* context, int worker) {
-          Buffer& buffer = *static_cast<Buffer*>(context);
-          buffer.kernels->peak_read(buffer.part(worker), buffer.words_per_worker);
-        },
-        &buffer);
-    const double rate = static_cast<double>(words_per_worker) * 8 * threads / seconds_since(slice_start);
-    if (rate > best) best = rate;
+
+  void read(int worker) {
+    constexpr double interval = 0.005;
+    std::uint64_t* part = words.get() + worker * chunks_per_part * chunk_words;
+    std::fill_n(part, chunks_per_part * chunk_words, std::uint64_t{1});  // pages are then real, and near this core
+    const auto start = Clock::now();
+    auto interval_start = start;
+    std::int64_t read_before = bytes_read.load();
+    for (std::int64_t chunk = 0; seconds_since(start) < seconds; chunk = (chunk + 1) % chunks_per_part) {
+      kernels->peak_read(part + chunk * chunk_words, chunk_words);
+      bytes_read += chunk_words * 8;
+      if (const double elapsed = seconds_since(interval_start); worker == 0 && elapsed >= interval) {
+        const std::int64_t read_now = bytes_read.load();
+        best = std::max(best, static_cast<double>(read_now - read_before) / elapsed);
+        interval_start = Clock::now();
+        read_before = read_now;
+      }
+    }
   }
-  return best;
+};
+
+double read_bandwidth(int threads, std::int64_t bytes, double seconds) {
+  check("read_bandwidth", threads, seconds);
+  constexpr std::int64_t chunk_words = 1 << 13;
+  const std::int64_t chunks = bytes / 8 / chunk_words / threads;
+  if (chunks < 1 || seconds < 0.02) {
+    throw std::invalid_argument("[read_bandwidth] expected at least " + std::to_string(chunk_words * 8 * threads) +
+                                " bytes and 0.02 seconds");
+  }
+  BandwidthRun run = {&cpu::kernels(), seconds, chunk_words, chunks, nullptr};
+  run.words.reset(new std::uint64_t[static_cast<std::size_t>(chunk_words * chunks * threads)]);
+  run_workers(threads, [](void* context, int worker) { static_cast<BandwidthRun*>(context)->read(worker); }, &run);
+  return run.best;
 }
 
 }  // namespace
