@@ -44,7 +44,7 @@ def tokens_of(images: Tensor) -> Tensor:
 
 
 def distorted(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Each image [n, 1, 8, 8] a little turned, stretched, sheared and shifted, as another hand would have written it."""
+    """Each image [n, 1, 8, 8] a little turned, stretched, sheared and shifted, as by another hand."""
 
     def at_most(limit: float) -> Tensor:
         return (torch.rand(len(images), generator=generator) * 2 - 1) * limit * strength

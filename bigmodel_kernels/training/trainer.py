@@ -1,8 +1,8 @@
 """The training loop: Adam on cross-entropy, one model or two in step with each other, stoppable and resumable at any
 step.
 
-Nothing in a step depends on the steps before it but parameters, optimizer state and torch's generator, which are all in
-the checkpoint: the order of an epoch's batches and the distortion of a batch come from generators seeded by (seed, epoch)
+Nothing in a step depends on the steps before it but parameters, optimizer state and torch's generator, which all are in
+the checkpoint: the order of an epoch's batches and a batch's distortion come from generators seeded by (seed, epoch)
 and (seed, epoch, step). That is why a resumed run computes the same losses, bit for bit, as an uninterrupted one.
 """
 
