@@ -53,7 +53,7 @@ struct DropoutFactor {
 
 // Dropout factors of `columns` columns of one vector of rows (lane l: row rows.lane[l] of head heads.lane[l]), columns
 // down the memory: factors[(column - first_column) * stride + l].
-static __attribute__((noinline)) void dropout_factors(const Dropout& dropout, std::int64_t batch,
+static __attribute__((noinline, unused)) void dropout_factors(const Dropout& dropout, std::int64_t batch,
                                                       const PhiloxWord& heads, const PhiloxWord& rows,
                                                       std::int64_t first_column, std::int64_t columns, float* factors,
                                                       std::int64_t stride) {

@@ -1,0 +1,87 @@
+// Activations and their derivatives, each formula written once over F32, and applied to rows of fp32.
+//
+// gelu is x Phi(x) with the normal distribution Phi, gelu_tanh its approximation by tanh (Hendrycks and Gimpel, 2016);
+// silu is x sigmoid(x) (Elfwing et al., 2017).
+#pragma once
+
+#include "bigmodel/activation.h"
+#include "cpu/isa/vec_math.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+// A function's value and derivative at one point: the expensive part of both is the same.
+struct ValueAndSlope {
+  F32 value, slope;
+};
+
+BIGMODEL_INLINE F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp(zero() - x)); }
+
+struct Identity {};
+struct Relu {};
+struct Gelu {};
+struct GeluTanh {};
+struct Silu {};
+
+BIGMODEL_INLINE F32 value(Identity, F32 x) { return x; }
+BIGMODEL_INLINE ValueAndSlope value_and_slope(Identity, F32 x) { return {x, set1(1.0f)}; }
+
+// max(0, x) keeps a NaN of x, as torch does.
+BIGMODEL_INLINE F32 value(Relu, F32 x) { return max(zero(), x); }
+BIGMODEL_INLINE ValueAndSlope value_and_slope(Relu, F32 x) {
+  return {max(zero(), x), select(less(zero(), x), set1(1.0f), zero())};
+}
+
+BIGMODEL_INLINE F32 normal_distribution(F32 x) {
+  constexpr float sqrt_half = 0.707106781186547524f;
+  return fma(set1(0.5f), erf(x * set1(sqrt_half)), set1(0.5f));
+}
+BIGMODEL_INLINE F32 value(Gelu, F32 x) { return x * normal_distribution(x); }
+BIGMODEL_INLINE ValueAndSlope value_and_slope(Gelu, F32 x) {
+  constexpr float density_at_zero = 0.398942280401432678f;  // 1 / sqrt(2 pi)
+  const F32 below = normal_distribution(x);
+  const F32 density = set1(density_at_zero) * exp(set1(-0.5f) * x * x);
+  // x times a density that has underflowed is 0 even at infinity.
+  const F32 moved = select(less(set1(15.0f), abs(x)), zero(), x * density);
+  return {x * below, below + moved};
+}
+
+// gelu_tanh(x) = x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3): (1 + tanh u) / 2 is sigmoid(2 u).
+inline constexpr float gelu_tanh_linear = 1.59576912160573071f;  // 2 sqrt(2 / pi)
+inline constexpr float gelu_tanh_cubic = gelu_tanh_linear * 0.044715f;
+BIGMODEL_INLINE F32 value(GeluTanh, F32 x) {
+  return x * sigmoid(x * fma(set1(gelu_tanh_cubic) * x, x, set1(gelu_tanh_linear)));
+}
+BIGMODEL_INLINE ValueAndSlope value_and_slope(GeluTanh, F32 x) {
+  // Beyond |x| = 15 the sigmoid is 0 or 1 and its slope 0; bounding x there keeps x^3 times 0 from being NaN.
+  const F32 bounded = max(set1(-15.0f), min(set1(15.0f), x));
+  const F32 square = bounded * bounded;
+  const F32 s = sigmoid(bounded * fma(set1(gelu_tanh_cubic), square, set1(gelu_tanh_linear)));
+  const F32 inner_slope = fma(set1(3 * gelu_tanh_cubic), square, set1(gelu_tanh_linear));
+  return {x * s, fma(bounded * inner_slope, s * (set1(1.0f) - s), s)};
+}
+
+BIGMODEL_INLINE F32 value(Silu, F32 x) { return x * sigmoid(x); }
+BIGMODEL_INLINE ValueAndSlope value_and_slope(Silu, F32 x) {
+  const F32 s = sigmoid(x), value = x * s;
+  // s (1 + x (1 - s)); far below zero x s is 0 and so is the slope.
+  return {value, select(less(x, set1(-100.0f)), zero(), fma(value, set1(1.0f) - s, s))};
+}
+
+// Calls body with the formula of an activation.
+template <class Body>
+BIGMODEL_INLINE void with_activation(Activation activation, Body body) {
+  switch (activation) {
+    case Activation::none:
+      return body(Identity{});
+    case Activation::relu:
+      return body(Relu{});
+    case Activation::gelu:
+      return body(Gelu{});
+    case Activation::gelu_tanh:
+      return body(GeluTanh{});
+    case Activation::silu:
+      return body(Silu{});
+  }
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

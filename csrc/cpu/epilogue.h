@@ -1,0 +1,96 @@
+// Steps of an epilogue: each does one thing to a row of fp32 sums, which is in L1. Such rows are whole vectors long:
+// only tensors of type T have ends to mind.
+#pragma once
+
+#include "cpu/activation.h"
+#include "cpu/isa/pack.h"
+#include "cpu/matrix.h"
+#include "cpu/philox.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+// Vector j of a tensor row, of which `count` elements are left.
+template <class T>
+BIGMODEL_INLINE F32 read(const T* p, std::int64_t stride, std::int64_t j, std::int64_t count) {
+  return stride == 1 ? load_up_to(p + j, count) : gather(p + j * stride, stride, count);
+}
+
+template <class T>
+static void load_row(float* row, const T* from, std::int64_t stride, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, read(from, stride, j, count - j));
+}
+
+template <class T>
+static void store_row(T* to, const float* row, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store_up_to(to + j, load(row + j), count - j);
+}
+
+template <class T>
+static void add_tensor_row(float* row, const T* from, std::int64_t stride, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) + read(from, stride, j, count - j));
+}
+
+BIGMODEL_INLINE void add_row(float* row, const float* other, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) + load(other + j));
+}
+
+BIGMODEL_INLINE void multiply_row(float* row, const float* other, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) * load(other + j));
+}
+
+// row *= 1 - other.
+BIGMODEL_INLINE void multiply_by_complement(float* row, const float* other, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) * (set1(1.0f) - load(other + j)));
+}
+
+// row = activation(row).
+static __attribute__((unused)) void activate_row(Activation activation, float* row, std::int64_t count) {
+  if (activation == Activation::none) return;
+  with_activation(activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+    for (std::int64_t j = 0; j < count; j += lanes) store(row + j, value(formula, load(row + j)));
+  });
+}
+
+// slope = activation'(row), row = activation(row).
+static __attribute__((unused)) void activate_row_with_slope(Activation activation, float* row, float* slope,
+                                                            std::int64_t count) {
+  with_activation(activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+    for (std::int64_t j = 0; j < count; j += lanes) {
+      const ValueAndSlope both = value_and_slope(formula, load(row + j));
+      store(row + j, both.value);
+      store(slope + j, both.slope);
+    }
+  });
+}
+
+static __attribute__((unused)) void sigmoid_row(float* row, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, sigmoid(load(row + j)));
+}
+
+// factors[j] = what dropout multiplies column first + j of a token's hidden units by; first is a multiple of 4.
+static __attribute__((unused)) void dropout_row(const Dropout& dropout, std::int64_t token, std::int64_t first,
+                                                float* factors, std::int64_t count) {
+  const DropoutFactor factor(dropout);
+  constexpr std::int64_t together = 4 * lanes;  // one counter, four words, per lane
+  for (std::int64_t j = 0; j < count; j += together) {
+    PhiloxWord words[4] = {{}, same_word(std::uint32_t(token)), same_word(0), same_word(0)};
+    for (int l = 0; l < lanes; ++l) words[0].lane[l] = std::uint32_t((first + j) / 4 + l);
+    philox4x32_10(words, dropout.seed);
+    float kept[4][lanes];
+    for (int w = 0; w < 4; ++w) store(kept[w], factor(words[w]));
+    const std::int64_t last = count - j < together ? count - j : together;
+    for (std::int64_t c = 0; c < last; ++c) factors[j + c] = kept[c % 4][c / 4];
+  }
+}
+
+// A bias as fp32, filled up to whole vectors with zeros; zeros where there is none.
+template <class T>
+BIGMODEL_INLINE void load_bias(float* bias, const TensorView& tensor, std::int64_t count) {
+  if (tensor.data) {
+    load_row(bias, static_cast<const T*>(tensor.data), tensor.stride[0], count);
+  } else {
+    __builtin_memset(bias, 0, round_up(count, lanes) * sizeof(float));
+  }
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,163 @@
+// The Transformer's feed-forward layer, forward: see bigmodel/feed_forward.h for the formulas.
+//
+// Tokens go through in blocks of rows: the first product leaves a block's hidden units, bias, activation, gate and
+// dropout applied, in the workspace, and the second reads them back from cache. Workspace: that block (and the gated
+// input), at most most_rows rows in the tensors' dtype, and what gemm.h needs.
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+namespace {
+
+// With packed weights a block need only be high enough to share out; packing anew for each must not show.
+constexpr std::int64_t most_rows = 2048, most_rows_packed = 512;
+
+template <class T>
+struct FeedForward {
+  std::int64_t rows;  // of a block of tokens
+  float *b1, *b2, *b_gate;
+  T *hidden, *gated;
+  Gemm<T> gate{}, up{}, down{};
+};
+
+template <class T>
+FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
+  FeedForward<T> ff;
+  const FeedForwardWeights& weights = args.weights;
+  const bool packed = args.packed_w1 && args.packed_w2 && (args.packed_w_gate || args.gate == Gate::none);
+  const std::int64_t width = args.input.size[1], hidden = weights.w1.size[0];
+  ff.rows = even_part(args.input.size[0], packed ? most_rows_packed : most_rows, 1);
+  ff.b1 = take<float>(arena, round_up(hidden, lanes));
+  ff.b2 = take<float>(arena, round_up(weights.w2.size[0], lanes));
+  ff.b_gate = take<float>(arena, round_up(weights.w_gate.size[0], lanes));
+  ff.hidden = take<T>(arena, ff.rows * hidden);
+  ff.gated = args.gate == Gate::input ? take<T>(arena, ff.rows * width) : nullptr;
+
+  const auto input = rows_of(matrix<const T>(args.input), 0, ff.rows);
+  const auto w_gate = transposed(matrix<const T>(weights.w_gate));
+  const std::int64_t kept = arena.used;
+  ff.up.products = args.gate == Gate::hidden ? 2 : 1;
+  ff.up.product[0] = {args.gate == Gate::input ? readable(row_major(ff.gated, ff.rows, width)) : input,
+                      transposed(matrix<const T>(weights.w1)), args.packed_w1};
+  ff.up.product[1] = {input, w_gate, args.packed_w_gate};
+  plan(ff.up, arena);
+  if (args.gate == Gate::input) {
+    arena.used = kept;
+    ff.gate.products = 1;
+    ff.gate.product[0] = {input, w_gate, args.packed_w_gate};
+    plan(ff.gate, arena);
+  }
+  arena.used = kept;
+  ff.down.products = 1;
+  ff.down.product[0] = {readable(row_major(ff.hidden, ff.rows, hidden)), transposed(matrix<const T>(weights.w2)),
+                        args.packed_w2};
+  plan(ff.down, arena);
+  return ff;
+}
+
+// Adds the bias to row i of a block and keeps the sum for the backward pass if asked to.
+template <class T>
+void finish_preactivation(const Block& block, std::int64_t i, float* row, const float* bias, Matrix<T> kept) {
+  add_row(row, bias + block.column, block.columns);
+  if (kept.data) store_row(at(kept, block.row + i, block.column), row, block.columns);
+}
+
+// The first product of a block of tokens that begins at token `first`: hidden units, ready for the second.
+template <class T>
+void compute_hidden(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first) {
+  const auto preactivation = rows_of(matrix<T>(args.preactivation), first, ff.rows);
+  const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, ff.rows);
+  run(ff.up, [&](const Block& block) {
+    float factors[most_block_columns];
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      finish_preactivation(block, i, row, ff.b1, preactivation);
+      if (args.gate == Gate::hidden) {
+        float* const gate = block.sums[1] + i * block.stride;
+        finish_preactivation(block, i, gate, ff.b_gate, gate_preactivation);
+        activate_row(args.activation, gate, block.columns);
+        multiply_row(row, gate, block.columns);
+      } else {
+        activate_row(args.activation, row, block.columns);
+      }
+      if (args.dropout.p > 0) {
+        dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);
+        multiply_row(row, factors, block.columns);
+      }
+      store_row(ff.hidden + (block.row + i) * args.weights.w1.size[0] + block.column, row, block.columns);
+    }
+  });
+}
+
+// Gate::input: the block of tokens times its sigmoid.
+template <class T>
+void compute_gated(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, Matrix<const T> input,
+                   std::int64_t first) {
+  const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, ff.rows);
+  run(ff.gate, [&](const Block& block) {
+    float x[most_block_columns];
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      finish_preactivation(block, i, row, ff.b_gate, gate_preactivation);
+      sigmoid_row(row, block.columns);
+      load_row(x, at(input, block.row + i, block.column), input.column_stride, block.columns);
+      multiply_row(row, x, block.columns);
+      store_row(ff.gated + (block.row + i) * input.columns + block.column, row, block.columns);
+    }
+  });
+}
+
+template <class T>
+void compute_output(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first) {
+  const auto output = rows_of(matrix<T>(args.output), first, ff.rows);
+  const auto residual = rows_of(matrix<const T>(args.residual), first, ff.rows);
+  run(ff.down, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      if (args.weights.b2.data) add_row(row, ff.b2 + block.column, block.columns);
+      if (residual.data) {
+        add_tensor_row(row, at(residual, block.row + i, block.column), residual.column_stride, block.columns);
+      }
+      store_row(at(output, block.row + i, block.column), row, block.columns);
+    }
+  });
+}
+
+template <class T>
+void run_forward(const FeedForwardForwardArgs& args) {
+  Arena arena{static_cast<char*>(args.workspace)};
+  FeedForward<T> ff = plan_forward<T>(args, arena);
+  const FeedForwardWeights& weights = args.weights;
+  load_bias<T>(ff.b1, weights.b1, weights.w1.size[0]);
+  load_bias<T>(ff.b2, weights.b2, weights.w2.size[0]);
+  if (args.gate != Gate::none) load_bias<T>(ff.b_gate, weights.b_gate, weights.w_gate.size[0]);
+  const std::int64_t tokens = args.input.size[0];
+  for (std::int64_t first = 0; first < tokens; first += ff.rows) {
+    const std::int64_t rows = least(ff.rows, tokens - first);
+    const auto input = rows_of(matrix<const T>(args.input), first, rows);
+    ff.gate.m = ff.up.m = ff.down.m = rows;
+    if (args.gate == Gate::input) {
+      ff.gate.product[0].lhs = input;
+      compute_gated(args, ff, input, first);
+    } else {
+      ff.up.product[0].lhs = input;
+    }
+    ff.up.product[1].lhs = input;
+    compute_hidden(args, ff, first);
+    compute_output(args, ff, first);
+  }
+}
+
+}  // namespace
+
+std::int64_t feed_forward_forward_workspace(const FeedForwardForwardArgs& args) {
+  Arena arena;
+  with_type_of(args.input.dtype, [&](auto type) { plan_forward<decltype(type)>(args, arena); });
+  return arena.most;
+}
+
+void feed_forward_forward(const FeedForwardForwardArgs& args) {
+  with_type_of(args.input.dtype, [&](auto type) { run_forward<decltype(type)>(args); });
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,287 @@
+// Gradients of the feed-forward layer: see bigmodel/feed_forward.h for the formulas.
+//
+// One pass computes grad_output w2, the gradient of the hidden units, and in its epilogue everything that depends on
+// them element by element: the gradients of the arguments of activation and gate and, for grad_w2, the hidden units
+// themselves, rebuilt from their preactivations. Preactivations that were not saved are further products of that same
+// pass and exist only as its blocks of sums. The other products then read what it left.
+//
+// Workspace, in the tensors' dtype: [rows, hidden] for each of the gradient of w1's output, the hidden units (if
+// grad_w2 is wanted) and the gradient of w_gate's output ([rows, width] for Gate::input, as is the gated input); and
+// what gemm.h needs.
+#include "cpu/column_sums.h"
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+namespace {
+
+constexpr int absent = -1;
+
+template <class T>
+struct FeedForwardBackward {
+  Matrix<const T> input, grad_output, w1, w2, w_gate;
+  Matrix<T> hidden, grad_up, grad_gate, gated;  // in the workspace; absent when not needed
+  float *b1, *b_gate;
+  Gemm<T> gated_input{};  // Gate::input, preactivation not saved: x w_gate^T
+  Gemm<T> inner{};        // grad_output w2 and preactivations that were not saved
+  int up_product = absent, gate_product = absent;
+  Gemm<T> outer{};  // grad_up w1, and grad_gate w_gate for Gate::hidden; x w_gate^T for Gate::input if not saved
+  int outer_gate_product = absent;
+  Gemm<T> through_gate{};  // Gate::input: grad_gate w_gate
+  Gemm<T> w1_product{}, w2_product{}, w_gate_product{};
+  float* sums = nullptr;
+  std::int64_t kept;  // workspace before the products
+};
+
+struct Wanted {
+  bool up, gate, hidden;  // which of the inner pass's results are read later
+};
+
+Wanted wanted_by(const FeedForwardBackwardArgs& args) {
+  const bool through_gate = args.grad_w_gate.data || args.grad_b_gate.data;
+  Wanted wanted;
+  wanted.up =
+      args.grad_input.data || args.grad_w1.data || args.grad_b1.data || (args.gate == Gate::input && through_gate);
+  wanted.gate = args.gate != Gate::none && (args.grad_input.data || through_gate);
+  wanted.hidden = args.grad_w2.data;
+  return wanted;
+}
+
+template <class T>
+Matrix<T> take_matrix(Arena& arena, bool wanted, std::int64_t rows, std::int64_t columns) {
+  return row_major(wanted ? take<T>(arena, rows * columns) : nullptr, rows, columns);
+}
+
+template <class T>
+void add_product(Gemm<T>& gemm, Matrix<const T> lhs, Matrix<const T> rhs, int* number = nullptr) {
+  if (number) *number = gemm.products;
+  gemm.product[gemm.products++] = {lhs, rhs};
+}
+
+// What the inner pass and the pass through w1 multiply.
+template <class T>
+void plan_passes(const FeedForwardBackwardArgs& args, FeedForwardBackward<T>& back, Arena& arena) {
+  const Wanted wanted = wanted_by(args);
+  const bool gate_missing = !args.gate_preactivation.data;
+  const Matrix<const T> up_input = args.gate == Gate::input ? readable(back.gated) : back.input;
+  if (args.gate == Gate::input && gate_missing) {
+    plan_product(back.gated_input, arena, back.kept, back.input, transposed(back.w_gate));
+  }
+  if (wanted.up || wanted.gate || wanted.hidden) {
+    add_product(back.inner, back.grad_output, back.w2);
+    if (!args.preactivation.data) add_product(back.inner, up_input, transposed(back.w1), &back.up_product);
+    if (args.gate == Gate::hidden && gate_missing) {
+      add_product(back.inner, back.input, transposed(back.w_gate), &back.gate_product);
+    }
+    arena.used = back.kept;
+    plan(back.inner, arena);
+  }
+  if (!args.grad_input.data && !(args.gate == Gate::input && wanted.gate)) return;
+  add_product(back.outer, readable(back.grad_up), back.w1);
+  if (args.gate == Gate::hidden) add_product(back.outer, readable(back.grad_gate), back.w_gate);
+  if (args.gate == Gate::input && gate_missing) {
+    add_product(back.outer, back.input, transposed(back.w_gate), &back.outer_gate_product);
+  }
+  arena.used = back.kept;
+  plan(back.outer, arena);
+  if (args.gate == Gate::input && args.grad_input.data) {
+    plan_product(back.through_gate, arena, back.kept, readable(back.grad_gate), back.w_gate);
+  }
+}
+
+template <class T>
+FeedForwardBackward<T> plan_backward(const FeedForwardBackwardArgs& args, Arena& arena) {
+  FeedForwardBackward<T> back;
+  const FeedForwardWeights& weights = args.weights;
+  const Wanted wanted = wanted_by(args);
+  const std::int64_t rows = args.input.size[0], width = args.input.size[1], hidden = weights.w1.size[0];
+  back.input = matrix<const T>(args.input);
+  back.grad_output = matrix<const T>(args.grad_output);
+  back.w1 = matrix<const T>(weights.w1);
+  back.w2 = matrix<const T>(weights.w2);
+  back.w_gate = matrix<const T>(weights.w_gate);
+  back.hidden = take_matrix<T>(arena, wanted.hidden, rows, hidden);
+  back.grad_up = take_matrix<T>(arena, wanted.up, rows, hidden);
+  back.grad_gate = take_matrix<T>(arena, wanted.gate, rows, args.gate == Gate::input ? width : hidden);
+  back.gated = take_matrix<T>(arena, args.gate == Gate::input, rows, width);
+  back.b1 = take<float>(arena, round_up(hidden, lanes));
+  back.b_gate = take<float>(arena, round_up(weights.w_gate.size[0], lanes));
+  back.kept = arena.used;
+  plan_passes(args, back, arena);
+
+  const Matrix<const T> up_input = args.gate == Gate::input ? readable(back.gated) : back.input;
+  if (args.grad_w1.data) {
+    plan_product(back.w1_product, arena, back.kept, transposed(readable(back.grad_up)), up_input);
+  }
+  if (args.grad_w2.data) {
+    plan_product(back.w2_product, arena, back.kept, transposed(back.grad_output), readable(back.hidden));
+  }
+  if (args.grad_w_gate.data) {
+    plan_product(back.w_gate_product, arena, back.kept, transposed(readable(back.grad_gate)), back.input);
+  }
+  arena.used = back.kept;
+  const std::int64_t out_width = weights.w2.size[0];
+  std::int64_t widest = hidden > width ? hidden : width;
+  widest = widest > out_width ? widest : out_width;
+  back.sums = take<float>(arena, column_sums_floats(rows, widest));
+  return back;
+}
+
+// A saved preactivation as it is, or the sums of the product that recomputes it plus its bias.
+template <class T>
+void load_preactivation(const Block& block, std::int64_t i, const TensorView& saved, int product, const float* bias,
+                        float* row) {
+  if (saved.data) {
+    const auto from = matrix<const T>(saved);
+    load_row(row, at(from, block.row + i, block.column), from.column_stride, block.columns);
+  } else {
+    __builtin_memcpy(row, block.sums[product] + i * block.stride, round_up(block.columns, lanes) * sizeof(float));
+    add_row(row, bias + block.column, block.columns);
+  }
+}
+
+template <class T>
+void store_part(const Block& block, std::int64_t i, const float* row, Matrix<T> to) {
+  if (to.data) store_row(at(to, block.row + i, block.column), row, block.columns);
+}
+
+// Gate::input: the gated input, from its saved preactivation or the product that recomputes it.
+template <class T>
+void compute_gated(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  const auto gate_block = [&](const Block& block) {
+    float gate[most_block_columns], x[most_block_columns];
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      load_preactivation<T>(block, i, args.gate_preactivation, 0, back.b_gate, gate);
+      sigmoid_row(gate, block.columns);
+      load_row(x, at(back.input, block.row + i, block.column), back.input.column_stride, block.columns);
+      multiply_row(gate, x, block.columns);
+      store_part(block, i, gate, back.gated);
+    }
+  };
+  if (args.gate_preactivation.data) {
+    for_each_row_piece(back.input.rows, back.input.columns, gate_block);
+  } else {
+    run(back.gated_input, gate_block);
+  }
+}
+
+// The gradients of the activation's argument and of the gate's, and the hidden units, of one row of a block.
+template <class T>
+void differentiate_row(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back, const Block& block,
+                       std::int64_t i) {
+  float up[most_block_columns], gate[most_block_columns], slope[most_block_columns], kept[most_block_columns];
+  const std::int64_t columns = block.columns;
+  float* const grad = block.sums[0] + i * block.stride;
+  load_preactivation<T>(block, i, args.preactivation, back.up_product, back.b1, up);
+  const bool drops = args.dropout.p > 0;
+  if (drops) {
+    dropout_row(args.dropout, block.row + i, block.column, kept, columns);
+    multiply_row(grad, kept, columns);
+  }
+  if (args.gate == Gate::hidden) {
+    load_preactivation<T>(block, i, args.gate_preactivation, back.gate_product, back.b_gate, gate);
+    activate_row_with_slope(args.activation, gate, slope, columns);
+    multiply_row(slope, up, columns);
+    multiply_row(slope, grad, columns);
+    store_part(block, i, slope, back.grad_gate);
+    multiply_row(up, gate, columns);
+    multiply_row(gate, grad, columns);
+    store_part(block, i, gate, back.grad_up);
+  } else {
+    activate_row_with_slope(args.activation, up, slope, columns);
+    multiply_row(slope, grad, columns);
+    store_part(block, i, slope, back.grad_up);
+  }
+  if (!back.hidden.data) return;
+  if (drops) multiply_row(up, kept, columns);
+  store_part(block, i, up, back.hidden);
+}
+
+template <class T>
+void compute_inner(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  run(back.inner, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) differentiate_row(args, back, block, i);
+  });
+}
+
+// Gate::none and Gate::hidden: grad_input = grad_up w1 (+ grad_gate w_gate).
+template <class T>
+void compute_grad_input(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  const auto grad_input = matrix<T>(args.grad_input);
+  run(back.outer, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      if (args.gate == Gate::hidden) add_row(row, block.sums[1] + i * block.stride, block.columns);
+      store_part(block, i, row, grad_input);
+    }
+  });
+}
+
+// Gate::input, with s the sigmoid and g the gradient of x s: grad_gate = g x s (1 - s), and grad_input = g s +
+// grad_gate w_gate, whose first term waits in grad_input for the second.
+template <class T>
+void compute_grad_input_gated(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  const auto grad_input = matrix<T>(args.grad_input);
+  run(back.outer, [&](const Block& block) {
+    float gate[most_block_columns], x[most_block_columns];
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const grad = block.sums[0] + i * block.stride;
+      load_preactivation<T>(block, i, args.gate_preactivation, back.outer_gate_product, back.b_gate, gate);
+      sigmoid_row(gate, block.columns);
+      multiply_row(grad, gate, block.columns);
+      store_part(block, i, grad, grad_input);
+      load_row(x, at(back.input, block.row + i, block.column), back.input.column_stride, block.columns);
+      multiply_row(grad, x, block.columns);
+      multiply_by_complement(grad, gate, block.columns);
+      store_part(block, i, grad, back.grad_gate);
+    }
+  });
+  if (!grad_input.data) return;
+  run(back.through_gate, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      add_tensor_row(row, at(grad_input, block.row + i, block.column), grad_input.column_stride, block.columns);
+      store_part(block, i, row, grad_input);
+    }
+  });
+}
+
+template <class T>
+void run_backward(const FeedForwardBackwardArgs& args) {
+  Arena arena{static_cast<char*>(args.workspace)};
+  const FeedForwardBackward<T> back = plan_backward<T>(args, arena);
+  load_bias<T>(back.b1, args.weights.b1, back.w1.rows);
+  if (args.gate != Gate::none) load_bias<T>(back.b_gate, args.weights.b_gate, back.w_gate.rows);
+  if (args.gate == Gate::input) compute_gated(args, back);
+  if (back.inner.products > 0) compute_inner(args, back);
+  if (back.outer.products > 0) {
+    if (args.gate == Gate::input) {
+      compute_grad_input_gated(args, back);
+    } else {
+      compute_grad_input(args, back);
+    }
+  }
+  if (args.grad_w1.data) run_and_store(back.w1_product, matrix<T>(args.grad_w1));
+  if (args.grad_w2.data) run_and_store(back.w2_product, matrix<T>(args.grad_w2));
+  if (args.grad_w_gate.data) run_and_store(back.w_gate_product, matrix<T>(args.grad_w_gate));
+  const auto sum = [&](const TensorView& grad, Matrix<const T> of) {
+    if (grad.data) column_sums(of, static_cast<T*>(grad.data), back.sums);
+  };
+  sum(args.grad_b1, readable(back.grad_up));
+  sum(args.grad_b2, back.grad_output);
+  sum(args.grad_b_gate, readable(back.grad_gate));
+}
+
+}  // namespace
+
+std::int64_t feed_forward_backward_workspace(const FeedForwardBackwardArgs& args) {
+  Arena arena;
+  with_type_of(args.input.dtype, [&](auto type) { plan_backward<decltype(type)>(args, arena); });
+  return arena.most;
+}
+
+void feed_forward_backward(const FeedForwardBackwardArgs& args) {
+  with_type_of(args.input.dtype, [&](auto type) { run_backward<decltype(type)>(args); });
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

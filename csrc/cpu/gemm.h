@@ -1,0 +1,247 @@
+// The matrix products of linear and feed_forward: block(m x n) = lhs(m x k) rhs(k x n), up to three products at a time
+// over the same m and n, each block handed to an epilogue while it is in cache.
+//
+// Blocking as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): the micro-kernel
+// (isa/tile_gemm.h) runs over a panel of the rhs, `depth` x tile_columns, which stays in L1, and a block of the lhs,
+// rows x depth, which stays in L2. The rhs is packed once, by all threads, a chunk of columns at a time (or long ago,
+// by linear_pack); each job packs the lhs block it needs, keeps its block of sums in fp32 and takes the next job when
+// it is done. Sums run over k in an order that depends on k alone: results do not depend on threads or on other rows.
+//
+// Few rows (decoding) are bound by reading the rhs once: few_rows.h takes them, without packing.
+#pragma once
+
+#include "bigmodel/parallel.h"
+#include "cpu/epilogue.h"
+#include "cpu/few_rows.h"
+#include "cpu/isa/pack.h"
+#include "cpu/jobs.h"
+#include "cpu/matrix.h"
+#include "cpu/product.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+// Where the time goes on Zen 3 (32 KB of L1, 512 KB of L2): a panel of 256 x 16 fp32 fills half of L1, a block of 96 x
+// 256 a fifth of L2 and the sums of 96 x 512 another two fifths.
+inline constexpr std::int64_t most_depth = 256;
+inline constexpr std::int64_t most_block_rows = 96 / tile_rows * tile_rows;
+inline constexpr std::int64_t most_block_columns = 512;
+// A chunk of packed rhs: in L3 where k allows, and never so narrow that packing the lhs again for each chunk shows.
+inline constexpr std::int64_t chunk_bytes = std::int64_t{16} << 20;
+inline constexpr std::int64_t least_chunk_columns = 256;
+inline constexpr std::int64_t jobs_per_worker = 4;
+
+template <class T>
+using Element = typename Multiply<T>::Element;
+template <class T>
+using ElementLayout = Layout<Element<T>>;
+template <class T>
+using Lane = typename ElementLayout<T>::Lane;
+
+// Lanes of one packed rhs panel of all k.
+template <class T>
+BIGMODEL_INLINE std::int64_t panel_lanes(std::int64_t k) {
+  return round_up(k, ElementLayout<T>::k_step) / ElementLayout<T>::group * tile_columns;
+}
+
+template <class T>
+BIGMODEL_INLINE std::int64_t packed_lanes(std::int64_t k, std::int64_t n) {
+  return round_up(n, tile_columns) / tile_columns * panel_lanes<T>(k);
+}
+
+// Splits `size` into equal parts of at most `most`, each a multiple of `step`.
+BIGMODEL_INLINE std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t step) {
+  const std::int64_t parts = size <= most ? 1 : (size + most - 1) / most;
+  const std::int64_t part = round_up((size + parts - 1) / parts, step);
+  return part > step ? part : step;
+}
+
+template <class T>
+struct Gemm {
+  std::int64_t m, n;
+  Product<T> product[most_products];
+  int products;
+  bool few;
+  int workers;
+  std::int64_t block_rows, block_columns, chunk_columns;
+  std::int64_t depth[most_products], lhs_stride, sums_stride;
+  Lane<T>* chunk[most_products];  // a chunk of packed rhs, where it was not packed before
+  Element<T>* lhs_blocks;         // one per worker
+  float* sums;                    // one per worker
+};
+
+template <class T>
+BIGMODEL_INLINE std::int64_t sums_size(const Gemm<T>& gemm) {
+  return gemm.products * gemm.block_rows * gemm.sums_stride;
+}
+
+// Blocks as large as the caches like, smaller where the threads would not share them out evenly.
+template <class T>
+static void choose_blocks(Gemm<T>& gemm) {
+  std::int64_t packed_bytes = 0, work = 0;
+  for (int p = 0; p < gemm.products; ++p) {
+    const Product<T>& product = gemm.product[p];
+    gemm.depth[p] = even_part(product.lhs.columns, most_depth, lanes);
+    if (!product.packed_rhs) packed_bytes += panel_lanes<T>(product.lhs.columns) * std::int64_t{sizeof(Lane<T>)};
+    work += gemm.m * gemm.n * product.lhs.columns;
+  }
+  std::int64_t columns = round_up(gemm.n, tile_columns);
+  if (packed_bytes > 0) {
+    const std::int64_t fitting = chunk_bytes / packed_bytes * tile_columns;
+    columns = even_part(columns, fitting > least_chunk_columns ? fitting : least_chunk_columns, tile_columns);
+  }
+  gemm.chunk_columns = columns;
+  gemm.block_columns = even_part(columns, most_block_columns, tile_columns);
+  gemm.block_rows = even_part(gemm.m, most_block_rows, tile_rows);
+  gemm.workers = workers_for(work);
+  const auto jobs = [&]() BIGMODEL_INLINE_LAMBDA {
+    return parts_of(gemm.m, gemm.block_rows) * parts_of(columns, gemm.block_columns);
+  };
+  while (gemm.workers > 1 && jobs() < gemm.workers * jobs_per_worker) {
+    if (gemm.block_columns > 8 * tile_columns) {
+      gemm.block_columns = round_up(gemm.block_columns / 2, tile_columns);
+    } else if (gemm.block_rows > 4 * tile_rows) {
+      gemm.block_rows = round_up(gemm.block_rows / 2, tile_rows);
+    } else if (gemm.block_columns > 2 * tile_columns) {
+      gemm.block_columns = round_up(gemm.block_columns / 2, tile_columns);
+    } else {
+      break;
+    }
+  }
+}
+
+// Chooses how to compute the products and takes what that needs from the arena. The pointers of the products may still
+// be missing, except that a packed rhs must be known to be there.
+template <class T>
+static void plan(Gemm<T>& gemm, Arena& arena) {
+  gemm.m = gemm.product[0].lhs.rows;
+  gemm.n = gemm.product[0].rhs.columns;
+  gemm.few = takes_few_rows(gemm.product, gemm.products);
+  if (gemm.few) {
+    gemm.workers = workers_for(gemm.m * gemm.n * gemm.product[0].lhs.columns);
+    gemm.lhs_blocks = nullptr;
+    gemm.sums = take<float>(arena, few_rows_floats(gemm.product, gemm.products, gemm.workers));
+    return;
+  }
+  choose_blocks(gemm);
+  std::int64_t depth = 0;
+  for (int p = 0; p < gemm.products; ++p) {
+    if (gemm.depth[p] > depth) depth = gemm.depth[p];
+    gemm.chunk[p] = gemm.product[p].packed_rhs
+                        ? nullptr
+                        : take<Lane<T>>(arena, packed_lanes<T>(gemm.product[p].lhs.columns, gemm.chunk_columns));
+  }
+  // Rows an odd number of cache lines apart do not compete for the same lines of L1.
+  constexpr std::int64_t line = 64;
+  gemm.lhs_stride =
+      round_up(depth, 2 * line / std::int64_t{sizeof(Element<T>)}) + line / std::int64_t{sizeof(Element<T>)};
+  gemm.sums_stride = gemm.block_columns + line / std::int64_t{sizeof(float)};
+  gemm.lhs_blocks = take<Element<T>>(arena, gemm.workers * gemm.block_rows * gemm.lhs_stride);
+  gemm.sums = take<float>(arena, gemm.workers * sums_size(gemm));
+}
+
+// Packs rows [k_first, k_first + k) of columns [column, column + columns) of an rhs into panels that hold all k.
+template <class T>
+static void pack_panels(Matrix<const T> rhs, std::int64_t k_first, std::int64_t k, std::int64_t column,
+                        std::int64_t columns, Lane<T>* panels) {
+  const std::int64_t panel_size = panel_lanes<T>(rhs.rows);
+  Lane<T>* to = panels + k_first / ElementLayout<T>::group * tile_columns;
+  for (std::int64_t j = 0; j < columns; j += tile_columns, to += panel_size) {
+    const std::int64_t count = columns - j < tile_columns ? columns - j : tile_columns;
+    copy_in(k, count, at(rhs, k_first, column + j), rhs.row_stride, rhs.column_stride, to, tile_columns);
+  }
+}
+
+// All of columns [column, column + columns) of an rhs, shared out over the threads.
+template <class T>
+static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, std::int64_t columns, Lane<T>* panels) {
+  const std::int64_t depth = even_part(rhs.rows, most_depth, lanes);
+  const std::int64_t width = 16 * tile_columns, widths = parts_of(columns, width);
+  for_each_job(workers, parts_of(rhs.rows, depth) * widths, [&](std::int64_t job, int) {
+    const std::int64_t k = job / widths * depth, j = job % widths * width;
+    pack_panels(rhs, k, least(depth, rhs.rows - k), column + j, least(width, columns - j),
+                panels + j / tile_columns * panel_lanes<T>(rhs.rows));
+  });
+}
+
+// block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column.
+template <class T>
+static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
+                           Element<T>* lhs_block) {
+  const Product<T>& product = gemm.product[p];
+  const std::int64_t k = product.lhs.columns, panel_size = panel_lanes<T>(k);
+  std::int64_t first = 0;
+  do {
+    const std::int64_t depth = least(gemm.depth[p], k - first);
+    copy_in(block.rows, depth, at(product.lhs, block.row, first), product.lhs.row_stride, product.lhs.column_stride,
+            lhs_block, gemm.lhs_stride);
+    const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
+    for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
+      multiply_by_rows(block.rows, least(tile_columns, block.columns - j), round_up(depth, ElementLayout<T>::k_step),
+                       lhs_block, gemm.lhs_stride, panel, tile_columns, block.sums[p] + j, block.stride, first > 0);
+    }
+    first += depth;
+  } while (first < k);
+}
+
+// Columns [column, column + columns) of the result: jobs go down the rows first, so that the rhs is read once.
+template <class T, class Epilogue>
+BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, std::int64_t columns, Epilogue epilogue) {
+  const std::int64_t row_blocks = parts_of(gemm.m, gemm.block_rows);
+  const std::int64_t jobs = row_blocks * parts_of(columns, gemm.block_columns);
+  for_each_job(gemm.workers, jobs, [&](std::int64_t job, int worker) {
+    const std::int64_t row = job % row_blocks * gemm.block_rows, j = job / row_blocks * gemm.block_columns;
+    Block block;
+    block.row = row;
+    block.column = column + j;
+    block.rows = least(gemm.block_rows, gemm.m - row);
+    block.columns = least(gemm.block_columns, columns - j);
+    block.stride = gemm.sums_stride;
+    for (int p = 0; p < gemm.products; ++p) {
+      const Product<T>& product = gemm.product[p];
+      block.sums[p] = gemm.sums + worker * sums_size(gemm) + p * gemm.block_rows * gemm.sums_stride;
+      const Lane<T>* panels = product.packed_rhs ? static_cast<const Lane<T>*>(product.packed_rhs) : gemm.chunk[p];
+      const std::int64_t panel = (product.packed_rhs ? block.column : j) / tile_columns;
+      multiply_block(gemm, p, block, panels + panel * panel_lanes<T>(product.lhs.columns),
+                     gemm.lhs_blocks + worker * gemm.block_rows * gemm.lhs_stride);
+    }
+    epilogue(block);
+  });
+}
+
+// Computes the products and calls epilogue(block) once for every block of the result, concurrently.
+template <class T, class Epilogue>
+static void run(const Gemm<T>& gemm, Epilogue epilogue) {
+  if (gemm.m == 0 || gemm.n == 0) return;
+  if (gemm.few) {
+    multiply_few_rows(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
+    return;
+  }
+  for (std::int64_t column = 0; column < gemm.n; column += gemm.chunk_columns) {
+    const std::int64_t columns = least(gemm.chunk_columns, gemm.n - column);
+    for (int p = 0; p < gemm.products; ++p) {
+      if (gemm.chunk[p]) pack_chunk<T>(gemm.workers, gemm.product[p].rhs, column, columns, gemm.chunk[p]);
+    }
+    multiply_chunk(gemm, column, columns, epilogue);
+  }
+}
+
+// One product, planned in the workspace from `from` on: products that run in turn share it.
+template <class T>
+static void plan_product(Gemm<T>& gemm, Arena& arena, std::int64_t from, Matrix<const T> lhs, Matrix<const T> rhs) {
+  arena.used = from;
+  gemm.products = 1;
+  gemm.product[0] = {lhs, rhs};
+  plan(gemm, arena);
+}
+
+// result = the product, as it is.
+template <class T>
+static void run_and_store(const Gemm<T>& gemm, Matrix<T> result) {
+  run(gemm, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      store_row(at(result, block.row + i, block.column), block.sums[0] + i * block.stride, block.columns);
+    }
+  });
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,0 +1,169 @@
+// output = activation(input weight^T + bias) + residual, its gradients, and weights laid out ahead of time.
+//
+// Workspace. Forward: a chunk of packed weight (16 MB, or 256 columns of it where that is more; none of it when the
+// weight comes packed) and per thread a block of input and of sums (0.3 MB). Backward: the same for each product in
+// turn, and with an activation the gradient of its argument, [rows, out_features] in the tensors' dtype.
+#include "cpu/column_sums.h"
+#include "cpu/epilogue.h"
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+namespace {
+
+template <class T>
+struct LinearForward {
+  Gemm<T> gemm{};
+  float* bias = nullptr;
+};
+
+template <class T>
+LinearForward<T> plan_forward(const LinearForwardArgs& args, Arena& arena) {
+  LinearForward<T> forward;
+  forward.bias = take<float>(arena, round_up(args.weight.size[0], lanes));
+  forward.gemm.products = 1;
+  forward.gemm.product[0] = {matrix<const T>(args.input), transposed(matrix<const T>(args.weight)), args.packed_weight};
+  plan(forward.gemm, arena);
+  return forward;
+}
+
+template <class T>
+void run_forward(const LinearForwardArgs& args) {
+  Arena arena{static_cast<char*>(args.workspace)};
+  const LinearForward<T> forward = plan_forward<T>(args, arena);
+  load_bias<T>(forward.bias, args.bias, args.weight.size[0]);
+  const auto output = matrix<T>(args.output), preactivation = matrix<T>(args.preactivation);
+  const auto residual = matrix<const T>(args.residual);
+  run(forward.gemm, [&](const Block& block) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      float* const row = block.sums[0] + i * block.stride;
+      if (args.bias.data) add_row(row, forward.bias + block.column, block.columns);
+      if (preactivation.data) store_row(at(preactivation, block.row + i, block.column), row, block.columns);
+      activate_row(args.activation, row, block.columns);
+      if (residual.data) {
+        add_tensor_row(row, at(residual, block.row + i, block.column), residual.column_stride, block.columns);
+      }
+      store_row(at(output, block.row + i, block.column), row, block.columns);
+    }
+  });
+}
+
+// The gradient of the activation's argument: grad_output itself without an activation, else formed once, in the
+// tensors' dtype, since two products and a sum read it.
+template <class T>
+struct LinearBackward {
+  T* formed = nullptr;
+  Matrix<const T> grad;
+  float* bias = nullptr;
+  Gemm<T> preactivation{}, input{}, weight{};  // the products that are run, in turn, in the same workspace
+  float* sums = nullptr;
+};
+
+template <class T>
+LinearBackward<T> plan_backward(const LinearBackwardArgs& args, Arena& arena) {
+  LinearBackward<T> backward;
+  const std::int64_t rows = args.input.size[0], out_features = args.weight.size[0];
+  const auto input = matrix<const T>(args.input), weight = matrix<const T>(args.weight);
+  backward.grad = matrix<const T>(args.grad_output);
+  if (args.activation != Activation::none) {
+    backward.formed = take<T>(arena, rows * out_features);
+    backward.grad = readable(row_major(backward.formed, rows, out_features));
+    backward.bias = take<float>(arena, round_up(out_features, lanes));
+  }
+  const std::int64_t kept = arena.used;
+  if (args.activation != Activation::none && !args.preactivation.data) {
+    plan_product(backward.preactivation, arena, kept, input, transposed(weight));
+  }
+  if (args.grad_input.data) plan_product(backward.input, arena, kept, backward.grad, weight);
+  if (args.grad_weight.data) plan_product(backward.weight, arena, kept, transposed(backward.grad), input);
+  arena.used = kept;
+  if (args.grad_bias.data) backward.sums = take<float>(arena, column_sums_floats(rows, out_features));
+  return backward;
+}
+
+// Writes grad_output activation'(z) for a block of z, the argument of the activation, which it overwrites.
+template <class T>
+void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward, const Block& block) {
+  const auto grad_output = matrix<const T>(args.grad_output);
+  float slope[most_block_columns];
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    float* const row = block.sums[0] + i * block.stride;
+    activate_row_with_slope(args.activation, row, slope, block.columns);
+    load_row(row, at(grad_output, block.row + i, block.column), grad_output.column_stride, block.columns);
+    multiply_row(row, slope, block.columns);
+    store_row(backward.formed + (block.row + i) * backward.grad.row_stride + block.column, row, block.columns);
+  }
+}
+
+template <class T>
+void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward) {
+  if (!args.preactivation.data) {
+    load_bias<T>(backward.bias, args.bias, args.weight.size[0]);
+    run(backward.preactivation, [&](const Block& block) {
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+        add_row(block.sums[0] + i * block.stride, backward.bias + block.column, block.columns);
+      }
+      form_gradient(args, backward, block);
+    });
+    return;
+  }
+  const auto preactivation = matrix<const T>(args.preactivation);
+  for_each_row_piece(preactivation.rows, preactivation.columns, [&](const Block& block) {
+    load_row(block.sums[0], at(preactivation, block.row, block.column), preactivation.column_stride, block.columns);
+    form_gradient(args, backward, block);
+  });
+}
+
+template <class T>
+void run_backward(const LinearBackwardArgs& args) {
+  Arena arena{static_cast<char*>(args.workspace)};
+  const LinearBackward<T> backward = plan_backward<T>(args, arena);
+  if (args.activation != Activation::none) form_gradient(args, backward);
+  if (args.grad_input.data) run_and_store(backward.input, matrix<T>(args.grad_input));
+  if (args.grad_weight.data) run_and_store(backward.weight, matrix<T>(args.grad_weight));
+  if (args.grad_bias.data) column_sums(backward.grad, static_cast<T*>(args.grad_bias.data), backward.sums);
+}
+
+}  // namespace
+
+std::int64_t linear_forward_workspace(const LinearForwardArgs& args) {
+  Arena arena;
+  with_type_of(args.input.dtype, [&](auto type) { plan_forward<decltype(type)>(args, arena); });
+  return arena.most;
+}
+
+void linear_forward(const LinearForwardArgs& args) {
+  with_type_of(args.input.dtype, [&](auto type) { run_forward<decltype(type)>(args); });
+}
+
+std::int64_t linear_backward_workspace(const LinearBackwardArgs& args) {
+  Arena arena;
+  with_type_of(args.input.dtype, [&](auto type) { plan_backward<decltype(type)>(args, arena); });
+  return arena.most;
+}
+
+void linear_backward(const LinearBackwardArgs& args) {
+  with_type_of(args.input.dtype, [&](auto type) { run_backward<decltype(type)>(args); });
+}
+
+std::int64_t linear_packed_bytes(const TensorView& weight) {
+  std::int64_t bytes = 0;
+  with_type_of(weight.dtype, [&](auto type) {
+    using T = decltype(type);
+    bytes = packed_lanes<T>(weight.size[1], weight.size[0]) * std::int64_t{sizeof(Lane<T>)};
+  });
+  return bytes;
+}
+
+std::int64_t linear_pack_workspace(const LinearPackArgs&) { return 0; }
+
+void linear_pack(const LinearPackArgs& args) {
+  with_type_of(args.weight.dtype, [&](auto type) {
+    using T = decltype(type);
+    const std::int64_t out_features = args.weight.size[0], in_features = args.weight.size[1];
+    pack_chunk<T>(workers_for(out_features * in_features), transposed(matrix<const T>(args.weight)), 0, out_features,
+                  static_cast<Lane<T>*>(args.packed_weight));
+  });
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET
