@@ -8,7 +8,8 @@ the computation. They differ from torch.nn in what follows, and in nothing else:
   it in eval), and padded positions of an encoder keep their computed values (torch.nn's eval writes zeros there);
 - ``is_causal=True`` is believed also beside ``key_padding_mask`` and ``need_weights``, when the mask is square;
 - dropout draws other random numbers, of the same distribution, from the same ``torch.manual_seed``;
-- hooks on ``MultiheadAttention.out_proj`` run.
+- hooks on ``MultiheadAttention.out_proj`` run;
+- torch.jit.script does not compile them (torch.compile, torch.export and torch.jit.trace do).
 
 Nested tensors take torch.nn's own path.
 """

@@ -24,7 +24,9 @@ def check_mask_types(attn_mask: Tensor | None, key_padding_mask: Tensor | None) 
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
         if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
             raise AssertionError(f"only bool and floating types of {name} are supported")
-    if attn_mask is not None and key_padding_mask is not None and attn_mask.dtype != key_padding_mask.dtype:
+    if attn_mask is None or key_padding_mask is None or torch.compiler.is_compiling():  # a graph cannot warn
+        return
+    if attn_mask.dtype != key_padding_mask.dtype:
         warnings.warn(
             "Support for mismatched key_padding_mask and attn_mask is deprecated. Use same type for both instead.",
             stacklevel=2,
