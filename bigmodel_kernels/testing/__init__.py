@@ -1,0 +1,33 @@
+"""What tests and benchmarks share: the cases an op must handle (cases) and how wrong it may be (tolerance)."""
+
+from .cases import (
+    ADD_NORM_CASES,
+    ATTENTION_CASES,
+    ATTENTION_WEIGHTS_CASES,
+    FEED_FORWARD_CASES,
+    LINEAR_CASES,
+    AddNormCase,
+    AttentionCase,
+    AttentionWeightsCase,
+    FeedForwardCase,
+    LinearCase,
+)
+from .tolerance import FORWARD, GRADIENT, assert_as_exact, max_error, relative_error
+
+__all__ = [
+    "ADD_NORM_CASES",
+    "ATTENTION_CASES",
+    "ATTENTION_WEIGHTS_CASES",
+    "FEED_FORWARD_CASES",
+    "FORWARD",
+    "GRADIENT",
+    "LINEAR_CASES",
+    "AddNormCase",
+    "AttentionCase",
+    "AttentionWeightsCase",
+    "FeedForwardCase",
+    "LinearCase",
+    "assert_as_exact",
+    "max_error",
+    "relative_error",
+]

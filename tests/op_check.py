@@ -1,0 +1,74 @@
+"""What the tests of all ops do alike with a case: run it with gradients, and hold it against the truth."""
+
+from functools import cache
+
+import torch
+
+from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+dtype_name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
+
+
+def leaves(inputs: dict) -> dict:
+    """The inputs with gradients asked for, strides kept. ALiBi slopes have no gradient."""
+    return {
+        name: x.detach().requires_grad_(x.is_floating_point() and name != "alibi_slopes") if x is not None else None
+        for name, x in inputs.items()
+    }
+
+
+def grad_outputs(outputs: dict, dtype: torch.dtype) -> dict:
+    """Random gradients of the outputs: rounded to `dtype`, in each output's own dtype, in another memory order."""
+    generator = torch.Generator().manual_seed(1)
+    grads = {}
+    for name, output in outputs.items():
+        grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype).to(output.dtype)
+        if grad.dim() > 1:
+            grad = grad.transpose(-1, -2).contiguous().transpose(-1, -2)
+        grads[name] = grad
+    return grads
+
+
+def run_with_gradients(case, inputs: dict, dtype: torch.dtype, backend: str) -> tuple[dict, dict]:
+    """Outputs, and the gradients of every differentiable input."""
+    inputs = leaves(inputs)
+    outputs = case.run(inputs, backend)
+    wanted = {name: x for name, x in inputs.items() if x is not None and x.requires_grad}
+    given = grad_outputs(outputs, dtype)
+    before = {name: grad.clone() for name, grad in given.items()}
+    grads = torch.autograd.grad(list(outputs.values()), list(wanted.values()), list(given.values()), allow_unused=True)
+    for name, grad in given.items():
+        assert torch.equal(grad, before[name]), f"the gradient of {name} was written"
+    filled = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted.values(), strict=True))
+    return {name: x.detach() for name, x in outputs.items()}, dict(zip(wanted, filled, strict=True))
+
+
+@cache
+def expected(case, dtype: torch.dtype) -> tuple:
+    """(truth, reference in dtype), each (outputs, gradients). Computed once for all targets."""
+    inputs = case.inputs(dtype)
+    wide = {name: x.double() if x is not None and x.is_floating_point() else x for name, x in inputs.items()}
+    return run_with_gradients(case, wide, dtype, "reference"), run_with_gradients(case, inputs, dtype, "reference")
+
+
+def check_case(case, dtype: torch.dtype, backend: str) -> None:
+    """Outputs and gradients of the case are as near the float64 truth as the tolerance rule asks."""
+    outputs, grads = run_with_gradients(case, case.inputs(dtype), dtype, backend)
+    (true_outputs, true_grads), (reference_outputs, reference_grads) = expected(case, dtype)
+    for name, output in outputs.items():
+        assert_as_exact(name, output, reference_outputs[name], true_outputs[name], FORWARD)
+    for name, grad in grads.items():
+        assert_as_exact(f"gradient of {name}", grad, reference_grads[name], true_grads[name], GRADIENT)
+
+
+def check_repeats(case, dtype: torch.dtype, backend: str) -> None:
+    """The same bits again, after other work has used the same memory and threads."""
+    inputs = case.inputs(dtype)
+    first = run_with_gradients(case, inputs, dtype, backend)
+    for size in (3, 257, 4096):
+        torch.randn(size, size % 97 + 1) @ torch.randn(size % 97 + 1, 50)
+        second = run_with_gradients(case, inputs, dtype, backend)
+        for before, after in zip(first, second, strict=True):
+            for name in before:
+                assert torch.equal(before[name], after[name]), f"{name} differs between two runs"
