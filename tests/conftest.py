@@ -53,7 +53,12 @@ def pytest_sessionfinish(session, exitstatus):
     """A target whose tests were collected but never ran would pass silently: make it fail."""
     distributed = hasattr(session.config, "workerinput") or session.config.getoption("numprocesses", None)
     missing = _collected - _dispatched
-    if missing and not distributed and not (session.shouldstop or session.shouldfail) and not session.config.option.collectonly:
+    if (
+        missing
+        and not distributed
+        and not (session.shouldstop or session.shouldfail)
+        and not session.config.option.collectonly
+    ):
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"never dispatched: {sorted(str(each) for each in missing)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

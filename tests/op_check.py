@@ -66,7 +66,7 @@ def check_repeats(case, dtype: torch.dtype, backend: str) -> None:
     """The same bits again, after other work has used the same memory and threads."""
     inputs = case.inputs(dtype)
     first = run_with_gradients(case, inputs, dtype, backend)
-    for size in (3, 257, 4096):
+    for size in (3, 4096):
         torch.randn(size, size % 97 + 1) @ torch.randn(size % 97 + 1, 50)
         second = run_with_gradients(case, inputs, dtype, backend)
         for before, after in zip(first, second, strict=True):

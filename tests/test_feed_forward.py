@@ -40,7 +40,7 @@ def any_case(draw):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=any_case(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
@@ -102,7 +102,7 @@ def test_packed_weights_change_nothing(dtype, backend):
 
 
 def test_opcheck(backend):
-    for name in ("silu_hidden", "gelu_input", "relu_plain", "dropout_hidden", "no_bias", "residual"):
+    for name in ("gelu_input", "dropout_hidden", "no_bias"):
         case = CASE[name]
         inputs = leaves(case.inputs(torch.float32))
         arguments = (*(inputs.get(each) for each in NAMES), None, None, None, inputs.get("dropout_seed"))

@@ -39,7 +39,7 @@ def any_case(draw):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=any_case(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
@@ -56,12 +56,13 @@ def test_large_arguments_of_activations(activation, backend):
     """Far tails: no NaN, no infinity where the activation has none."""
     x = torch.tensor([-1e30, -1e4, -90.0, -30.0, -10.0, -0.0, 0.0, 1e-30, 10.0, 90.0, 1e4, 1e30])[:, None]
     x.requires_grad_()
+    wide = x.detach().double().requires_grad_()
     ours = bmk.linear(x, torch.ones(1, 1), activation=activation, backend=backend)
-    theirs = bmk.linear(x, torch.ones(1, 1), activation=activation, backend="reference")
-    torch.testing.assert_close(ours, theirs)
+    truth = bmk.linear(wide, torch.ones(1, 1, dtype=torch.float64), activation=activation)
+    torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-6)
     (grad,) = torch.autograd.grad(ours.sum(), x)
-    (expected,) = torch.autograd.grad(theirs.sum(), x)
-    torch.testing.assert_close(grad, expected)
+    (true_grad,) = torch.autograd.grad(truth.sum(), wide)
+    torch.testing.assert_close(grad.double(), true_grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "residual"])
@@ -76,7 +77,7 @@ def test_one_gradient_alone(wanted, backend):
 
 
 def test_opcheck(backend):
-    for case in (CASE["gelu_residual"], CASE["no_bias"], CASE["three_dimensions"], CASE["transposed"]):
+    for case in (CASE["gelu_residual"], CASE["no_bias"], CASE["transposed"]):
         inputs = leaves(case.inputs(torch.float32))
         arguments = tuple(inputs.get(name) for name in ("x", "weight", "bias", "residual"))
         for save in (False, True):

@@ -1,0 +1,126 @@
+"""The choice of backends: named ones never fall back, automatic choice explains itself."""
+
+import threading
+
+import pytest
+import torch
+
+import bigmodel_kernels as bmk
+from bigmodel_kernels import backends, reference
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_available_or_says_why_not(name):
+    reasons = backends.unsupported_reasons("attention", name)
+    assert bmk.info()["backends"][name] == reasons
+    if reasons:
+        x = torch.randn(1, 1, 2, 4)
+        with pytest.raises(RuntimeError, match=rf"^\[attention\] the {name} backend cannot run this: {reasons[0]}"):
+            bmk.attention(x, x, x, backend=name)
+        pytest.skip(f"{name} cannot run here: {'; '.join(reasons)}")
+
+
+def test_cpu_and_reference_are_available():
+    assert backends.unsupported_reasons("attention", "cpu") == []
+    assert backends.unsupported_reasons("attention", "reference") == []
+
+
+def test_every_reported_target_is_tested():
+    """The `backend` fixture covers what this machine runs, and set_cpu_target refuses the rest by name."""
+    from conftest import DISPATCHES
+
+    assert [target for name, target in DISPATCHES if name == "cpu"] == bmk.supported_cpu_targets()
+    assert "baseline" in bmk.supported_cpu_targets()
+    active = bmk.cpu_target()
+    for target in set(bmk.info()["build"]["cpu_targets"]) - set(bmk.supported_cpu_targets()):
+        with pytest.raises(ValueError, match=target):
+            bmk.set_cpu_target(target)
+    with pytest.raises(ValueError, match="nonsense"):
+        bmk.set_cpu_target("nonsense")
+    assert bmk.cpu_target() == active
+
+
+def test_automatic_choice():
+    cpu = torch.device("cpu")
+    assert backends.resolve("linear", cpu, torch.float32) is torch.ops.bigmodel
+    assert backends.resolve("linear", cpu, torch.bfloat16) is torch.ops.bigmodel
+    assert backends.resolve("linear", cpu, torch.float64) is reference
+    assert backends.resolve("linear", torch.device("cuda"), torch.float32) is reference
+    assert backends.resolve("linear", torch.device("meta"), torch.float32) is torch.ops.bigmodel
+
+
+def test_named_backend_never_falls_back():
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"^\[linear\] the cpu backend cannot run this: the dtype is torch.float64"):
+        bmk.linear(x, x, backend="cpu")
+    with bmk.use_backend("cpu"), pytest.raises(RuntimeError, match="float64"):
+        bmk.linear(x, x)
+
+
+def test_use_backend_nests_and_restores():
+    cpu = torch.device("cpu")
+
+    def current():
+        return backends.resolve("linear", cpu, torch.float32)
+
+    with bmk.use_backend("reference"):
+        assert current() is reference
+        with bmk.use_backend(None):
+            assert current() is torch.ops.bigmodel
+        with pytest.raises(KeyError), bmk.use_backend("cpu"):
+            raise KeyError
+        assert current() is reference
+        assert backends.resolve("linear", cpu, torch.float32, "cpu") is torch.ops.bigmodel
+    assert current() is torch.ops.bigmodel
+
+
+def test_use_backend_is_per_thread():
+    seen = []
+    with bmk.use_backend("reference"):
+        thread = threading.Thread(
+            target=lambda: seen.append(backends.resolve("linear", torch.device("cpu"), torch.float32))
+        )
+        thread.start()
+        thread.join()
+    assert seen == [torch.ops.bigmodel]
+
+
+def test_compiled_functions_follow_use_backend():
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    graphs = []
+
+    def capture(graph, inputs):
+        graphs.append(" ".join(str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(lambda: bmk.linear(x, weight), fullgraph=True, backend=capture)
+    compiled()
+    with bmk.use_backend("reference"):
+        compiled()
+    assert "bigmodel" in graphs[0] and "bigmodel" not in graphs[1]
+
+
+def test_explain():
+    x = torch.randn(1, 1, 2, 4)
+    automatic = bmk.explain("attention", x, x, x, causal=True)
+    assert automatic.backend == "cpu" and automatic.reasons["cpu"] == []
+    assert "attention runs on: cpu" in str(automatic) and "no CUDA kernels" in str(automatic)
+    wide = bmk.explain("attention", x.double())
+    assert wide.backend == "reference" and "float64" in wide.reasons["cpu"][0]
+    named = bmk.explain("attention", x.double(), backend="cpu")
+    assert named.backend is None and "never falls back" in str(named)
+    with bmk.use_backend("reference"):
+        assert bmk.explain("attention", x).backend == "reference"
+
+
+def test_info():
+    info = bmk.info()
+    assert info["torch"] == torch.__version__
+    assert info["cpu_target"] in info["supported_cpu_targets"]
+    assert info["backends"]["cpu"] == []
+
+
+def test_meta_tensors_have_shapes_without_data():
+    x = torch.empty(2, 3, 5, 8, device="meta")
+    assert bmk.attention(x, x, x).shape == (2, 3, 5, 8)
+    assert bmk.linear(x, torch.empty(7, 8, device="meta"), activation="gelu").shape == (2, 3, 5, 7)

@@ -1,0 +1,243 @@
+"""Bad input gives an error that begins with the op, says what was wrong and what was expected."""
+
+import pytest
+import torch
+
+import bigmodel_kernels as bmk
+from bigmodel_kernels import backends
+
+
+def x(*shape, dtype=torch.float32, **options):
+    return torch.zeros(shape, dtype=dtype, **options)
+
+
+Q, K = x(2, 4, 5, 8), x(2, 2, 7, 8)
+SEED = torch.tensor(1)
+
+
+def attention(query=Q, key=K, value=K, **options):
+    return lambda: bmk.attention(query, key, value, **options)
+
+
+def weights(query=Q, key=K, lse=x(2, 4, 5), **options):  # noqa: B008 (a constant tensor)
+    return lambda: bmk.attention_weights(query, key, lse, **options)
+
+
+def sdpa(query=Q, key=Q, value=Q, *arguments, **options):
+    return lambda: bmk.scaled_dot_product_attention(query, key, value, *arguments, **options)
+
+
+def linear(*arguments, **options):
+    return lambda: bmk.linear(*arguments, **options)
+
+
+def feed_forward(input=x(3, 8), w1=x(6, 8), b1=None, w2=x(8, 6), b2=None, **options):  # noqa: B008 (constant tensors)
+    return lambda: bmk.feed_forward(input, w1, b1, w2, b2, **options)
+
+
+def add_norm(*arguments, **options):
+    return lambda: bmk.add_norm(*arguments, **options)
+
+
+BAD = [
+    # attention: what the tensors are
+    (attention([1.0]), TypeError, "[attention] query is a list; expected a tensor"),
+    (attention(value=None), TypeError, "[attention] value is missing; expected a tensor"),
+    (attention(key=K.double()), ValueError, "[attention] key has dtype torch.float64, query torch.float32"),
+    (attention(Q.int(), K.int(), K.int()), ValueError, "[attention] query has dtype torch.int32; expected floating"),
+    (attention(key=K.to("meta")), ValueError, "[attention] key is on meta, query on cpu; expected one device"),
+    (attention(value=K.to_sparse()), ValueError, "[attention] value is nested or sparse; expected a dense tensor"),
+    (
+        attention(*[torch.nested.nested_tensor([x(2, 3, 8), x(2, 4, 8)])] * 3),
+        ValueError,
+        "[attention] query is nested or sparse; expected a dense tensor",
+    ),
+    # attention: shapes
+    (
+        attention(x(8), x(8), x(8)),
+        ValueError,
+        "[attention] query has shape [8]; expected [..., heads, q_len, head_dim]",
+    ),
+    (attention(x(2, 4, 5, 0), x(2, 2, 7, 0)), ValueError, "[attention] query has head_dim 0; expected at least 1"),
+    (attention(key=x(2, 2, 7, 9)), ValueError, "[attention] key has shape [2, 2, 7, 9], query [2, 4, 5, 8]"),
+    (attention(key=x(3, 2, 7, 8)), ValueError, "[attention] key has shape [3, 2, 7, 8], query [2, 4, 5, 8]"),
+    (attention(key=x(2, 7, 8)), ValueError, "[attention] key has shape [2, 7, 8], query [2, 4, 5, 8]"),
+    (
+        attention(key=x(2, 3, 7, 8), value=x(2, 3, 7, 8)),
+        ValueError,
+        "[attention] key has 3 heads, query 4: query heads must be a multiple of key heads",
+    ),
+    (attention(key=x(2, 0, 7, 8)), ValueError, "[attention] key has 0 heads, query 4"),
+    (
+        attention(value=x(2, 2, 6, 8)),
+        ValueError,
+        "[attention] value has shape [2, 2, 6, 8]; expected [2, 2, 7, 'value_dim']",
+    ),
+    (attention(value=x(2, 4, 7, 8)), ValueError, "[attention] value has shape [2, 4, 7, 8]"),
+    (attention(value=x(2, 2, 7, 0)), ValueError, "with value_dim at least 1"),
+    # attention: options
+    (attention(mask=[True]), TypeError, "[attention] mask is a list; expected a tensor"),
+    (
+        attention(mask=x(5, 7).long()),
+        ValueError,
+        "[attention] mask has dtype torch.int64; expected bool (True: may attend)",
+    ),
+    (attention(mask=x(5, 7).half()), ValueError, "[attention] mask has dtype torch.float16; expected bool"),
+    (
+        attention(mask=x(5, 6)),
+        ValueError,
+        "[attention] mask has shape [5, 6]; expected one that broadcasts to [2, 4, 5, 7]",
+    ),
+    (attention(mask=x(1, 1, 1, 1, 1)), ValueError, "[attention] mask has shape [1, 1, 1, 1, 1]; expected one that"),
+    (attention(mask=x(5, 7, device="meta")), ValueError, "[attention] mask is on meta, query on cpu"),
+    (attention(causal="middle"), ValueError, "[attention] causal is 'middle'; expected False, True, 'top_left'"),
+    (attention(causal=2), ValueError, "[attention] causal is 2; expected False, True, 'top_left' or 'bottom_right'"),
+    (attention(scale=float("nan")), ValueError, "[attention] scale is nan; expected a finite number"),
+    (attention(scale="big"), ValueError, "[attention] scale is 'big'; expected a finite number"),
+    (attention(softcap=-1.0), ValueError, "[attention] softcap is -1.0; expected a finite number of at least 0"),
+    (attention(window=3), ValueError, "[attention] window is 3; expected (left, right) or None"),
+    (attention(window=(1, -2)), ValueError, "[attention] window is (1, -2); expected integers >= 0"),
+    (attention(window=(1.5, 2)), ValueError, "[attention] window is (1.5, 2); expected integers >= 0"),
+    (attention(dropout_p=1.0), ValueError, "[attention] dropout_p is 1.0; expected a number with 0 <= dropout_p < 1"),
+    (attention(dropout_p=-0.1), ValueError, "[attention] dropout_p is -0.1; expected a number with 0 <= dropout_p < 1"),
+    (
+        attention(dropout_p=0.1, dropout_seed=3),
+        ValueError,
+        "[attention] dropout_seed is a int; expected an int64 tensor",
+    ),
+    (
+        attention(dropout_p=0.1, dropout_seed=x(1)),
+        ValueError,
+        "[attention] dropout_seed is torch.float32, 1 dimensions",
+    ),
+    (attention(sinks=x(2)), ValueError, "[attention] sinks has shape [2]; expected [4]"),
+    (attention(sinks=x(4).long()), ValueError, "[attention] sinks has dtype torch.int64; expected floating point"),
+    (
+        attention(alibi_slopes=x(3)),
+        ValueError,
+        "[attention] alibi_slopes has shape [3]; expected [4] or [2, 4] or [1, 4]",
+    ),
+    (
+        attention(alibi_slopes=x(4).requires_grad_()),
+        ValueError,
+        "[attention] alibi_slopes requires a gradient, which is not implemented; pass alibi_slopes.detach()",
+    ),
+    (
+        attention(backend="gpu"),
+        ValueError,
+        "[attention] backend is 'gpu'; expected one of cpu, cuda, triton, reference",
+    ),
+    (attention(backend="cuda"), RuntimeError, "[attention] the cuda backend cannot run this: this version has no CUDA"),
+    (attention(Q.double(), K.double(), K.double(), backend="cpu"), RuntimeError, "the dtype is torch.float64; the cpu"),
+    # attention_weights
+    (weights(lse=x(2, 4, 6)), ValueError, "[attention_weights] lse has shape [2, 4, 6]; expected [2, 4, 5]"),
+    (weights(lse=None), TypeError, "[attention_weights] lse is missing; expected a tensor"),
+    (
+        weights(dropout_p=0.5),
+        ValueError,
+        "[attention_weights] dropout_seed is missing; expected the seed that attention",
+    ),
+    (weights(key=x(2, 3, 7, 8)), ValueError, "[attention_weights] key has 3 heads, query 4"),
+    # scaled_dot_product_attention
+    (
+        sdpa(Q, Q, Q, x(5, 5), is_causal=True),
+        ValueError,
+        "[scaled_dot_product_attention] attn_mask and is_causal are both given; expected at most one of them",
+    ),
+    (sdpa(Q, K, K), ValueError, "enable_gqa=True groups the query's heads"),
+    (sdpa(x(8), x(8), x(8)), ValueError, "[scaled_dot_product_attention] query, key and value have at least 2"),
+    (sdpa(Q, x(3, 4, 7, 8), x(3, 4, 7, 8)), ValueError, "whose leading dimensions do not broadcast"),
+    # linear
+    (linear(3.0, x(4, 8)), TypeError, "[linear] x is a float; expected a tensor"),
+    (linear(x(3, 8), x(4, 9)), ValueError, "[linear] weight has shape [4, 9]; expected [out_features, 8]"),
+    (linear(x(3, 8), x(8)), ValueError, "[linear] weight has shape [8]; expected [out_features, 8]"),
+    (linear(x(3, 8), x(0, 8)), ValueError, "[linear] weight has shape [0, 8]; expected [out_features, 8]"),
+    (linear(x(3, 0), x(4, 0)), ValueError, "[linear] x has shape [3, 0]; expected [..., features] with features >= 1"),
+    (linear(x(), x(4, 8)), ValueError, "[linear] x has shape []; expected [..., features]"),
+    (linear(x(3, 8), x(4, 8), x(5)), ValueError, "[linear] bias has shape [5]; expected [4]"),
+    (linear(x(3, 8), x(4, 8), x(4).half()), ValueError, "[linear] bias has dtype torch.float16, x torch.float32"),
+    (
+        linear(x(3, 8), x(4, 8), activation="tanh"),
+        ValueError,
+        "[linear] activation is 'tanh'; expected one of none, relu",
+    ),
+    (linear(x(3, 8), x(4, 8), residual=x(1, 4)), ValueError, "[linear] residual has shape [1, 4]; expected [3, 4]"),
+    # feed_forward
+    (feed_forward(w1=x(6, 9)), ValueError, "[feed_forward] w1 has shape [6, 9]; expected [out_features, 8]"),
+    (feed_forward(w2=x(8, 5)), ValueError, "[feed_forward] w2 has shape [8, 5]; expected [out_features, 6]"),
+    (feed_forward(w2=None), TypeError, "[feed_forward] w2 is missing; expected a tensor"),
+    (feed_forward(b1=x(5)), ValueError, "[feed_forward] b1 has shape [5]; expected [6]"),
+    (feed_forward(activation=None), ValueError, "[feed_forward] activation is None; expected one of relu, gelu"),
+    (feed_forward(gate="output"), ValueError, "[feed_forward] gate is 'output'; expected one of none, input, hidden"),
+    (feed_forward(gate="hidden"), ValueError, "[feed_forward] w_gate is missing; expected a weight for gate 'hidden'"),
+    (feed_forward(w_gate=x(6, 8)), ValueError, "[feed_forward] w_gate or b_gate is given, but gate is None"),
+    (feed_forward(gate="input", w_gate=x(6, 8)), ValueError, "[feed_forward] w_gate has shape [6, 8]; expected [8, 8]"),
+    (feed_forward(residual=x(3, 7)), ValueError, "[feed_forward] residual has shape [3, 7]; expected [3, 8]"),
+    (feed_forward(dropout_p=2), ValueError, "[feed_forward] dropout_p is 2; expected a number with 0 <= dropout_p < 1"),
+    # add_norm
+    (add_norm(x(3, 8), x(3, 7), None), ValueError, "[add_norm] residual has shape [3, 7]; expected [3, 8]"),
+    (
+        add_norm(x(3, 8), x(3, 8).half(), None),
+        ValueError,
+        "[add_norm] residual has dtype torch.float16, x torch.float32",
+    ),
+    (add_norm(x(3, 8), None, x(7)), ValueError, "[add_norm] weight has shape [7]; expected [8]"),
+    (
+        add_norm(x(3, 8), None, x(8).half()),
+        ValueError,
+        "[add_norm] weight has dtype torch.float16; expected float32 or",
+    ),
+    (
+        add_norm(x(3, 8).half(), None, x(8), x(8).half()),
+        ValueError,
+        "[add_norm] weight has dtype torch.float32, bias torch.float16; expected one dtype",
+    ),
+    (add_norm(x(3, 8), None, None, kind="batch"), ValueError, "[add_norm] kind is 'batch'; expected one of layer, rms"),
+    (
+        add_norm(x(3, 8), None, None, eps=-1.0),
+        ValueError,
+        "[add_norm] eps is -1.0; expected a finite number of at least 0",
+    ),
+    (add_norm(None, None, None), TypeError, "[add_norm] x is missing; expected a tensor"),
+    # choosing
+    (lambda: bmk.use_backend("cdua"), ValueError, "[use_backend] backend is 'cdua'; expected one of cpu, cuda"),
+    (lambda: bmk.explain("atention", Q), ValueError, "[explain] 'atention' is not an op; expected one of attention"),
+    (lambda: bmk.explain("attention"), TypeError, "[explain] expected the tensors that attention would be called with"),
+    (lambda: backends.unsupported_reasons("conv", "cpu"), ValueError, "[conv] is not an op; expected one of attention"),
+]
+
+
+@pytest.mark.parametrize("call, kind, text", BAD, ids=[text[:60] for _, _, text in BAD])
+def test_error(call, kind, text):
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert message.startswith("[") and text in message
+
+
+DIRECT = {
+    "attention key shape": lambda ops: ops.attention(Q, x(2, 2, 7, 9), K),
+    "attention dtype": lambda ops: ops.attention(Q.double(), K.double(), K.double()),
+    "attention causal": lambda ops: ops.attention(Q, K, K, causal="middle"),
+    "attention dropout without a seed": lambda ops: ops.attention(Q, K, K, dropout_p=0.5),
+    "attention mask shape": lambda ops: ops.attention(Q, K, K, x(2, 4, 5, 6)),
+    "attention_backward grad shape": lambda ops: ops.attention_backward(Q[..., :3], None, Q, K, K, Q, x(2, 4, 5)),
+    "attention_weights lse": lambda ops: ops.attention_weights(Q, K, x(2, 4, 6)),
+    "linear weight": lambda ops: ops.linear(x(3, 8), x(4, 9)),
+    "linear activation": lambda ops: ops.linear(x(3, 8), x(4, 8), activation="tanh"),
+    "linear packed by nobody": lambda ops: ops.linear(x(3, 8), x(4, 8), packed_weight=x(3).byte()),
+    "linear_pack shape": lambda ops: ops.linear_pack(x(3)),
+    "feed_forward gate": lambda ops: ops.feed_forward(x(3, 8), x(6, 8), None, x(8, 6), None, gate="output"),
+    "feed_forward without w_gate": lambda ops: ops.feed_forward(x(3, 8), x(6, 8), None, x(8, 6), None, gate="hidden"),
+    "add_norm kind": lambda ops: ops.add_norm(x(3, 8), kind="batch"),
+    "add_norm weight": lambda ops: ops.add_norm(x(3, 8), None, x(7)),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_the_ops_themselves_check(name):
+    """A call of torch.ops.bigmodel past functional.py is refused as cleanly."""
+    with pytest.raises(RuntimeError, match=r"^\[\w+\] ") as caught, torch.no_grad():
+        DIRECT[name](torch.ops.bigmodel)
+    assert str(caught.value).startswith(f"[{name.split()[0]}] ")
