@@ -61,6 +61,7 @@ def attention(
     Source: Vaswani et al., "Attention is all you need", 2017; Dao et al., "FlashAttention", 2022.
     """
     query, key, value, mask = _autocast_attention("attention", query, key, value, mask)
+    checks.is_tensor("attention", "value", value)
     checks.attention_tensors("attention", query, key, value)
     checks.mask("attention", mask, query, key.shape[-2])
     checks.dropout("attention", dropout_p, dropout_seed)
