@@ -63,8 +63,10 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
-        subprocess.run([tool("cmake"), "--build", build, "--target", "_C"], check=True)
+        defines += os.environ.get("CMAKE_ARGS", "").split()  # for example -DBIGMODEL_CPU_TARGETS=avx2
+        for step in (["-S", ROOT, "-B", build, "-G", "Ninja", *defines], ["--build", build, "--target", "_C"]):
+            if subprocess.run([tool("cmake"), *step]).returncode != 0:
+                sys.exit("bigmodel_kernels could not be built: the reason stands above.")
 
 
 setup(
