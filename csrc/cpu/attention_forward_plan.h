@@ -7,7 +7,7 @@
 #pragma once
 
 #include "bigmodel/parallel.h"
-#include "cpu/attention_panel.h"
+#include "cpu/attention_tile.h"
 #include "cpu/online_softmax.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -15,8 +15,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 struct ForwardPlan {
   AttentionShape shape;
   std::int64_t value_dim;
-  bool converts_key, converts_value;             // to fp32 with unit stride
-  std::int64_t key_stride, value_stride;         // of rows of a block of keys, in elements
+  std::int64_t key_floats, value_floats;         // of a block of keys converted to fp32; 0 where it is read in place
   std::int64_t key_block, block_panels, blocks;  // blocks of panels of one kv head
   std::int64_t splits, split_keys;
   int workers;
@@ -25,15 +24,6 @@ struct ForwardPlan {
 
   std::int64_t jobs() const { return shape.batch * shape.kv_heads * blocks * splits; }
 };
-
-inline constexpr std::int64_t cache_line_floats = 16;
-
-// Keys per block: the scores of a panel stay in the first-level cache between their two products. Measured on Zen 3 at
-// head_dim 64 and 128 (bench/NOTES.md).
-BIGMODEL_INLINE std::int64_t key_block_of(std::int64_t head_dim, std::int64_t value_dim) {
-  const std::int64_t keys = head_dim + value_dim <= 512 ? 96 : 48;
-  return round_up(keys, tile_rows);
-}
 
 BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
   const AttentionShape& shape = plan.shape;
@@ -59,21 +49,15 @@ BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
   if (plan.splits > 1) plan.splits = ceil_div(shape.kv_len, plan.split_keys);
 }
 
-static bool in_place(const TensorView& view) {
-  return view.dtype == DType::float32 && (view.stride[3] == 1 || view.size[3] == 1);
-}
-
 static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   const AttentionInputs& inputs = args.inputs;
   ForwardPlan plan;
   plan.shape = attention_shape(inputs);
   const AttentionShape& shape = plan.shape;
   plan.value_dim = inputs.value.size[3];
-  plan.converts_key = !in_place(inputs.key);
-  plan.converts_value = !in_place(inputs.value);
-  plan.key_stride = plan.converts_key ? round_up(shape.head_dim, lanes) : inputs.key.stride[2];
-  plan.value_stride = plan.converts_value ? round_up(plan.value_dim, lanes) : inputs.value.stride[2];
   plan.key_block = key_block_of(shape.head_dim, plan.value_dim);
+  plan.key_floats = in_place(inputs.key) ? 0 : plan.key_block * row_stride(inputs.key);
+  plan.value_floats = in_place(inputs.value) ? 0 : plan.key_block * row_stride(inputs.value);
   plan_blocks(plan);
 
   // Below this much work, waking another thread costs more than it saves.
@@ -82,15 +66,12 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
       double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim + plan.value_dim);
   plan.workers = work < worth_threads ? 1 : max_workers();
 
-  const std::int64_t wider = shape.head_dim > plan.key_block ? shape.head_dim : plan.key_block;
-  const auto whole_lines = [](std::int64_t floats) { return round_up(floats, cache_line_floats); };
   plan.query_floats = whole_lines(shape.head_dim * tile_columns);
   plan.record_floats = whole_lines(plan.value_dim * tile_columns + sizeof(SoftmaxState) / sizeof(float));
-  plan.tile_floats = whole_lines(wider * tile_columns);
+  plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.block_panels * plan.query_floats + 3 * plan.tile_floats +
-                        whole_lines(plan.block_panels * sizeof(Panel) / sizeof(float) + 1) +
-                        (plan.converts_key ? plan.key_block * plan.key_stride : 0) +
-                        (plan.converts_value ? plan.key_block * plan.value_stride : 0) + cache_line_floats;
+                        whole_lines(plan.block_panels * sizeof(Panel) / sizeof(float) + 1) + plan.key_floats +
+                        plan.value_floats + cache_line_floats;
   plan.scratch_floats = whole_lines(plan.scratch_floats);
   const std::int64_t record_sets = plan.splits > 1 ? plan.jobs() : plan.workers;
   plan.total_floats = plan.workers * plan.scratch_floats + record_sets * plan.block_panels * plan.record_floats;
@@ -105,7 +86,8 @@ struct PanelRecord {
 
 // The memory of one worker.
 struct ForwardScratch {
-  float *query, *scores, *mask, *room, *key, *value;
+  TileScratch tile;
+  float *query, *key, *value;
   Panel* panels;
 };
 
@@ -118,12 +100,10 @@ static ForwardScratch carve_scratch(const ForwardPlan& plan, void* workspace, in
   };
   ForwardScratch scratch;
   scratch.query = take(plan.block_panels * plan.query_floats);
-  scratch.scores = take(plan.tile_floats);
-  scratch.mask = take(plan.tile_floats);
-  scratch.room = take(plan.tile_floats);
+  scratch.tile = {take(plan.tile_floats), take(plan.tile_floats), take(plan.tile_floats)};
   scratch.panels = reinterpret_cast<Panel*>(take(plan.block_panels * sizeof(Panel) / sizeof(float) + 1));
-  scratch.key = plan.converts_key ? take(plan.key_block * plan.key_stride) : nullptr;
-  scratch.value = plan.converts_value ? take(plan.key_block * plan.value_stride) : nullptr;
+  scratch.key = take(plan.key_floats);
+  scratch.value = take(plan.value_floats);
   return scratch;
 }
 
@@ -132,6 +112,11 @@ static PanelRecord panel_record(const ForwardPlan& plan, void* workspace, std::i
   float* records = static_cast<float*>(workspace) + plan.workers * plan.scratch_floats;
   float* record = records + (set * plan.block_panels + panel) * plan.record_floats;
   return {record, reinterpret_cast<SoftmaxState*>(record + plan.value_dim * tile_columns)};
+}
+
+static void start_record(const ForwardPlan& plan, const PanelRecord& record) {
+  start_softmax(*record.state);
+  for (std::int64_t i = 0; i < plan.value_dim * tile_columns; i += lanes) store(record.output + i, zero());
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET
