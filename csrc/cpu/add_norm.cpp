@@ -5,7 +5,7 @@
 // take. RMSNorm is LayerNorm with a mean of zero.
 #include "bigmodel/add_norm.h"
 
-#include "bigmodel/parallel.h"
+#include "cpu/jobs.h"
 #include "cpu/kernels.h"
 #include "cpu/row_block.h"
 
@@ -157,18 +157,17 @@ void forward_rows(const AddNormForwardArgs& args, std::int64_t first, std::int64
   }
 }
 
-struct ForwardJob {
-  const AddNormForwardArgs& args;
-  int workers;
-};
+constexpr std::int64_t jobs_per_worker = 8;
 
-void forward_worker(void* context, int worker) {
-  const auto& [args, workers] = *static_cast<const ForwardJob*>(context);
-  const std::int64_t rows = args.input.size[0];
-  const std::int64_t first = rows * worker / workers, last = rows * (worker + 1) / workers;
-  if (args.input.dtype == DType::float32) forward_rows<float>(args, first, last);
-  if (args.input.dtype == DType::bfloat16) forward_rows<bfloat16>(args, first, last);
-  if (args.input.dtype == DType::float16) forward_rows<float16>(args, first, last);
+template <class T>
+void forward(const AddNormForwardArgs& args) {
+  const std::int64_t rows = args.input.size[0], width = args.input.size[1];
+  const int workers = workers_for(rows, width);
+  const std::int64_t rows_each =
+      larger(larger(1, worker_elements / larger(1, width)), rows / (workers * jobs_per_worker));
+  for_each_job(workers, (rows + rows_each - 1) / rows_each, [&](std::int64_t job, int) {
+    forward_rows<T>(args, job * rows_each, smaller(rows, (job + 1) * rows_each));
+  });
 }
 
 // ---- backward ----
@@ -307,28 +306,21 @@ void backward_part(const BackwardJob& job, BackwardRow<T, streaming>& row, std::
 }
 
 template <class T, bool streaming>
-void backward_parts(const BackwardJob& job, int worker) {
-  BackwardRow<T, streaming> row(job.args);
-  const std::int64_t first = job.parts.count * worker / job.workers;
-  const std::int64_t last = job.parts.count * (worker + 1) / job.workers;
-  for (std::int64_t part = first; part < last; ++part) backward_part(job, row, part);
-  if constexpr (streaming) stream_end();
+void backward_rows(const BackwardJob& job) {
+  for_each_job(job.workers, job.parts.count, [&](std::int64_t part, int) {
+    BackwardRow<T, streaming> row(job.args);
+    backward_part(job, row, part);
+    if constexpr (streaming) stream_end();
+  });
 }
 
 template <class T>
-void backward_parts(const BackwardJob& job, int worker) {
+void backward_rows(const BackwardJob& job) {
   if (job.args.grad_input.data && worth_streaming(job.args.grad_input)) {
-    backward_parts<T, true>(job, worker);
+    backward_rows<T, true>(job);
   } else {
-    backward_parts<T, false>(job, worker);
+    backward_rows<T, false>(job);
   }
-}
-
-void backward_worker(void* context, int worker) {
-  const auto& job = *static_cast<const BackwardJob*>(context);
-  if (job.args.sum.dtype == DType::float32) backward_parts<float>(job, worker);
-  if (job.args.sum.dtype == DType::bfloat16) backward_parts<bfloat16>(job, worker);
-  if (job.args.sum.dtype == DType::float16) backward_parts<float16>(job, worker);
 }
 
 // Adds the parts of `partial` (the first part's row) in order, for the columns [first, last).
@@ -343,20 +335,25 @@ void add_parts(const BackwardJob& job, const float* partial, T* gradient, std::i
   });
 }
 
-void add_parts(const BackwardJob& job, const float* partial, const TensorView& gradient, int worker) {
+void add_parts(const BackwardJob& job, const float* partial, const TensorView& gradient) {
   if (!gradient.data) return;
-  const std::int64_t width = job.args.sum.size[1], share = round_up((width + job.workers - 1) / job.workers, 16);
-  const std::int64_t first = smaller(width, share * worker), last = smaller(width, first + share);
-  void* data = gradient.data;
-  if (gradient.dtype == DType::float32) add_parts(job, partial, static_cast<float*>(data), first, last);
-  if (gradient.dtype == DType::bfloat16) add_parts(job, partial, static_cast<bfloat16*>(data), first, last);
-  if (gradient.dtype == DType::float16) add_parts(job, partial, static_cast<float16*>(data), first, last);
+  constexpr std::int64_t columns = 512;
+  const std::int64_t width = job.args.sum.size[1];
+  for_each_job(job.workers, (width + columns - 1) / columns, [&](std::int64_t share, int) {
+    const std::int64_t first = share * columns, last = smaller(width, first + columns);
+    void* data = gradient.data;
+    if (gradient.dtype == DType::float32) add_parts(job, partial, static_cast<float*>(data), first, last);
+    if (gradient.dtype == DType::bfloat16) add_parts(job, partial, static_cast<bfloat16*>(data), first, last);
+    if (gradient.dtype == DType::float16) add_parts(job, partial, static_cast<float16*>(data), first, last);
+  });
 }
 
-void add_parts_worker(void* context, int worker) {
-  const auto& job = *static_cast<const BackwardJob*>(context);
-  add_parts(job, job.grad_weight(0), job.args.grad_weight, worker);
-  add_parts(job, job.grad_bias(0), job.args.grad_bias, worker);
+template <class T>
+void backward(const BackwardJob& job) {
+  backward_rows<T>(job);
+  if (!job.weight_gradients) return;
+  add_parts(job, job.grad_weight(0), job.args.grad_weight);
+  add_parts(job, job.grad_bias(0), job.args.grad_bias);
 }
 
 }  // namespace
@@ -364,8 +361,9 @@ void add_parts_worker(void* context, int worker) {
 std::int64_t add_norm_forward_workspace(const AddNormForwardArgs&) { return 0; }
 
 void add_norm_forward(const AddNormForwardArgs& args) {
-  ForwardJob job{args, workers_for(args.input.size[0], args.input.size[1])};
-  run_workers(job.workers, forward_worker, &job);
+  if (args.input.dtype == DType::float32) forward<float>(args);
+  if (args.input.dtype == DType::bfloat16) forward<bfloat16>(args);
+  if (args.input.dtype == DType::float16) forward<float16>(args);
 }
 
 std::int64_t add_norm_backward_workspace(const AddNormBackwardArgs& args) {
@@ -378,9 +376,10 @@ void add_norm_backward(const AddNormBackwardArgs& args) {
   const std::int64_t rows = args.sum.size[0], width = args.sum.size[1];
   const Parts parts = parts_of(rows, width);
   const int workers = static_cast<int>(larger(1, smaller(parts.count, workers_for(rows, width))));
-  BackwardJob job{args, parts, workers, args.grad_weight.data || args.grad_bias.data};
-  run_workers(workers, backward_worker, &job);
-  if (job.weight_gradients) run_workers(workers, add_parts_worker, &job);
+  const BackwardJob job{args, parts, workers, args.grad_weight.data || args.grad_bias.data};
+  if (args.sum.dtype == DType::float32) backward<float>(job);
+  if (args.sum.dtype == DType::bfloat16) backward<bfloat16>(job);
+  if (args.sum.dtype == DType::float16) backward<float16>(job);
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET
