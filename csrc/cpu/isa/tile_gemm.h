@@ -111,14 +111,31 @@ static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_
   multiply_last_rows<tile_rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 
+// The last columns of C: fewer than tile_vectors vectors of them.
+template <int vectors, bool by_rows, class Element, class Lane>
+BIGMODEL_INLINE void multiply_last_columns(std::int64_t m, std::int64_t n, std::int64_t k, const Element* lhs,
+                                           std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride, float* c,
+                                           std::int64_t c_stride, bool accumulate) {
+  if constexpr (vectors > 0) {
+    if (n > (vectors - 1) * lanes) {
+      multiply_panel<vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    } else {
+      multiply_last_columns<vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    }
+  }
+}
+
 template <bool by_rows, class Element, class Lane>
 BIGMODEL_INLINE void multiply(std::int64_t m, std::int64_t n, std::int64_t k, const Element* lhs,
                               std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride, float* c,
                               std::int64_t c_stride, bool accumulate) {
-  for (; n > lanes; n -= tile_columns, rhs += tile_columns, c += tile_columns) {
+  for (; n > tile_columns - lanes; n -= tile_columns, rhs += tile_columns, c += tile_columns) {
     multiply_panel<tile_vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
   }
-  if (n > 0) multiply_panel<1, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  if (n > 0) {
+    multiply_last_columns<tile_vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
+                                                     accumulate);
+  }
 }
 
 BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
