@@ -37,6 +37,10 @@ using ElementLayout = Layout<Element<T>>;
 template <class T>
 using Lane = typename ElementLayout<T>::Lane;
 
+// Where k may be cut: between whole vectors, and between the blocks of k that one instruction takes.
+template <class T>
+constexpr std::int64_t depth_step = ElementLayout<T>::k_step > lanes ? ElementLayout<T>::k_step : lanes;
+
 // Lanes of one packed rhs panel of all k.
 template <class T>
 BIGMODEL_INLINE std::int64_t panel_lanes(std::int64_t k) {
@@ -80,7 +84,7 @@ static void choose_blocks(Gemm<T>& gemm) {
   std::int64_t packed_bytes = 0, work = 0;
   for (int p = 0; p < gemm.products; ++p) {
     const Product<T>& product = gemm.product[p];
-    gemm.depth[p] = even_part(product.lhs.columns, most_depth, lanes);
+    gemm.depth[p] = even_part(product.lhs.columns, most_depth, depth_step<T>);
     if (!product.packed_rhs) packed_bytes += panel_lanes<T>(product.lhs.columns) * std::int64_t{sizeof(Lane<T>)};
     work += gemm.m * gemm.n * product.lhs.columns;
   }
@@ -147,14 +151,14 @@ static void pack_panels(Matrix<const T> rhs, std::int64_t k_first, std::int64_t 
   Lane<T>* to = panels + k_first / ElementLayout<T>::group * tile_columns;
   for (std::int64_t j = 0; j < columns; j += tile_columns, to += panel_size) {
     const std::int64_t count = columns - j < tile_columns ? columns - j : tile_columns;
-    copy_in(k, count, at(rhs, k_first, column + j), rhs.row_stride, rhs.column_stride, to, tile_columns);
+    pack_rhs(k, count, at(rhs, k_first, column + j), rhs.row_stride, rhs.column_stride, to, tile_columns);
   }
 }
 
 // All of columns [column, column + columns) of an rhs, shared out over the threads.
 template <class T>
 static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, std::int64_t columns, Lane<T>* panels) {
-  const std::int64_t depth = even_part(rhs.rows, most_depth, lanes);
+  const std::int64_t depth = even_part(rhs.rows, most_depth, depth_step<T>);
   const std::int64_t width = 16 * tile_columns, widths = parts_of(columns, width);
   for_each_job(workers, parts_of(rhs.rows, depth) * widths, [&](std::int64_t job, int) {
     const std::int64_t k = job / widths * depth, j = job % widths * width;
@@ -172,8 +176,8 @@ static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const
   std::int64_t first = 0;
   do {
     const std::int64_t depth = least(gemm.depth[p], k - first);
-    copy_in(block.rows, depth, at(product.lhs, block.row, first), product.lhs.row_stride, product.lhs.column_stride,
-            lhs_block, gemm.lhs_stride);
+    pack_lhs(block.rows, depth, at(product.lhs, block.row, first), product.lhs.row_stride, product.lhs.column_stride,
+             lhs_block, gemm.lhs_stride);
     const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
     for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
       multiply_by_rows(block.rows, least(tile_columns, block.columns - j), round_up(depth, ElementLayout<T>::k_step),
