@@ -57,6 +57,8 @@ class TrainingOptions:
         for name in ("vocabulary", "width", "heads", "layers", "hidden", "batch", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[train] {name} is {getattr(self, name)}: expected at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"[train] heads is {self.heads}: expected a divisor of width, which is {self.width}")
         if self.classes < 10:
             raise ValueError(f"[train] classes is {self.classes}: expected at least 10, there are ten digits")
         if self.inputs == "pixels" and self.vocabulary < 17:
