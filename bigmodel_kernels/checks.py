@@ -189,7 +189,9 @@ def window(op: str, value: Sequence[int | None] | None) -> tuple[int, int]:
 
 def finite(op: str, name: str, value: float, minimum: float = -math.inf) -> float:
     """A finite number that is not below a minimum."""
-    if isinstance(value, Tensor) or not isinstance(value, int | float) or not -math.inf < value < math.inf or value < minimum:
+    number = isinstance(value, int | float) and not isinstance(value, Tensor)
+    # Compared, not math.isfinite: torch.compile(dynamic=True) can trace a comparison.
+    if not number or not -math.inf < value < math.inf or value < minimum:
         at_least = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"[{op}] {name} is {value!r}; expected a finite number{at_least}")
     return float(value)
