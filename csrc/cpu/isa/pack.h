@@ -37,8 +37,12 @@ static __attribute__((noinline)) void copy_in(std::int64_t rows, std::int64_t co
     for (std::int64_t j = 0; j < columns; j += lanes) {
       for (std::int64_t i = 0; i < rows; i += lanes) {
         F32 block[lanes];
-        for (int c = 0; c < lanes; ++c) {
-          block[c] = j + c < columns ? load_up_to(source + (j + c) * column_stride + i, rows - i) : zero();
+        if (j + lanes <= columns && i + lanes <= rows) {
+          for (int c = 0; c < lanes; ++c) block[c] = load(source + (j + c) * column_stride + i);
+        } else {
+          for (int c = 0; c < lanes; ++c) {
+            block[c] = j + c < columns ? load_up_to(source + (j + c) * column_stride + i, rows - i) : zero();
+          }
         }
         transpose(block);
         const std::int64_t last = rows - i < lanes ? rows - i : lanes;
@@ -47,12 +51,15 @@ static __attribute__((noinline)) void copy_in(std::int64_t rows, std::int64_t co
     }
     return;
   }
+  const std::int64_t whole = column_stride == 1 ? columns - columns % lanes : 0;
   for (std::int64_t i = 0; i < rows; ++i) {
     const T* row = source + i * row_stride;
-    for (std::int64_t j = 0; j < columns; j += lanes) {
-      const F32 values = column_stride == 1 ? load_up_to(row + j, columns - j)
-                                            : gather(row + j * column_stride, column_stride, columns - j);
-      store(destination + i * destination_stride + j, values);
+    Destination* to = destination + i * destination_stride;
+    std::int64_t j = 0;
+    for (; j < whole; j += lanes) store(to + j, load(row + j));
+    for (; j < columns; j += lanes) {
+      store(to + j, column_stride == 1 ? load_first(row + j, int(columns - j))
+                                       : gather(row + j * column_stride, column_stride, columns - j));
     }
   }
 }
