@@ -12,34 +12,70 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 namespace {
 
+// A chunk of keys while queries pass by.
+struct OpenChunk {
+  Chunk chunk;
+  KeyRows rows;
+  std::uint32_t started;  // bit i: dK and dV of block i of its keys hold a sum, and not whatever was in memory
+};
+
+// Adds what one block of queries gives to dK and dV of a chunk; leaves its part of dQ in the scratch memory.
 template <class T>
 void block_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
-                     std::int64_t first, std::int64_t queries, const Chunk& chunk) {
+                     std::int64_t first, std::int64_t queries, OpenChunk& open) {
   const GradientPlan& plan = g.plan;
-  load_queries(g, scratch, b, h, first, queries);
-  for (std::int64_t key = 0; key < chunk.keys; key += key_block) {
-    const TileShape tile = tile_shape(g.band, first, queries, chunk.first + key, at_most(key_block, chunk.keys - key));
-    if (tile.empty) continue;
+  const AttentionGradientArgs& args = g.args;
+  const QueryRows rows = load_queries(g, scratch, b, h, first, queries);
+  bool started = false;
+  for (std::int64_t key = 0; key < open.chunk.keys; key += key_block) {
+    const TileShape tile =
+        tile_shape(g.band, first, queries, open.chunk.first + key, at_most(key_block, open.chunk.keys - key));
     const std::int64_t key_at = key * plan.key_stride, value_at = key * plan.value_stride;
-    if (!tile_gradients(g, scratch, tile, scratch.key + key_at, scratch.value + value_at, b, h)) continue;
-    if (g.args.grad_value.data) {
-      multiply_to_keys(tile, plan.value_dim, scratch.weights, scratch.grad_output, scratch.grad_value + value_at,
-                       plan.value_stride);
+    const float *key_rows = open.rows.key + key_at, *value_rows = open.rows.value + value_at;
+    if (tile.empty || !tile_gradients(g, scratch, tile, key_rows, value_rows, b, h)) continue;
+    const std::uint32_t bit = std::uint32_t(1) << (key / key_block);
+    const bool add = open.started & bit;
+    if (args.grad_value.data) {
+      multiply_to_keys(tile, plan.value_dim, scratch.weights, rows.grad_output, scratch.grad_value + value_at,
+                       plan.value_stride, add);
     }
-    if (g.args.grad_input_lse.data) add_keys(tile, scratch.grad_scores, scratch.grad_rows);
-    if (g.args.inputs.options.softcap > 0) {
+    if (args.grad_input_lse.data) add_keys(tile, scratch.grad_scores, scratch.grad_rows);
+    if (args.inputs.options.softcap > 0) {
       for_each_seen(tile, [&](std::int64_t at) {
         store(scratch.grad_scores + at, load(scratch.grad_scores + at) * load(scratch.slopes + at));
       });
     }
-    if (g.args.grad_key.data) {
-      multiply_to_keys(tile, plan.head_dim, scratch.grad_scores, scratch.query, scratch.grad_key + key_at,
-                       plan.key_stride);
+    if (args.grad_key.data) {
+      multiply_to_keys(tile, plan.head_dim, scratch.grad_scores, rows.query, scratch.grad_key + key_at, plan.key_stride,
+                       add);
     }
-    if (g.args.grad_query.data) {
-      multiply_to_queries(tile, plan.head_dim, scratch.grad_scores, scratch.key + key_at, scratch.grad_query,
-                          plan.key_stride);
+    if (args.grad_query.data) {
+      multiply_to_queries(tile, plan.head_dim, scratch.grad_scores, key_rows, scratch.grad_query, plan.key_stride,
+                          started);
     }
+    started = true, open.started |= bit;
+  }
+  if (!started) clear(scratch.grad_query, query_block * plan.key_stride);
+}
+
+template <class T>
+void store_key_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
+                         const OpenChunk& open) {
+  const GradientPlan& plan = g.plan;
+  const AttentionGradientArgs& args = g.args;
+  const auto [first, keys] = open.chunk;
+  for (std::int64_t block = 0; block * key_block < keys; ++block) {
+    if (open.started >> block & 1) continue;
+    clear(scratch.grad_key + block * key_block * plan.key_stride, key_block * plan.key_stride);
+    clear(scratch.grad_value + block * key_block * plan.value_stride, key_block * plan.value_stride);
+  }
+  if (args.grad_key.data) {
+    store_rows<T>(args.grad_key, b, kv_head, first, keys, plan.head_dim, scratch.grad_key, plan.key_stride,
+                  args.inputs.options.scale);
+  }
+  if (args.grad_value.data) {
+    store_rows<T>(args.grad_value, b, kv_head, first, keys, plan.value_dim, scratch.grad_value, plan.value_stride,
+                  1.0f);
   }
 }
 
@@ -48,34 +84,23 @@ template <class T>
 void chunk_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
                      std::int64_t index, std::int64_t slot) {
   const GradientPlan& plan = g.plan;
-  const AttentionGradientArgs& args = g.args;
   const Chunk chunk = chunk_of(plan, index);
-  load_rows<T>(args.inputs.key, b, kv_head, chunk.first, chunk.keys, plan.head_dim, scratch.key, plan.key_stride);
-  clear(scratch.grad_key, chunk.keys * plan.key_stride);
-  if (plan.value_dim > 0) {
-    load_rows<T>(args.inputs.value, b, kv_head, chunk.first, chunk.keys, plan.value_dim, scratch.value,
-                 plan.value_stride);
-    clear(scratch.grad_value, chunk.keys * plan.value_stride);
-  }
+  OpenChunk open{chunk, load_keys(g, scratch, b, kv_head, chunk.first, chunk.keys), 0};
   for (std::int64_t h = kv_head * plan.group; h < (kv_head + 1) * plan.group; ++h) {
     for (std::int64_t first = 0; first < plan.q_len; first += query_block) {
       const std::int64_t queries = at_most(query_block, plan.q_len - first);
       const bool seen = sees(g.band, first, queries, chunk);
       if (!seen && plan.schedule != Schedule::single) continue;
-      clear(scratch.grad_query, query_block * plan.key_stride);
       clear(scratch.grad_rows, query_block);
-      if (seen) block_gradients(g, scratch, b, h, first, queries, chunk);
+      if (seen) {
+        block_gradients(g, scratch, b, h, first, queries, open);
+      } else {
+        clear(scratch.grad_query, query_block * plan.key_stride);
+      }
       store_query_gradient(g, scratch, b, h, first, queries, slot);
     }
   }
-  if (args.grad_key.data) {
-    store_rows<T>(args.grad_key, b, kv_head, chunk.first, chunk.keys, plan.head_dim, scratch.grad_key, plan.key_stride,
-                  args.inputs.options.scale);
-  }
-  if (args.grad_value.data) {
-    store_rows<T>(args.grad_value, b, kv_head, chunk.first, chunk.keys, plan.value_dim, scratch.grad_value,
-                  plan.value_stride, 1.0f);
-  }
+  store_key_gradients(g, scratch, b, kv_head, open);
 }
 
 template <class T>
@@ -97,19 +122,32 @@ struct GradientPass {
     });
   }
 
-  void run_chains() const {
+  void prepare(std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int worker) const {
+    prepare_rows(g, b, h, first);
+    if (!g.args.grad_weights.data) correct_rows(g, scratch(worker), b, h, first, queries);
+    clear_sums(g, b, h, first, queries);
+  }
+
+  void run_chain(std::int64_t b, std::int64_t kv_head, int worker) const {
     const GradientPlan& plan = g.plan;
-    for_each_job(plan.workers, plan.batch * plan.kv_heads, [&](std::int64_t job, int worker) {
-      const std::int64_t b = job / plan.kv_heads, kv_head = job % plan.kv_heads;
-      for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        chunk_gradients(g, scratch(worker), b, kv_head, chunk, 0);
+    const std::int64_t first_head = kv_head * plan.group, end_head = first_head + plan.group;
+    for (std::int64_t h = first_head; h < end_head; ++h) {
+      for (std::int64_t first = 0; first < plan.q_len; first += query_block) {
+        prepare(b, h, first, at_most(query_block, plan.q_len - first), worker);
       }
-    });
+    }
+    for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      chunk_gradients(g, scratch(worker), b, kv_head, chunk, 0);
+    }
+    for (std::int64_t h = first_head; h < end_head; ++h) round_sums(g, b, h, 0, plan.q_len);
   }
 
   void run_split() const {
     const GradientPlan& plan = g.plan;
     const std::int64_t heads = plan.batch * plan.kv_heads;
+    for_each_query_block([&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int worker) {
+      prepare(b, h, first, queries, worker);
+    });
     for (std::int64_t first_chunk = 0; first_chunk < plan.chunks; first_chunk += plan.slots) {
       const std::int64_t count = at_most(plan.slots, plan.chunks - first_chunk);
       for_each_job(plan.workers, heads * count, [&](std::int64_t job, int worker) {
@@ -118,6 +156,7 @@ struct GradientPass {
       });
       for_each_query_block([&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int) {
         add_slots(g, b, h, first, queries, first_chunk);
+        if (first_chunk + count == plan.chunks) round_sums(g, b, h, first, queries);
       });
     }
   }
@@ -129,20 +168,12 @@ struct GradientPass {
   }
 
   void run() const {
-    for_each_query_block([&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int worker) {
-      prepare_rows(g, b, h, first);
-      if (!g.args.grad_weights.data) correct_rows(g, scratch(worker), b, h, first, queries);
-      clear_sums(g, b, h, first, queries);
-    });
-    if (g.plan.schedule == Schedule::split) {
+    const GradientPlan& plan = g.plan;
+    if (plan.schedule == Schedule::split) {
       run_split();
     } else {
-      run_chains();
-    }
-    if (g.plan.rounds && g.plan.schedule != Schedule::single) {
-      for_each_query_block([&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int) {
-        round_sums(g, b, h, first, queries);
-      });
+      for_each_job(plan.workers, plan.batch * plan.kv_heads,
+                   [&](std::int64_t job, int worker) { run_chain(job / plan.kv_heads, job % plan.kv_heads, worker); });
     }
     if (g.args.grad_mask.data) run_mask();
     if (g.args.grad_sinks.data) {

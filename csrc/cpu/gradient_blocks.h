@@ -43,10 +43,16 @@ bool sees(const Band& band, std::int64_t first_query, std::int64_t queries, cons
          band.end_key(first_query + queries - 1) > chunk.first;
 }
 
+// Rows of a tensor as fp32 with the given stride: in place where they already are that, else converted into `memory`.
 template <class T>
-void load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t rows,
-               std::int64_t width, float* destination, std::int64_t stride) {
-  copy_in(rows, width, pointer<const T>(view, b, h, first), view.stride[2], view.stride[3], destination, stride);
+const float* load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t rows,
+                       std::int64_t width, float* memory, std::int64_t stride) {
+  const T* source = pointer<const T>(view, b, h, first);
+  if (view.dtype == DType::float32 && view.stride[3] == 1 && view.stride[2] == stride && width == stride) {
+    return reinterpret_cast<const float*>(source);
+  }
+  copy_in(rows, width, source, view.stride[2], view.stride[3], memory, stride);
+  return memory;
 }
 
 template <class T>
@@ -76,16 +82,42 @@ void add_rows(std::int64_t rows, std::int64_t width, const float* source, std::i
   }
 }
 
+// The rows that a tile multiplies, as fp32 with the plan's strides.
+struct KeyRows {
+  const float *key, *value;
+};
+struct QueryRows {
+  const float *query, *grad_output;
+};
+
 template <class T>
-void load_queries(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
-                  std::int64_t first, std::int64_t queries) {
+KeyRows load_keys(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
+                  std::int64_t first, std::int64_t keys) {
   const GradientPlan& plan = g.plan;
-  load_rows<T>(g.args.inputs.query, b, h, first, queries, plan.head_dim, scratch.query, plan.key_stride);
-  copy_in<float>(plan.head_dim, queries, scratch.query, 1, plan.key_stride, scratch.query_columns, query_block);
-  if (!g.args.grad_output.data) return;
-  load_rows<T>(g.args.grad_output, b, h, first, queries, plan.value_dim, scratch.grad_output, plan.value_stride);
-  copy_in<float>(plan.value_dim, queries, scratch.grad_output, 1, plan.value_stride, scratch.grad_output_columns,
-                 query_block);
+  const AttentionInputs& inputs = g.args.inputs;
+  KeyRows rows{};
+  rows.key = load_rows<T>(inputs.key, b, kv_head, first, keys, plan.head_dim, scratch.key, plan.key_stride);
+  if (plan.value_dim > 0) {
+    rows.value = load_rows<T>(inputs.value, b, kv_head, first, keys, plan.value_dim, scratch.value, plan.value_stride);
+  }
+  return rows;
+}
+
+// Also lays their transposes out in the scratch memory.
+template <class T>
+QueryRows load_queries(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
+                       std::int64_t first, std::int64_t queries) {
+  const GradientPlan& plan = g.plan;
+  const std::int64_t key_stride = plan.key_stride, value_stride = plan.value_stride;
+  QueryRows rows{};
+  rows.query = load_rows<T>(g.args.inputs.query, b, h, first, queries, plan.head_dim, scratch.query, key_stride);
+  copy_in(plan.head_dim, queries, rows.query, 1, key_stride, scratch.query_columns, query_block);
+  if (plan.value_dim > 0) {
+    const TensorView& view = g.args.grad_output;
+    rows.grad_output = load_rows<T>(view, b, h, first, queries, plan.value_dim, scratch.grad_output, value_stride);
+    copy_in(plan.value_dim, queries, rows.grad_output, 1, value_stride, scratch.grad_output_columns, query_block);
+  }
+  return rows;
 }
 
 // grad_scores = dL/dweights^T of one tile: dP^T = V dO^T, or what was given.

@@ -37,14 +37,8 @@ Walk walk(std::int64_t mask_size, std::int64_t size, std::int64_t begin, std::in
 template <class T>
 void add_tile(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, std::int64_t b,
               std::int64_t h, float* sums) {
-  const GradientPlan& plan = g.plan;
-  const std::int64_t kv_head = h / plan.group;
-  load_rows<T>(g.args.inputs.key, b, kv_head, tile.first_key, tile.keys, plan.head_dim, scratch.key, plan.key_stride);
-  if (plan.value_dim > 0) {
-    load_rows<T>(g.args.inputs.value, b, kv_head, tile.first_key, tile.keys, plan.value_dim, scratch.value,
-                 plan.value_stride);
-  }
-  if (!tile_gradients(g, scratch, tile, scratch.key, scratch.value, b, h)) return;
+  const KeyRows rows = load_keys(g, scratch, b, h / g.plan.group, tile.first_key, tile.keys);
+  if (!tile_gradients(g, scratch, tile, rows.key, rows.value, b, h)) return;
   for_each_seen(tile, [&](std::int64_t at) { store(sums + at, load(sums + at) + load(scratch.grad_scores + at)); });
 }
 

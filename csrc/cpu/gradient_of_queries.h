@@ -85,7 +85,7 @@ void add_slots(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_
 // Rounds the finished sums once, where the gradient itself is not their memory.
 template <class T>
 void round_sums(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries) {
-  if (!g.args.grad_query.data) return;
+  if (!g.args.grad_query.data || !g.plan.rounds || g.plan.schedule == Schedule::single) return;
   const QuerySums sums = query_sums(g, b, h);
   store_rows<T>(g.args.grad_query, b, h, first, queries, g.plan.head_dim, sums.data + first * sums.stride, sums.stride,
                 1.0f);

@@ -88,7 +88,7 @@ std::int64_t chunk_keys(const GradientPlan& plan) {
   constexpr std::int64_t cache_floats = 256 * 1024 / sizeof(float), enough_jobs = 16;
   std::int64_t keys = cache_floats / (2 * (plan.key_stride + plan.value_stride)) / key_block * key_block;
   keys = at_least(key_block, at_most(keys, 8 * key_block));
-  while (keys > key_block && plan.batch * plan.kv_heads * ceil_div(plan.kv_len, keys) < enough_jobs) keys /= 2;
+  while (keys > 2 * key_block && plan.batch * plan.kv_heads * ceil_div(plan.kv_len, keys) < enough_jobs) keys /= 2;
   keys = round_up(keys, key_block);
   const std::int64_t chunks = at_least(1, ceil_div(plan.kv_len, keys));
   return round_up(at_least(1, ceil_div(plan.kv_len, chunks)), key_block);

@@ -59,8 +59,8 @@ void correct_rows(const Gradient<T>& g, const GradientScratch& scratch, std::int
   for (std::int64_t key = 0; key < plan.kv_len; key += key_block) {
     const TileShape tile = tile_shape(g.band, first, queries, key, at_most(key_block, plan.kv_len - key));
     if (tile.empty) continue;
-    load_rows<T>(g.args.inputs.key, b, h / plan.group, key, tile.keys, plan.head_dim, scratch.key, plan.key_stride);
-    const auto [empty, factor, rows] = score_tile(g, scratch, tile, scratch.key, b, h);
+    const KeyRows keys = load_keys(g, scratch, b, h / plan.group, key, tile.keys);
+    const auto [empty, factor, rows] = score_tile(g, scratch, tile, keys.key, b, h);
     if (empty) continue;
     weigh<true, false>(g.band, tile, factor, rows, nullptr, scratch.weights, nullptr);
     add_keys(tile, scratch.weights, scratch.grad_rows);

@@ -72,11 +72,11 @@ void multiply_scores(const TileShape& tile, std::int64_t depth, const float* lhs
   }
 }
 
-// Gradients of keys and values: out[keys x width] += scores[keys x queries] rhs[queries x width].
+// Gradients of keys and values: out[keys x width] (+)= scores[keys x queries] rhs[queries x width].
 void multiply_to_keys(const TileShape& tile, std::int64_t width, const float* scores, const float* rhs, float* out,
-                      std::int64_t stride) {
+                      std::int64_t stride, bool add) {
   if (tile.whole) {
-    multiply_by_rows(tile.keys, width, tile.queries, scores, query_block, rhs, stride, out, stride, true);
+    multiply_by_rows(tile.keys, width, tile.queries, scores, query_block, rhs, stride, out, stride, add);
     return;
   }
   for (std::int64_t key = 0; key < tile.keys; key += grain) {
@@ -85,24 +85,23 @@ void multiply_to_keys(const TileShape& tile, std::int64_t width, const float* sc
     while (begin < end && tile.end[begin] <= key) ++begin;
     while (begin < end && tile.begin[end - 1] >= key + rows) --end;
     const std::int64_t first = begin * grain, last = end * grain < tile.queries ? end * grain : tile.queries;
-    if (first >= last) continue;
-    multiply_by_rows(rows, width, last - first, scores + key * query_block + first, query_block, rhs + first * stride,
-                     stride, out + key * stride, stride, true);
+    multiply_by_rows(rows, width, first < last ? last - first : 0, scores + key * query_block + first, query_block,
+                     rhs + first * stride, stride, out + key * stride, stride, add);
   }
 }
 
-// Gradient of queries: out[queries x width] += scores^T[queries x keys] rhs[keys x width].
+// Gradient of queries: out[queries x width] (+)= scores^T[queries x keys] rhs[keys x width].
 void multiply_to_queries(const TileShape& tile, std::int64_t width, const float* scores, const float* rhs, float* out,
-                         std::int64_t stride) {
+                         std::int64_t stride, bool add) {
   if (tile.whole) {
-    multiply_by_columns(tile.queries, width, tile.keys, scores, query_block, rhs, stride, out, stride, true);
+    multiply_by_columns(tile.queries, width, tile.keys, scores, query_block, rhs, stride, out, stride, add);
     return;
   }
   for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
     const std::int64_t first = tile.begin[panel], count = tile.end[panel] - first;
     const std::int64_t rows = tile.queries - q < grain ? tile.queries - q : grain;
     multiply_by_columns(rows, width, count, scores + first * query_block + q, query_block, rhs + first * stride, stride,
-                        out + q * stride, stride, true);
+                        out + q * stride, stride, add);
   }
 }
 
