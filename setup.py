@@ -57,7 +57,6 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         options = {
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
-            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": Path(self.get_ext_fullpath(extension.name)).resolve().parent,
             "BIGMODEL_TORCH_DIR": torch,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "Python_EXECUTABLE": sys.executable,
@@ -67,6 +66,9 @@ class CMakeBuild(build_ext):
         for step in (["-S", ROOT, "-B", build, "-G", "Ninja", *defines], ["--build", build, "--target", "_C"]):
             if subprocess.run([tool("cmake"), *step]).returncode != 0:
                 sys.exit("bigmodel_kernels could not be built: the reason stands above.")
+        target = Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(build / "python/src" / target.name, target)
 
 
 setup(

@@ -59,17 +59,25 @@ def test_extension_exports_nothing_of_ours_but_its_module():
     assert not [name for name in exported if "bigmodel" in name or "pybind11" in name]
 
 
+def built_here(tree: Path) -> bool:
+    """Whether the loaded extension is the one that this build tree made."""
+    folder = re.search(
+        r"^CMAKE_LIBRARY_OUTPUT_DIRECTORY:\w+=(.+)$", (tree / "CMakeCache.txt").read_text(), re.MULTILINE
+    )
+    loaded = Path(_C.__file__)
+    made = (Path(folder[1]) if folder else tree / "python/src") / loaded.name
+    return made.exists() and made.read_bytes() == loaded.read_bytes()
+
+
 def target_objects() -> list[tuple[str, Path]]:
     """(CPU target, object file) for every kernel file in the build tree that made the loaded extension."""
-    folder = re.compile(
-        rf"^CMAKE_LIBRARY_OUTPUT_DIRECTORY:\w+={re.escape(str(Path(_C.__file__).parent))}$", re.MULTILINE
-    )
-    caches = [path for path in (ROOT / "build").glob("*/CMakeCache.txt") if folder.search(path.read_text())]
-    if not caches:
+    trees = [path.parent for path in (ROOT / "build").glob("*/CMakeCache.txt") if built_here(path.parent)]
+    if not trees:
         pytest.skip("the loaded extension was not built in this folder, so its object files are not here to be read")
-    tree = max(caches, key=lambda path: path.stat().st_mtime).parent
-    commands = json.loads((tree / "compile_commands.json").read_text())
-    found = [(re.search(r"-DBIGMODEL_TARGET=(\w+)", entry["command"]), tree / entry["output"]) for entry in commands]
+    commands = json.loads((trees[0] / "compile_commands.json").read_text())
+    found = [
+        (re.search(r"-DBIGMODEL_TARGET=(\w+)", entry["command"]), trees[0] / entry["output"]) for entry in commands
+    ]
     return [(match[1], path) for match, path in found if match]
 
 
