@@ -98,15 +98,18 @@ def draw(first: Record, second: Record, path: Path) -> None:
             rates = [_rate(pair[which], name, in_bytes) for pair in group]
             positions = [place + (index - 1.5) * 0.2 for place in range(len(group))]
             axes.barh(positions, rates, height=0.2, color=colour, label=label)
+            for position, pair in zip(positions, group, strict=True):
+                if _result(pair[which], name).failure:
+                    axes.text(0, position, " failed", va="center", fontsize=6, color=colour)
         axes.set_yticks(range(len(group)), [f"{a.shape}  {a.dtype}  {a.pass_name}" for a, _ in group], fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(group) - 0.4, -0.6)
+        axes.set_axisbelow(True)
         axes.set_xlabel(f"{'GB/s' if in_bytes else 'GFLOP/s'}, longer is faster", fontsize=8)
         axes.set_title(op, loc="left", fontweight="bold")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.02)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     titles = [f"{name}: {_title(record)}" for name, record in (("A", first), ("B", second))]
     figure.suptitle("\n".join(titles), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

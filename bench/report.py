@@ -1,7 +1,7 @@
 """A record as tables: for the terminal, and as Markdown for documents."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,7 +16,7 @@ from .record import Record
 from .run import Result, Row
 
 # Wide enough for every column; used where the output is not a terminal (a file, a pipe, a CI log).
-PLAIN_WIDTH = 168
+PLAIN_WIDTH = 200
 # Differences below this are noise on a shared machine, and are coloured as a tie.
 TIE = 0.03
 
@@ -25,9 +25,11 @@ LEGEND = (
     "read bandwidth (m) where that is the limit. error: largest deviation from float64 over the largest value, output "
     "and gradients. memory: most MiB held during a call beyond its inputs, outputs and gradients included."
 )
+# What a terminal that is narrower than the whole table goes without, first what it misses least.
+DISPENSABLE = ("GB/s", "MiB torch", "MiB ours", "GFLOP/s", "error torch", "error ours", "% peak")
 COLUMNS = (
     "op", "shape", "dtype", "pass", "ours ms", "torch ms", "speed-up", "GFLOP/s", "GB/s", "% peak",
-    "error ours", "torch", "MiB ours", "torch",
+    "error ours", "error torch", "MiB ours", "MiB torch",
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def line_of(row: Row, ceiling: Ceiling) -> Line:
     if ours.timing:
         seconds = ours.timing.median_s
         percent, limit = percent_of_peak(row, ceiling)
-        cells += [_short(row.flops / seconds / 1e9), _short(row.bytes / seconds / 1e9), f"{percent:.0f} {limit}"]
+        cells += [_rate(row.flops / seconds), _rate(row.bytes / seconds), f"{percent:.0f} {limit}"]
     else:
         cells += ["", "", ""]
     cells += [_error(ours), _error(peer), _mebibytes(ours), _mebibytes(peer)]
@@ -113,28 +115,41 @@ def print_heading(record: Record, console: Console) -> None:
     console.print(LEGEND, style="dim", highlight=False)
 
 
-def print_rows(rows: Iterable[Row], ceiling: Ceiling, console: Console) -> None:
-    """Prints one table of these rows; whatever failed is named below it."""
+def print_rows(rows: Sequence[Row], ceiling: Ceiling, console: Console) -> None:
+    """Prints one table of these rows; whatever failed is named below it. A narrow console gets fewer columns."""
+    shown = list(COLUMNS)
+    for name in DISPENSABLE:
+        # Measured with room to spare: a measurement never says more than the width that it is given.
+        if (
+            console.measure(_table(rows, ceiling, shown), options=console.options.update(width=1000)).maximum
+            <= console.width
+        ):
+            break
+        shown.remove(name)
+    console.print(_table(rows, ceiling, shown))
+    if len(shown) < len(COLUMNS):
+        left_out = ", ".join(name for name in COLUMNS if name not in shown)
+        console.print(f"Not shown in {console.width} columns: {left_out}", style="dim", highlight=False)
+
+
+def _table(rows: Sequence[Row], ceiling: Ceiling, shown: Sequence[str]) -> Table:
     table = Table(caption_justify="left", header_style="bold")
-    for name in COLUMNS:
+    for name in shown:
         table.add_column(name, justify="left" if name in COLUMNS[:4] else "right", no_wrap=True)
     notes: list[str] = []
-    previous: Row | None = None
-    for row in rows:
-        line = line_of(row, ceiling)
+    for previous, row in zip([None, *rows], rows, strict=False):
         if previous and (previous.dtype, previous.op) != (row.dtype, row.op):
             table.add_section()
-        cells = [Text(cell) for cell in line.cells]
-        cells[COLUMNS.index("speed-up")].stylize(_colour(line.speed_up))
-        for position, name in ((COLUMNS.index("ours ms"), "ours"), (COLUMNS.index("torch ms"), "torch")):
-            failure = row.results.get(name, Result()).failure
-            if failure:
-                notes.append(f"[{len(notes) + 1}] {' '.join(row.key)}, {name}: {failure}")
-                cells[position] = Text(f"failed [{len(notes)}]", style="red")
-        table.add_row(*cells)
-        previous = row
+        line = line_of(row, ceiling)
+        cells = dict(zip(COLUMNS, map(Text, line.cells), strict=True))
+        cells["speed-up"].stylize(_colour(line.speed_up))
+        for name, result in row.results.items():
+            if result.failure:
+                notes.append(f"[{len(notes) + 1}] {' '.join(row.key)}, {name}: {result.failure}")
+                cells[f"{name} ms"] = Text(f"failed [{len(notes)}]", style="red")
+        table.add_row(*(cells[name] for name in shown))
     table.caption = Text("\n".join(notes), style="red") if notes else None
-    console.print(table)
+    return table
 
 
 def markdown(record: Record) -> str:
@@ -169,6 +184,12 @@ def _short(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _rate(per_second: float) -> str:
+    """In units of 1e9, at most two decimals."""
+    giga = per_second / 1e9
+    return f"{giga:.0f}" if giga >= 100 else f"{giga:.1f}" if giga >= 1 else f"{giga:.2f}"
 
 
 def _error(result: Result) -> str:
