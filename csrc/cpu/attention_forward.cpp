@@ -32,7 +32,7 @@ void add_keys(const Forward& call, const Panel& panel, const float* query, Rows 
 
   float rescale[tile_columns];
   const std::int64_t value_dim = call.plan.value_dim;
-  if (update_softmax(keys.count(), panel.queries, call.scores.factor, scratch.tile.scores, *record.state, rescale)) {
+  if (update_softmax(keys.count(), panel.queries, call.scores.unit, scratch.tile.scores, *record.state, rescale)) {
     scale_columns(value_dim, panel.queries, rescale, record.output);
   }
   const Dropout& dropout = call.args.inputs.options.dropout;
@@ -52,7 +52,7 @@ void write_panel(const Forward& call, const Panel& panel, const PanelRecord& rec
   }
   for (std::int64_t column = 0; column < panel.queries; column += lanes) {
     const SoftmaxEnd end = end_softmax(load(record.state->maximum + column), load(record.state->sum + column),
-                                       call.scores.factor, load(sink + column));
+                                       call.scores.unit, load(sink + column));
     store(lse + column, end.lse);
     store(normalizer + column, end.normalizer);
   }
@@ -120,13 +120,14 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
 }
 
 // result += part, both weighted sums of values with their own softmax states.
-void merge_records(const ForwardPlan& plan, std::int64_t queries, float factor, const PanelRecord& part,
+void merge_records(const ForwardPlan& plan, std::int64_t queries, const ScoreUnit& unit, const PanelRecord& part,
                    const PanelRecord& result) {
+  const F32 in_powers = set1(unit.maxima_in_powers());
   float keep[tile_columns] = {}, take[tile_columns] = {};
   for (std::int64_t column = 0; column < queries; column += lanes) {
     const F32 old_maximum = load(result.state->maximum + column), its_maximum = load(part.state->maximum + column);
     const F32 maximum = max(old_maximum, its_maximum);
-    const F32 k = exp2(set1(factor) * (old_maximum - maximum)), t = exp2(set1(factor) * (its_maximum - maximum));
+    const F32 k = exp2(in_powers * (old_maximum - maximum)), t = exp2(in_powers * (its_maximum - maximum));
     store(result.state->maximum + column, maximum);
     store(result.state->sum + column, fma(load(part.state->sum + column), t, load(result.state->sum + column) * k));
     store(keep + column, k);
@@ -153,7 +154,7 @@ void merge_job(const Forward& call, std::int64_t block, int worker) {
     const PanelRecord result = panel_record(plan, call.args.workspace, job, p);
     for (std::int64_t split = 1; split < plan.splits; ++split) {
       const PanelRecord part = panel_record(plan, call.args.workspace, job + split, p);
-      merge_records(plan, panel.queries, call.scores.factor, part, result);
+      merge_records(plan, panel.queries, call.scores.unit, part, result);
     }
     write_panel<T>(call, panel, result);
   }

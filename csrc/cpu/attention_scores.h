@@ -122,7 +122,7 @@ BIGMODEL_INLINE bool has_rules(const AttentionInputs& inputs) {
   return options.softcap > 0 || inputs.alibi_slopes.data || adds_mask || __builtin_fabsf(options.scale) < 0x1p-100f;
 }
 
-// Products to scores: scale, softcap, ALiBi, additive mask.
+// Products to scores in natural units: scale, softcap, ALiBi, additive mask.
 static __attribute__((noinline)) void apply_rules(const ScoreRules& rules, const TileMask& mask, const KeyRange& keys,
                                                   std::int64_t queries, float* scores) {
   const F32 scale = set1(rules.scale), cap = set1(rules.softcap);

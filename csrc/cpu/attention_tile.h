@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/attention_scores.h"
+#include "cpu/online_softmax.h"
 #include "cpu/philox.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -12,7 +13,7 @@ BIGMODEL_INLINE std::int64_t whole_lines(std::int64_t floats) { return round_up(
 // Keys per block: the scores of a panel stay in the first-level cache between their two products. Measured on Zen 3 at
 // head_dim 64 and 128 (bench/NOTES.md).
 BIGMODEL_INLINE std::int64_t key_block_of(std::int64_t head_dim, std::int64_t value_dim) {
-  const std::int64_t keys = head_dim + value_dim <= 512 ? 96 : 48;
+  const std::int64_t keys = head_dim + value_dim <= 256 ? 144 : head_dim + value_dim <= 512 ? 96 : 48;
   return round_up(keys, tile_rows);
 }
 
@@ -62,13 +63,13 @@ struct ScoreTask {
   const AttentionInputs& inputs;
   Band band;
   bool applies_rules;
-  float factor;  // scores are in units of 1 / factor powers of two
+  ScoreUnit unit;
 };
 
 BIGMODEL_INLINE ScoreTask score_task(const AttentionInputs& inputs) {
   const bool applies_rules = has_rules(inputs);
   const float factor = applies_rules ? log2_e : __builtin_fabsf(inputs.options.scale) * log2_e;
-  return {inputs, attention_band(inputs), applies_rules, factor};
+  return {inputs, attention_band(inputs), applies_rules, {factor, applies_rules}};
 }
 
 // S^T of a panel with a run of keys, in tile.scores. May find that a mask leaves fewer keys, or none.

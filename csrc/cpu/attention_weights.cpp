@@ -66,20 +66,20 @@ WeightsScratch carve_scratch(const WeightsPlan& plan, void* workspace, int worke
 
 // scores -> exp(scores - lse), in place. Rows whose lse is -infinity have no weights.
 void weigh(const Weights& call, const Panel& panel, std::int64_t keys, float* scores) {
-  const ScoreTask& task = call.scores;
+  const ScoreUnit& unit = call.scores.unit;
   const TensorView& view = call.args.lse;
-  const float unit = task.applies_rules ? 1.0f : 1.0f / __builtin_fabsf(call.args.inputs.options.scale);
-  float lse[tile_columns];
+  float maximum[tile_columns];  // what the softmax would have used, had it known the sum before
   for (int lane = 0; lane < tile_columns; ++lane) {
-    const float value = static_cast<const float*>(view.data)[lane_offset(view, panel, lane)];
-    lse[lane] = value == -infinity ? infinity : value * unit;
+    const float lse = static_cast<const float*>(view.data)[lane_offset(view, panel, lane)];
+    maximum[lane] = lse == -infinity ? infinity : unit.wide ? lse : lse * log2_e;
   }
-  const F32 factor = set1(task.factor);
+  const F32 factor = set1(unit.factor);
   for (std::int64_t column = 0; column < panel.queries; column += lanes) {
-    const F32 row_lse = load(lse + column);
+    const F32 row_maximum = load(maximum + column);
     for (std::int64_t key = 0; key < keys; ++key) {
       float* at = scores + key * tile_columns + column;
-      store(at, exp2(factor * (load(at) - row_lse)));
+      store(at, exp2(unit.wide ? exponent<true>(load(at), factor, row_maximum)
+                               : exponent<false>(load(at), factor, row_maximum)));
     }
   }
 }

@@ -1,9 +1,8 @@
 // Softmax over keys that arrive in tiles (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018),
 // with the lanes along the queries: maxima and sums run down the rows of a tile, and nothing is reduced across lanes.
 //
-// A tile holds keys x queries with rows of tile_columns. Scores come in units of 1 / factor powers of two: the weight
-// of a score s is 2^(factor * (s - maximum)). The maximum is only a reference point, so it may lag behind the true
-// maximum: it follows when a score exceeds it by more than a factor of 2^8, and then the output so far is rescaled.
+// A tile holds keys x queries with rows of tile_columns. The maximum is only a reference point, so it may lag behind
+// the true maximum: it follows when a weight exceeds 2^8, and then the output so far is rescaled.
 #pragma once
 
 #include "cpu/isa/pack.h"
@@ -11,8 +10,17 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// The lowest finite number rather than -infinity, so that the difference of a removed score (-infinity) to it is still
-// -infinity, and a row of the lowest finite scores is a row of equal weights.
+// The weight of a score s is 2^(factor * s - maximum), one multiply-add; or, where scores come near the lowest finite
+// number (an additive mask's), 2^(factor * (s - maximum)), which cannot overflow.
+struct ScoreUnit {
+  float factor;
+  bool wide;
+
+  float maxima_factor() const { return wide ? 1.0f : factor; }     // from scores to maxima
+  float maxima_in_powers() const { return wide ? factor : 1.0f; }  // from maxima to powers of two
+};
+
+// Where maxima start. Finite, so that the difference of a removed score (-infinity) to it is still -infinity.
 inline constexpr float lowest_maximum = -__FLT_MAX__;
 
 // What is known of a panel's queries after some keys.
@@ -43,39 +51,53 @@ BIGMODEL_INLINE F32 tile_maximum(std::int64_t keys, const float* scores) {
   return max(max(chains[0], chains[1]), max(chains[2], chains[3]));
 }
 
-// Scores to weights in place; returns their sum.
+template <bool wide>
+BIGMODEL_INLINE F32 exponent(F32 score, F32 factor, F32 maximum) {
+  return wide ? factor * (score - maximum) : fma(score, factor, zero() - maximum);
+}
+
+// Scores to weights in place; returns their sum. Two vectors at a time: 2.3 ns each on Zen 3, 2.6 one by one.
+template <bool wide>
 BIGMODEL_INLINE F32 tile_weights(std::int64_t keys, F32 factor, F32 maximum, float* scores) {
   F32 sum = zero();
-  for (std::int64_t key = 0; key < keys; ++key) {
-    const F32 weight = exp2(factor * (load(scores + key * tile_columns) - maximum));
-    store(scores + key * tile_columns, weight);
-    sum = sum + weight;
+  std::int64_t key = 0;
+  for (; key + 2 <= keys; key += 2, scores += 2 * tile_columns) {
+    F32 weights[2] = {exponent<wide>(load(scores), factor, maximum),
+                      exponent<wide>(load(scores + tile_columns), factor, maximum)};
+    exp2_each(weights);
+    store(scores, weights[0]);
+    store(scores + tile_columns, weights[1]);
+    sum = sum + weights[0] + weights[1];
+  }
+  if (key < keys) {
+    F32 weight[1] = {exponent<wide>(load(scores), factor, maximum)};
+    exp2_each(weight);
+    store(scores, weight[0]);
+    sum = sum + weight[0];
   }
   return sum;
 }
 
 // Takes in a tile of `keys` scores for `queries` queries and leaves their weights in its place. Returns whether the
 // output so far must be multiplied by rescale[query].
-static __attribute__((noinline)) bool update_softmax(std::int64_t keys, std::int64_t queries, float factor,
+static __attribute__((noinline)) bool update_softmax(std::int64_t keys, std::int64_t queries, const ScoreUnit& unit,
                                                      float* scores, SoftmaxState& state, float* rescale) {
-  const F32 slack = set1(factor > 0 ? 8.0f / factor : infinity);
+  const F32 factor = set1(unit.factor), in_powers = set1(unit.maxima_in_powers());
+  const F32 slack = set1(8.0f / unit.maxima_in_powers());
   bool rescaled = false;
   for (std::int64_t column = 0; column < queries; column += lanes) {
     const F32 old_maximum = load(state.maximum + column);
-    const F32 new_maximum = tile_maximum(keys, scores + column);
+    const F32 new_maximum = tile_maximum(keys, scores + column) * set1(unit.maxima_factor());
     const Mask grows = less(old_maximum + slack, new_maximum);
     const F32 maximum = select(grows, new_maximum, old_maximum);
-    F32 sum = load(state.sum + column);
-    if (any(grows)) {
-      const F32 shrink = exp2(set1(factor) * (old_maximum - maximum));
-      store(state.maximum + column, maximum);
-      store(rescale + column, shrink);
-      sum = sum * shrink;
-      rescaled = true;
-    } else {
-      store(rescale + column, set1(1.0f));
-    }
-    store(state.sum + column, sum + tile_weights(keys, set1(factor), maximum, scores + column));
+    const bool any_grows = any(grows);
+    const F32 shrink = any_grows ? exp2(in_powers * (old_maximum - maximum)) : set1(1.0f);
+    store(state.maximum + column, maximum);
+    store(rescale + column, shrink);
+    const F32 sum = unit.wide ? tile_weights<true>(keys, factor, maximum, scores + column)
+                              : tile_weights<false>(keys, factor, maximum, scores + column);
+    store(state.sum + column, fma(load(state.sum + column), shrink, sum));
+    rescaled |= any_grows;
   }
   return rescaled;
 }
@@ -96,8 +118,8 @@ static __attribute__((noinline)) void scale_columns(std::int64_t rows, std::int6
 struct SoftmaxEnd {
   F32 lse, normalizer;
 };
-BIGMODEL_INLINE SoftmaxEnd end_softmax(F32 maximum, F32 sum, float factor, F32 sink) {
-  const F32 logit = max(set1(lowest_maximum), maximum * set1(factor * ln_2));
+BIGMODEL_INLINE SoftmaxEnd end_softmax(F32 maximum, F32 sum, const ScoreUnit& unit, F32 sink) {
+  const F32 logit = maximum * set1(unit.wide ? 1.0f : ln_2);
   const F32 reference = max(sink, logit);
   const F32 shrink = exp2((logit - reference) * set1(log2_e));
   const F32 total = fma(sum, shrink, exp2((sink - reference) * set1(log2_e)));

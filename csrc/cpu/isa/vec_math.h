@@ -38,6 +38,30 @@ BIGMODEL_INLINE F32 exp2(F32 x) {
                                        0x1.5f082ep-10f, 0x1.416b52p-13f});
 }
 
+// The same for several vectors, for x <= 127: step by step, since one chain of dependent operations is too long for the
+// schedulers to find work beyond it.
+template <int count>
+BIGMODEL_INLINE void exp2_each(F32 (&x)[count]) {
+  constexpr float shift = 0x1.8p23f + 127.0f;
+  constexpr float coefficients[] = {1.0f,           0x1.62e430p-1f,  0x1.ebfbdcp-3f, 0x1.c6af7cp-5f,
+                                    0x1.3b2de0p-7f, 0x1.5f082ep-10f, 0x1.416b52p-13f};
+  F32 power[count], sum[count];
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+    x[i] = max(set1(-127.0f), x[i]);
+    power[i] = x[i] + set1(shift);
+    x[i] = x[i] - (power[i] - set1(shift));
+    sum[i] = set1(coefficients[6]);
+  }
+#pragma GCC unroll 8
+  for (int term = 5; term >= 0; --term) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) sum[i] = fma(sum[i], x[i], set1(coefficients[term]));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) x[i] = as_float(shift_left<23>(as_int(power[i]))) * sum[i];
+}
+
 // e^x = 2^whole (1 + excess): ln 2 is subtracted in two parts, the first so short that whole * ln_2_high is exact.
 struct Exponential {
   F32 whole, excess;
