@@ -56,7 +56,11 @@ def _normalise(norm: torch.nn.Module, x: Tensor, residual: Tensor | None) -> tup
     eps = norm.eps
     if eps is None:
         eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+    operands = (x, residual, norm.weight, None if rms else norm.bias)
+    kind = "rms" if rms else "layer"
+    if dims == 1:
+        return functional.add_norm(*operands, kind=kind, eps=eps)
     # The op normalises over one dimension.
-    flat = [None if t is None else t.flatten(-dims) for t in (x, residual, norm.weight, None if rms else norm.bias)]
-    total, normed = functional.add_norm(*flat, kind="rms" if rms else "layer", eps=eps)
+    flat = [None if operand is None else operand.flatten(-dims) for operand in operands]
+    total, normed = functional.add_norm(*flat, kind=kind, eps=eps)
     return total.view_as(x), normed.view_as(x)

@@ -1,5 +1,7 @@
 """torch.nn.MultiheadAttention computed by the fused attention ops."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -88,29 +90,27 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             weights = weights.squeeze(0)
         return apply_linear(self.out_proj, self._heads_last(output, batched), residual), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         """q, k and v, each [..., num_heads, head_dim] in the layout of its input: views of one projection per input."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if self._qkv_same_embed_dim and query is key and key is value:
+            return self._projected(query, weight, bias, 3)
+        b_q, b_k, b_v = (None,) * 3 if bias is None else bias.chunk(3)
         if not self._qkv_same_embed_dim:
-            inputs = (query, key, value)
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-            sizes = (1, 1, 1)
-        elif query is key and key is value:
-            inputs, weights, sizes = (query,), (self.in_proj_weight,), (3,)
+            w_q, w_k, w_v = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
         elif key is value:
-            inputs, sizes = (query, key), (1, 2)
-            weights = self.in_proj_weight.split([self.embed_dim, 2 * self.embed_dim])
+            w_q, w_kv = weight.split([self.embed_dim, 2 * self.embed_dim])
+            b_kv = None if bias is None else bias[self.embed_dim :]
+            return *self._projected(query, w_q, b_q, 1), *self._projected(key, w_kv, b_kv, 2)
         else:
-            inputs, sizes = (query, key, value), (1, 1, 1)
-            weights = self.in_proj_weight.chunk(3)
+            w_q, w_k, w_v = weight.chunk(3)
+        each = ((query, w_q, b_q), (key, w_k, b_k), (value, w_v, b_v))
+        return [self._projected(*operands, 1)[0] for operands in each]
 
-        biases = [None] * len(sizes)
-        if self.in_proj_bias is not None:
-            biases = self.in_proj_bias.split([size * self.embed_dim for size in sizes])
-        projected = []
-        for x, weight, bias, size in zip(inputs, weights, biases, sizes, strict=True):
-            packed = functional.linear(x, weight, bias).unflatten(-1, (size, self.num_heads, self.head_dim))
-            projected.extend(packed.unbind(-3))
-        return projected
+    def _projected(self, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Sequence[Tensor]:
+        """One projection [..., parts * embed_dim] as views [..., num_heads, head_dim], one per part."""
+        packed = functional.linear(x, weight, bias)
+        return packed.view(*packed.shape[:-1], parts, self.num_heads, self.head_dim).unbind(-3)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """A view [batch, num_heads, len, head_dim] of [len, num_heads, head_dim] with the batch where torch puts it."""
