@@ -5,7 +5,8 @@ the computation. They differ from torch.nn in what follows, and in nothing else:
 
 - a query that may attend to no key gives zero weights and a zero attention output, where torch.nn gives NaN;
 - training and eval compute the same function: ``is_causal=True`` without ``attn_mask`` raises in both (torch.nn ignores
-  it in eval), and padded positions of an encoder keep their computed values (torch.nn's eval writes zeros there);
+  it in eval), padded positions of an encoder keep their computed values (torch.nn's eval writes zeros there), and
+  ``GELU(approximate="tanh")`` is that everywhere (torch.nn's eval takes it for the exact one);
 - ``is_causal=True`` is believed also beside ``key_padding_mask`` and ``need_weights``, when the mask is square;
 - dropout draws other random numbers, of the same distribution, from the same ``torch.manual_seed``;
 - hooks on ``MultiheadAttention.out_proj`` run;
