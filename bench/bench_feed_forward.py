@@ -44,12 +44,12 @@ FULL = [
 
 
 def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
-    """The rows of this op. Quick runs take the backward pass in half precision for one activation only: torch's half
-    precision products take whole seconds on a processor without such arithmetic."""
+    """The rows of this op. Quick runs take the backward pass in fp32 only: without half-precision arithmetic in the
+    processor, torch's products take ten seconds a call, and linear's rows show as much."""
     for dtype in dtypes:
         for shape in QUICK if quick else FULL:
             yield _case(shape, dtype, backward=False)
-            if not quick or dtype == "fp32" or shape.activation == "gelu":
+            if not quick or dtype == "fp32":
                 yield _case(shape, dtype, backward=True)
 
 

@@ -21,7 +21,7 @@ OPS = {
 }
 
 # Seconds of sampling per row: a quick run's hundred rows then take about three minutes on two cores.
-QUICK_BUDGET_S = 0.6
+QUICK_BUDGET_S = 0.5
 FULL_BUDGET_S = 3.0
 
 
