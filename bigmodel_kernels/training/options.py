@@ -39,11 +39,11 @@ class TrainingOptions:
     dropout: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 50
-    decay: float = 0.9
+    decay: float = 0.93
     batch: int = 32
     distortion: float = 1.0
     epochs: int = 100
-    patience: int = 5
+    patience: int = 10
     dtype: str = "fp32"
     samples: int = 1797
     seed: int = 0
