@@ -25,7 +25,7 @@ int workers_for(std::int64_t rows, std::int64_t width) {
 
 // ---- forward ----
 
-// fp32 input + residual, one block at a time; the sum goes to its tensor on the way.
+// input + residual, one block at a time; the sum goes to its tensor on the way, and what is read is the stored sum.
 template <class T>
 class SumRow {
  public:
@@ -58,8 +58,8 @@ class SumRow {
   void add(const Source* a, const Source* b, T* sum, std::int64_t count) {
     over_vectors<1>(count, [&](std::int64_t j, auto part, int) BIGMODEL_INLINE_LAMBDA {
       const F32 value = part.read(a + j) + part.read(b + j);
-      store(values_ + j, value);
       part.write(sum + j, value);
+      store(values_ + j, sizeof(T) == sizeof(float) ? value : part.read(sum + j));
     });
   }
 

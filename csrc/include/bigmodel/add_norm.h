@@ -3,8 +3,9 @@
 //   NormKind::rms:   sum / sqrt(mean(sum^2) + eps)         (Zhang and Sennrich, 2019)
 //
 // Shapes: input, residual, sum, normed [rows, width]; weight, bias [width]; mean, rstd [rows] in fp32. input, residual,
-// sum and normed share one dtype; weight and bias share it or are fp32. Statistics are taken of the fp32 sum before it
-// is rounded. Inputs have any strides; outputs are contiguous.
+// sum and normed share one dtype; weight and bias share it or are fp32. Statistics are taken in fp32 of the sum as it
+// is stored: that is the sum which the backward pass reads, and in a row of nearly equal elements its rounding is all
+// there is. Inputs have any strides; outputs are contiguous.
 #pragma once
 
 #include <cstdint>
