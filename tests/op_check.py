@@ -57,9 +57,9 @@ def check_case(case, dtype: torch.dtype, backend: str) -> None:
     outputs, grads = run_with_gradients(case, case.inputs(dtype), dtype, backend)
     (true_outputs, true_grads), (reference_outputs, reference_grads) = expected(case, dtype)
     for name, output in outputs.items():
-        assert_as_exact(name, output, reference_outputs[name], true_outputs[name], FORWARD)
+        assert_as_exact(name, output, reference_outputs[name], true_outputs[name], FORWARD, dtype)
     for name, grad in grads.items():
-        assert_as_exact(f"gradient of {name}", grad, reference_grads[name], true_grads[name], GRADIENT)
+        assert_as_exact(f"gradient of {name}", grad, reference_grads[name], true_grads[name], GRADIENT, dtype)
 
 
 def check_repeats(case, dtype: torch.dtype, backend: str) -> None:

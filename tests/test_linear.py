@@ -26,13 +26,15 @@ def test_case(case, dtype, backend):
 
 @st.composite
 def any_case(draw):
+    bias = draw(st.booleans())
     return LinearCase(
         "random",
         leading=draw(st.lists(st.integers(0, 12), max_size=3).map(tuple)),
         in_features=draw(st.integers(1, 150)),
         out_features=draw(st.integers(1, 150)),
-        bias=draw(st.booleans()),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        bias=bias,
+        # testing/cases.py keeps ReLU's arguments away from its kink by the bias.
+        activation=draw(st.sampled_from([each for each in ACTIVATIONS if bias or each != "relu"])),
         residual=draw(st.booleans()),
         layout=draw(st.sampled_from(LAYOUTS)),
         weight_layout=draw(st.sampled_from(LAYOUTS)),
@@ -159,7 +161,7 @@ class TestPackedWeights:
                 output = bmk.linear(x, weight, backend=backend)
                 reference = bmk.linear(x, weight, backend="reference")
                 truth = bmk.linear(x.double(), weight.double())
-                assert_as_exact("output", output, reference, truth, FORWARD)
+                assert_as_exact("output", output, reference, truth, FORWARD, x.dtype)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
     def test_reused(self, dtype, backend):
