@@ -44,6 +44,10 @@ define cpp_tests
 	$(BIN)/ctest --test-dir $(1) --output-on-failure
 endef
 
+# CPU targets that this machine lacks, emulated: AVX-512 and AMX on AVX2, Arm in QEMU. Not part of test: it takes long.
+test-isa: $(VENV)/.tools
+	tests/cpp/emulation/run $(BIN) $(BIN)/python
+
 bench: build
 	$(BIN)/python -m pytest bench
 
