@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, reference
-from .ops import packed_weights
+from .ops import gradients, packed_weights
 
 
 def attention(
@@ -347,8 +347,10 @@ def _call(ops, op: Callable, *tensors: Tensor | None, **options):
             return op(*tensors, **options)
         with torch.autocast(tensors[0].device.type, enabled=False):  # inputs are cast already
             return op(*tensors, **options)
-    if torch.compiler.is_compiling() or _needs_gradient(*tensors):
+    if torch.compiler.is_compiling():
         return op(*tensors, **options)
+    if _needs_gradient(*tensors):
+        return gradients.call(op, tensors, options)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*tensors, **options)
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, RESIDUAL, WEIGHT, BIAS = range(4)
 
@@ -15,7 +15,7 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::add_norm", _fake)
     torch.library.register_fake(f"{namespace}::add_norm_backward", _fake_backward)
-    torch.library.register_autograd(f"{namespace}::add_norm", partial(_backward, ops), setup_context=_setup_context)
+    attach(namespace, "add_norm", partial(_backward, ops), _setup_context)
 
 
 def _fake(input, residual=None, weight=None, bias=None, *, kind="layer", **options):

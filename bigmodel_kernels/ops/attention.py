@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .gradients import differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 # Positions of the differentiable inputs in the schema.
 QUERY, KEY, VALUE, MASK, SLOPES, SINKS = range(6)
@@ -17,7 +17,7 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::attention", _fake)
     torch.library.register_fake(f"{namespace}::attention_backward", _fake_backward)
-    torch.library.register_autograd(f"{namespace}::attention", partial(_backward, ops), setup_context=_setup_context)
+    attach(namespace, "attention", partial(_backward, ops), _setup_context)
 
 
 def empty_in_order_of(x: Tensor, features: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from .. import reference
 from .attention import check_slopes, empty_in_order_of, empty_mask_gradient
-from .gradients import differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 QUERY, KEY, LSE, MASK, SLOPES = range(5)
 
@@ -16,9 +16,7 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::attention_weights", _fake)
     torch.library.register_fake(f"{namespace}::attention_weights_backward", _fake_backward)
-    torch.library.register_autograd(
-        f"{namespace}::attention_weights", partial(_backward, ops), setup_context=_setup_context
-    )
+    attach(namespace, "attention_weights", partial(_backward, ops), _setup_context)
 
 
 def _fake(query, key, lse, mask=None, alibi_slopes=None, dropout_seed=None, *, average_heads=False, **options):

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, W1, B1, W2, B2, W_GATE, B_GATE, RESIDUAL, PACKED_W1, PACKED_W2, PACKED_W_GATE, DROPOUT_SEED = range(12)
 
@@ -15,7 +15,7 @@ def register(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::feed_forward", _fake)
     torch.library.register_fake(f"{namespace}::feed_forward_backward", _fake_backward)
-    torch.library.register_autograd(f"{namespace}::feed_forward", partial(_backward, ops), setup_context=_setup_context)
+    attach(namespace, "feed_forward", partial(_backward, ops), _setup_context)
 
 
 def _fake(input, w1, b1, w2, b2, w_gate=None, *others, gate="none", save_preactivation=False, **options):

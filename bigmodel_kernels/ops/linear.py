@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, WEIGHT, BIAS, RESIDUAL = range(4)
 
@@ -16,7 +16,7 @@ def register(namespace: str) -> None:
     torch.library.register_fake(f"{namespace}::linear", _fake)
     torch.library.register_fake(f"{namespace}::linear_backward", _fake_backward)
     torch.library.register_fake(f"{namespace}::linear_pack", _fake_pack)
-    torch.library.register_autograd(f"{namespace}::linear", partial(_backward, ops), setup_context=_setup_context)
+    attach(namespace, "linear", partial(_backward, ops), _setup_context)
 
 
 def _fake(input, weight, bias=None, residual=None, packed_weight=None, *, save_preactivation=False, **options):
