@@ -372,6 +372,7 @@ def _linear() -> list[LinearCase]:
         case("residual", residual=True, leading=(2, 3, 5)),
         case("one_dimension", leading=()),
         case("batch", leading=(2, 0, 3)),
+        case("zero_batch_transposed", leading=(0, 11, 7), layout="transposed"),
         case("zero_rows", leading=(0,)),
         case("zero_rows_activation", leading=(0,), activation="gelu"),
         case("three_dimensions", leading=(3, 5), activation="silu"),

@@ -158,6 +158,11 @@ TensorView Call::merged_rows(const Tensor& tensor, OptionalTensor& copy) const {
   view.dtype = dtype_;
   view.size[1] = layout.sizes[last];
   view.stride[1] = layout.strides[last];
+  if (tensor.numel() == 0) {  // nothing to lay out; and torch calls it contiguous whatever its strides are
+    for (std::size_t dim = 0; dim < last; ++dim) view.size[0] *= layout.sizes[dim];
+    view.data = const_cast<void*>(tensor.const_data_ptr());
+    return view;
+  }
   for (std::size_t dim = last; dim-- > 0;) {
     const std::int64_t size = layout.sizes[dim], stride = layout.strides[dim];
     if (size == 1) continue;
