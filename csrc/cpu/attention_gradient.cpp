@@ -123,7 +123,7 @@ struct GradientPass {
   }
 
   void prepare(std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int worker) const {
-    prepare_rows(g, b, h, first);
+    prepare_rows(g, scratch(worker), b, h, first, queries);
     if (!g.args.grad_weights.data) correct_rows(g, scratch(worker), b, h, first, queries);
     clear_sums(g, b, h, first, queries);
   }

@@ -7,35 +7,48 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 namespace {
 
+// delta = rowsum(grad_output output) of a block of rows, summed in the order in which the tile GEMM sums dP. A row that
+// sees a single key then has delta = dP exactly, and gradients of exactly 0, as it should.
 template <class T>
-float row_dot(std::int64_t width, const T* a, const T* b, std::int64_t b_stride) {
-  F32 sum = zero();
-  for (std::int64_t j = 0; j < width; j += lanes) {
-    const F32 other = b_stride == 1 ? load_up_to(b + j, width - j) : gather(b + j * b_stride, b_stride, width - j);
-    sum = fma(load_up_to(a + j, width - j), other, sum);
+void sum_delta(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h, std::int64_t first,
+               std::int64_t queries, float* delta) {
+  const TensorView &grad_output = g.args.grad_output, &output = g.args.output;
+  const std::int64_t width = g.plan.value_dim;
+  // Room for a block of rows that is free until the chunks begin.
+  float *grad_columns = scratch.grad_output_columns, *columns = scratch.grad_value;
+  copy_in(width, queries, pointer<const T>(grad_output, b, h, first), grad_output.stride[3], grad_output.stride[2],
+          grad_columns, query_block);
+  copy_in(width, queries, pointer<const T>(output, b, h, first), 1, output.stride[2], columns, query_block);
+  constexpr int vectors = query_block / lanes;
+  F32 sums[vectors] = {};
+  for (std::int64_t j = 0; j < width; ++j) {
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) {
+      const std::int64_t at = j * query_block + v * lanes;
+      sums[v] = fma(load(columns + at), load(grad_columns + at), sums[v]);
+    }
   }
-  return reduce_add(sum);
+  for (int v = 0; v < vectors; ++v) store(delta + v * lanes, sums[v]);
 }
 
 // lse and delta of one block of rows. A row without keys (lse -inf), like the rows that fill up the last block, gets
-// the lse +inf.
+// the lse +inf and the delta 0.
 template <class T>
-void prepare_rows(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_t first) {
+void prepare_rows(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
+                  std::int64_t first, std::int64_t queries) {
   const AttentionGradientArgs& args = g.args;
-  float* lse = g.rows(g.plan.lse, b, h);
-  float* delta = g.rows(g.plan.delta, b, h);
+  float* lse = g.rows(g.plan.lse, b, h) + first;
+  float* delta = g.rows(g.plan.delta, b, h) + first;
   clear(g.rows(g.plan.shift, b, h) + first, query_block);
-  for (std::int64_t i = first; i < first + query_block; ++i) {
-    lse[i] = infinity, delta[i] = 0;
-    if (i >= g.plan.q_len) continue;
-    const float row_lse = *pointer<float>(args.lse, b, h, i);
-    if (row_lse == -infinity) continue;
-    lse[i] = row_lse;
-    if (args.grad_output.data) {
-      delta[i] = row_dot(g.plan.value_dim, pointer<const T>(args.output, b, h, i),
-                         pointer<const T>(args.grad_output, b, h, i), args.grad_output.stride[3]);
+  clear(delta, query_block);
+  if (args.grad_output.data) sum_delta(g, scratch, b, h, first, queries, delta);
+  for (std::int64_t i = 0; i < query_block; ++i) {
+    lse[i] = i < queries ? *pointer<float>(args.lse, b, h, first + i) : -infinity;
+    if (lse[i] == -infinity) {
+      lse[i] = infinity, delta[i] = 0;
+    } else if (args.grad_lse.data) {
+      delta[i] -= *pointer<float>(args.grad_lse, b, h, first + i);
     }
-    if (args.grad_lse.data) delta[i] -= *pointer<float>(args.grad_lse, b, h, i);
   }
 }
 
