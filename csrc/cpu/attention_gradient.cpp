@@ -73,9 +73,14 @@ void store_key_gradients(const Gradient<T>& g, const GradientScratch& scratch, s
     store_rows<T>(args.grad_key, b, kv_head, first, keys, plan.head_dim, scratch.grad_key, plan.key_stride,
                   args.inputs.options.scale);
   }
-  if (args.grad_value.data) {
+  if (!args.grad_value.data) return;
+  if (args.grad_output.data) {
     store_rows<T>(args.grad_value, b, kv_head, first, keys, plan.value_dim, scratch.grad_value, plan.value_stride,
                   1.0f);
+  } else {  // only the lse is differentiated, and no value enters it
+    for (std::int64_t i = first; i < first + keys; ++i) {
+      __builtin_memset(pointer<T>(args.grad_value, b, kv_head, i), 0, args.grad_value.size[3] * sizeof(T));
+    }
   }
 }
 
