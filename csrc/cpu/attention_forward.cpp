@@ -37,8 +37,13 @@ void add_keys(const Forward& call, const Panel& panel, const float* query, Rows 
   }
   const Dropout& dropout = call.args.inputs.options.dropout;
   if (dropout.p > 0) drop(dropout, panel, keys, scratch.tile);
-  multiply_by_columns(value_dim, panel.queries, keys.count(), value.data, value.stride, scratch.tile.scores,
-                      tile_columns, record.output, tile_columns, true);
+  if (few_queries(panel.queries)) {
+    add_few_queries(keys.count(), panel.queries, value_dim, value.data, value.stride, scratch.tile.scores,
+                    record.output);
+  } else {
+    multiply_by_columns(value_dim, panel.queries, keys.count(), value.data, value.stride, scratch.tile.scores,
+                        tile_columns, record.output, tile_columns, true);
+  }
 }
 
 // Divides by the softmax's denominator and writes output and lse.

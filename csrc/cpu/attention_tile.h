@@ -1,6 +1,7 @@
 // A panel of queries meets a block of keys: what the forward pass and the attention weights have in common.
 #pragma once
 
+#include "cpu/attention_few.h"
 #include "cpu/attention_scores.h"
 #include "cpu/online_softmax.h"
 #include "cpu/philox.h"
@@ -81,8 +82,14 @@ static void panel_scores(const ScoreTask& task, const Panel& panel, const float*
   TileMask mask{.values = tile.mask, .room = tile.room};
   if (inputs.mask.data) load_mask<T>(inputs.mask, panel, keys, mask);
   if (keys.count() <= 0) return;
-  multiply_by_rows(keys.count(), panel.queries, inputs.query.size[3], key.data + (keys.first - first) * key.stride,
-                   key.stride, query, tile_columns, tile.scores, tile_columns, false);
+  const float* rows = key.data + (keys.first - first) * key.stride;
+  const std::int64_t head_dim = inputs.query.size[3];
+  if (few_queries(panel.queries) && head_dim % lanes == 0) {
+    multiply_few_queries(keys.count(), panel.queries, head_dim, rows, key.stride, query, tile.room, tile.scores);
+  } else {
+    multiply_by_rows(keys.count(), panel.queries, head_dim, rows, key.stride, query, tile_columns, tile.scores,
+                     tile_columns, false);
+  }
   if (task.applies_rules) {
     ScoreRules rules;
     make_rules(inputs, task.band, panel, rules);
