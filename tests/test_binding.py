@@ -75,6 +75,15 @@ def test_rows_of_any_layout(layout):
         assert result.is_contiguous()
 
 
+@pytest.mark.parametrize("shape", [(33, 65), (7, 6), (16, 16)])
+def test_equal_weights_are_packed_into_equal_bytes(shape):
+    weight = torch.randn(shape)
+    packed = ops.linear_pack(weight)
+    for garbage in (1, 254):  # freed again, so that packing finds it where the kernel writes nothing
+        torch.full_like(packed, garbage)
+        assert torch.equal(ops.linear_pack(weight), packed)
+
+
 def test_no_rows_give_zero_gradients():
     x, weight, bias = torch.randn(0, 6), torch.randn(7, 6), torch.randn(7)
     grads = ops.linear_backward(torch.randn(0, 7), x, weight, bias)

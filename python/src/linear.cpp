@@ -98,6 +98,7 @@ Tensor linear_pack(const Tensor& weight) {
   const Call call("linear_pack", "weight", weight);
   LinearPackArgs args{.weight = check_weight(call, weight, any_size)};
   Tensor packed = call.bytes(cpu::kernels().linear_packed_bytes(args.weight));
+  torch::stable::zero_(packed);  // the kernel leaves padding unwritten, and equal weights must give equal bytes
   args.packed_weight = packed.mutable_data_ptr();
   cpu::kernels().linear_pack.run(args);
   return packed;
