@@ -23,7 +23,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // Where the time goes on Zen 3 (32 KB of L1, 512 KB of L2): a panel of 256 x 16 fp32 fills half of L1, a block of 96 x
 // 256 a fifth of L2 and the sums of 96 x 512 another two fifths.
 inline constexpr std::int64_t most_depth = 256;
-inline constexpr std::int64_t most_block_rows = 96 / tile_rows * tile_rows;
+inline constexpr std::int64_t most_block_rows = 96;
 inline constexpr std::int64_t most_block_columns = 512;
 // A chunk of packed rhs: in L3 where k allows, and never so narrow that packing the lhs again for each chunk shows.
 inline constexpr std::int64_t chunk_bytes = std::int64_t{16} << 20;
@@ -37,14 +37,10 @@ using ElementLayout = Layout<Element<T>>;
 template <class T>
 using Lane = typename ElementLayout<T>::Lane;
 
-// Where k may be cut: between whole vectors, and between the blocks of k that one instruction takes.
-template <class T>
-constexpr std::int64_t depth_step = ElementLayout<T>::k_step > lanes ? ElementLayout<T>::k_step : lanes;
-
 // Lanes of one packed rhs panel of all k.
 template <class T>
 BIGMODEL_INLINE std::int64_t panel_lanes(std::int64_t k) {
-  return round_up(k, ElementLayout<T>::k_step) / ElementLayout<T>::group * tile_columns;
+  return rhs_rows<Element<T>>(k) * tile_columns;
 }
 
 template <class T>
@@ -57,6 +53,12 @@ BIGMODEL_INLINE std::int64_t even_part(std::int64_t size, std::int64_t most, std
   const std::int64_t parts = size <= most ? 1 : (size + most - 1) / most;
   const std::int64_t part = round_up((size + parts - 1) / parts, step);
   return part > step ? part : step;
+}
+
+// k is worked off in equal parts, each of whole packed lhs rows.
+template <class T>
+BIGMODEL_INLINE std::int64_t depth_for(std::int64_t k) {
+  return even_part(k, most_depth, lhs_width<Element<T>>(1));
 }
 
 template <class T>
@@ -84,7 +86,7 @@ static void choose_blocks(Gemm<T>& gemm) {
   std::int64_t packed_bytes = 0, work = 0;
   for (int p = 0; p < gemm.products; ++p) {
     const Product<T>& product = gemm.product[p];
-    gemm.depth[p] = even_part(product.lhs.columns, most_depth, depth_step<T>);
+    gemm.depth[p] = depth_for<T>(product.lhs.columns);
     if (!product.packed_rhs) packed_bytes += panel_lanes<T>(product.lhs.columns) * std::int64_t{sizeof(Lane<T>)};
     work += gemm.m * gemm.n * product.lhs.columns;
   }
@@ -95,7 +97,8 @@ static void choose_blocks(Gemm<T>& gemm) {
   }
   gemm.chunk_columns = columns;
   gemm.block_columns = even_part(columns, most_block_columns, tile_columns);
-  gemm.block_rows = even_part(gemm.m, most_block_rows, tile_rows);
+  constexpr std::int64_t rows = ElementLayout<T>::rows;
+  gemm.block_rows = even_part(gemm.m, most_block_rows / rows * rows, rows);
   gemm.workers = workers_for(work);
   const auto jobs = [&]() BIGMODEL_INLINE_LAMBDA {
     return parts_of(gemm.m, gemm.block_rows) * parts_of(columns, gemm.block_columns);
@@ -103,8 +106,8 @@ static void choose_blocks(Gemm<T>& gemm) {
   while (gemm.workers > 1 && jobs() < gemm.workers * jobs_per_worker) {
     if (gemm.block_columns > 8 * tile_columns) {
       gemm.block_columns = round_up(gemm.block_columns / 2, tile_columns);
-    } else if (gemm.block_rows > 4 * tile_rows) {
-      gemm.block_rows = round_up(gemm.block_rows / 2, tile_rows);
+    } else if (gemm.block_rows > 4 * rows) {
+      gemm.block_rows = round_up(gemm.block_rows / 2, rows);
     } else if (gemm.block_columns > 2 * tile_columns) {
       gemm.block_columns = round_up(gemm.block_columns / 2, tile_columns);
     } else {
@@ -158,7 +161,7 @@ static void pack_panels(Matrix<const T> rhs, std::int64_t k_first, std::int64_t 
 // All of columns [column, column + columns) of an rhs, shared out over the threads.
 template <class T>
 static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, std::int64_t columns, Lane<T>* panels) {
-  const std::int64_t depth = even_part(rhs.rows, most_depth, depth_step<T>);
+  const std::int64_t depth = depth_for<T>(rhs.rows);
   const std::int64_t width = 16 * tile_columns, widths = parts_of(columns, width);
   for_each_job(workers, parts_of(rhs.rows, depth) * widths, [&](std::int64_t job, int) {
     const std::int64_t k = job / widths * depth, j = job % widths * width;
@@ -180,8 +183,8 @@ static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const
              lhs_block, gemm.lhs_stride);
     const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
     for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
-      multiply_by_rows(block.rows, least(tile_columns, block.columns - j), round_up(depth, ElementLayout<T>::k_step),
-                       lhs_block, gemm.lhs_stride, panel, tile_columns, block.sums[p] + j, block.stride, first > 0);
+      multiply_by_rows(block.rows, least(tile_columns, block.columns - j), packed_k<Element<T>>(depth), lhs_block,
+                       gemm.lhs_stride, panel, tile_columns, block.sums[p] + j, block.stride, first > 0);
     }
     first += depth;
   } while (first < k);
