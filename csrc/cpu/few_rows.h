@@ -128,7 +128,7 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
     copies += m * stride;
   }
   for_each_job(workers, parts_of(n, few_rows_columns), [&](std::int64_t job, int worker) {
-    Block block;
+    Block block{};
     block.row = 0;
     block.rows = m;
     block.column = job * few_rows_columns;

@@ -198,7 +198,7 @@ BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, st
   const std::int64_t jobs = row_blocks * parts_of(columns, gemm.block_columns);
   for_each_job(gemm.workers, jobs, [&](std::int64_t job, int worker) {
     const std::int64_t row = job % row_blocks * gemm.block_rows, j = job / row_blocks * gemm.block_columns;
-    Block block;
+    Block block{};
     block.row = row;
     block.column = column + j;
     block.rows = least(gemm.block_rows, gemm.m - row);

@@ -41,7 +41,7 @@ BIGMODEL_INLINE void for_each_row_piece(std::int64_t rows, std::int64_t columns,
   constexpr std::int64_t rows_of_job = 16;
   for_each_job(workers_for(rows * columns), parts_of(rows, rows_of_job), [&](std::int64_t job, int) {
     float scratch[most_products][elementwise_columns];
-    Block block;
+    Block block{};
     block.rows = 1;
     block.stride = elementwise_columns;
     for (int p = 0; p < most_products; ++p) block.sums[p] = scratch[p];
