@@ -161,8 +161,12 @@ void linear_pack(const LinearPackArgs& args) {
   with_type_of(args.weight.dtype, [&](auto type) {
     using T = decltype(type);
     const std::int64_t out_features = args.weight.size[0], in_features = args.weight.size[1];
+    // The last panel may be wider than what is left of the weight: equal weights shall give equal bytes.
+    const std::int64_t panel = panel_lanes<T>(in_features);
+    Lane<T>* const panels = static_cast<Lane<T>*>(args.packed_weight);
+    __builtin_memset(panels + packed_lanes<T>(in_features, out_features) - panel, 0, panel * sizeof(Lane<T>));
     pack_chunk<T>(workers_for(out_features * in_features), transposed(matrix<const T>(args.weight)), 0, out_features,
-                  static_cast<Lane<T>*>(args.packed_weight));
+                  panels);
   });
 }
 
