@@ -54,9 +54,9 @@ struct DropoutFactor {
 // Dropout factors of `columns` columns of one vector of rows (lane l: row rows.lane[l] of head heads.lane[l]), columns
 // down the memory: factors[(column - first_column) * stride + l].
 static __attribute__((noinline, unused)) void dropout_factors(const Dropout& dropout, std::int64_t batch,
-                                                      const PhiloxWord& heads, const PhiloxWord& rows,
-                                                      std::int64_t first_column, std::int64_t columns, float* factors,
-                                                      std::int64_t stride) {
+                                                              const PhiloxWord& heads, const PhiloxWord& rows,
+                                                              std::int64_t first_column, std::int64_t columns,
+                                                              float* factors, std::int64_t stride) {
   const DropoutFactor factor(dropout);
   const std::int64_t end = first_column + columns;
   for (std::int64_t quad = first_column / 4 * 4; quad < end; quad += 4) {
