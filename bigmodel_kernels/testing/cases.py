@@ -258,6 +258,7 @@ def _attention_shapes() -> list[AttentionCase]:
         case("grouped", heads=6, kv_heads=2, q_len=19, kv_len=47),
         case("multi_query", heads=5, kv_heads=1, q_len=35, kv_len=34),
         case("zero_batch", batch=0),
+        case("zero_batch_mask", batch=0, mask="float"),
         case("zero_heads", heads=0),
         case("zero_queries", q_len=0),
         case("zero_keys", kv_len=0),

@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
                              .grad_output = call.tensor("grad_output", grad_output, output_shape),
                              .grad_lse = call.float32("grad_lse", grad_lse, lse_shape)};
   std::vector<bool> wanted = output_mask;
-  wanted[grad_mask] = wanted[grad_mask] && mask_has_gradient(inputs);
+  wanted[grad_mask] = wanted[grad_mask] && mask_has_gradient(mask, inputs);
   wanted[grad_sinks] = wanted[grad_sinks] && sinks.has_value();
   AttentionGradients grads = allocate_gradients(call, checked, mask, wanted);
   if (!shape.has_queries() || shape.kv_len == 0) {

@@ -122,8 +122,8 @@ Tensor empty_like_order(const Call& call, const TensorView& like, std::int64_t f
   return call.empty(sizes, strides, call.dtype());
 }
 
-bool mask_has_gradient(const AttentionInputs& inputs) {
-  return inputs.mask.data != nullptr && inputs.mask.dtype != DType::boolean;
+bool mask_has_gradient(const OptionalTensor& mask, const AttentionInputs& inputs) {
+  return mask.has_value() && inputs.mask.dtype != DType::boolean;  // a mask of zero elements has no address
 }
 
 }  // namespace bigmodel::binding

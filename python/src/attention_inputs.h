@@ -45,6 +45,6 @@ CheckedAttention check_attention(const Call& call, const AttentionTensors& tenso
 Tensor empty_like_order(const Call& call, const TensorView& like, std::int64_t features);
 
 // The gradient of an additive mask: shaped as the mask itself. Does not exist for a boolean mask.
-bool mask_has_gradient(const AttentionInputs& inputs);
+bool mask_has_gradient(const OptionalTensor& mask, const AttentionInputs& inputs);
 
 }  // namespace bigmodel::binding

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_weights_backward(
       .grad_weights = call.tensor("grad_weights", grad_weights,
                                   {shape.batch, average_heads ? 1 : shape.heads, shape.q_len, shape.kv_len}),
       .average_heads = average_heads};
-  const bool mask_wanted = output_mask[grad_mask] && mask_has_gradient(inputs);
+  const bool mask_wanted = output_mask[grad_mask] && mask_has_gradient(mask, inputs);
   Tensor query_grad = output_mask[grad_query] ? empty_like_order(call, inputs.query, shape.head_dim) : call.nothing();
   Tensor key_grad = output_mask[grad_key] ? empty_like_order(call, inputs.key, shape.head_dim) : call.nothing();
   Tensor lse_grad = output_mask[grad_lse] ? call.empty(lse_sizes, DType::float32) : call.nothing();
