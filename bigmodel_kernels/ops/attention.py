@@ -80,6 +80,7 @@ def _backward(ops, ctx, grad_output, grad_lse):
     *inputs, output, lse = ctx.saved_tensors
     query, key, value, mask, alibi_slopes, sinks, dropout_seed = inputs
     wanted = needed(ctx, QUERY, KEY, VALUE, MASK, SLOPES, SINKS)
+    wanted[VALUE] = wanted[VALUE] and grad_output is not None  # the lse does not depend on value
     if grad_output is None and grad_lse is None:
         return (None,) * len(inputs)
     if torch.is_grad_enabled():
