@@ -157,7 +157,9 @@ def copied_package(tmp_path):
 def test_extension_that_cannot_load_is_explained(copied_package, content):
     if content is not None:
         (copied_package / "bigmodel_kernels" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(content)
-    result = run_python("import bigmodel_kernels", copied_package)
+    # An editable installation's finder would look for the missing extension in the project's own folder.
+    program = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in f.__module__]"
+    result = run_python(f"{program}; import bigmodel_kernels", copied_package)
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError: bigmodel_kernels cannot load its compiled extension")
     for part in (torch.__version__, platform.python_version(), "pip install", "torch 2.10 or newer"):

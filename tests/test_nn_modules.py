@@ -77,9 +77,9 @@ def test_loses_no_more_than_torchs_module(name, dtype, training):
     actual, gradients = run(mine, inputs, {})
 
     for i, outputs in enumerate(zip(actual, expected, truth, strict=True)):
-        assert_as_exact(f"output {i}", *outputs, FORWARD)
+        assert_as_exact(f"output {i}", *outputs, FORWARD, dtype)
     for key in true_gradients:
-        assert_as_exact(key, gradients[key], expected_gradients[key], true_gradients[key], GRADIENT)
+        assert_as_exact(key, gradients[key], expected_gradients[key], true_gradients[key], GRADIENT, dtype)
 
 
 def test_moves_between_dtypes(name):
