@@ -44,8 +44,8 @@ def any_case(draw):
         head_dim=draw(st.integers(1, 96)),
         value_dim=draw(st.integers(1, 96)),
         mask=mask,
-        # A float mask that is the same for all keys changes no weight: its gradient is, but for the lse's part, a sum of
-        # terms that cancel, all rounding.
+        # A float mask that is the same for all keys changes no weight: its gradient is, but for the lse's part, a sum
+        # of terms that cancel, all rounding.
         mask_dims="".join(dim for dim in "bhqk" if draw(st.booleans()) or (dim == "k" and "float" in str(mask))),
         causal=draw(st.sampled_from([False, "top_left", "bottom_right"])),
         window=draw(st.one_of(st.none(), st.tuples(side, side))),
