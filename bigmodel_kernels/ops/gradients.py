@@ -11,8 +11,8 @@ _functions: dict[Callable, type[torch.autograd.Function]] = {}
 
 def attach(namespace: str, name: str, backward: Callable, setup_context: Callable) -> None:
     """Gives an op its gradient twice, from one formula: to the dispatcher, for graphs that torch.compile and
-    torch.export trace, and as an autograd.Function for `call`. The dispatcher's way through Python takes about 150
-    microseconds a call, the Function's about 20: small models feel it."""
+    torch.export trace, and as an autograd.Function for `call`. The Function is the shorter way through
+    Python, which small models feel (bench/NOTES.md has the figures)."""
     torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
     op = getattr(getattr(torch.ops, namespace), name)
 
