@@ -2,7 +2,8 @@
 // "FlashAttention", 2022).
 //
 // Everything is transposed: the lanes of a vector are queries. With K in rows and Q^T packed once, S^T = K Q^T is a
-// plain tile GEMM, the softmax runs down its rows, and S^T, now P^T, is the right operand of O^T += V^T P^T as it lies.
+// plain tile GEMM, the softmax runs down its rows, and S^T, now P^T, is the right operand of O^T += V^T P^T: as it lies
+// in fp32, rounded to pairs of bfloat16 where the CPU target multiplies these.
 #include "cpu/attention_forward_plan.h"
 #include "cpu/attention_tile.h"
 #include "cpu/jobs.h"
@@ -19,16 +20,16 @@ struct Forward {
 };
 
 // One panel meets one block of keys.
-template <class T>
-void add_keys(const Forward& call, const Panel& panel, const float* query, Rows key, Rows value, KeyRange block,
-              const ForwardScratch& scratch, const PanelRecord& record) {
+template <class T, class Element>
+void add_keys(const Forward& call, const Panel& panel, const LaneOf<Element>* query, Rows<Element> key,
+              const Values<Element>& value, KeyRange block, const ForwardScratch<Element>& scratch,
+              const PanelRecord& record) {
   KeyRange keys = {panel.first_key > block.first ? panel.first_key : block.first,
                    panel.end_key < block.end ? panel.end_key : block.end};
   if (keys.count() <= 0) return;
   key.data += (keys.first - block.first) * key.stride;
   panel_scores<T>(call.scores, panel, query, key, keys, scratch.tile);
   if (keys.count() <= 0) return;
-  value.data += (keys.first - block.first) * value.stride;
 
   float rescale[tile_columns];
   const std::int64_t value_dim = call.plan.value_dim;
@@ -37,13 +38,8 @@ void add_keys(const Forward& call, const Panel& panel, const float* query, Rows 
   }
   const Dropout& dropout = call.args.inputs.options.dropout;
   if (dropout.p > 0) drop(dropout, panel, keys, scratch.tile);
-  if (few_queries(panel.queries)) {
-    add_few_queries(keys.count(), panel.queries, value_dim, value.data, value.stride, scratch.tile.scores,
-                    record.output);
-  } else {
-    multiply_by_columns(value_dim, panel.queries, keys.count(), value.data, value.stride, scratch.tile.scores,
-                        tile_columns, record.output, tile_columns, true);
-  }
+  add_values(from_key(value, keys.first - block.first), keys.count(), panel.queries, value_dim, scratch.tile,
+             record.output);
 }
 
 // Divides by the softmax's denominator and writes output and lse.
@@ -88,10 +84,10 @@ JobPlace place_of(const ForwardPlan& plan, std::int64_t job) {
   return place;
 }
 
-template <class T>
+template <class T, class Element>
 void run_job(const Forward& call, std::int64_t job, int worker) {
   const ForwardPlan& plan = call.plan;
-  const ForwardScratch scratch = carve_scratch(plan, call.args.workspace, worker);
+  const ForwardScratch<Element> scratch = carve_scratch<Element>(plan, call.args.workspace, worker);
   const JobPlace place = place_of(plan, job);
   const std::int64_t set = plan.splits > 1 ? job : worker;
   const auto record = [&](std::int64_t p) { return panel_record(plan, call.args.workspace, set, p); };
@@ -101,7 +97,7 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
   for (std::int64_t p = 0; p < place.panels; ++p) {
     Panel& panel = scratch.panels[p];
     make_panel(plan.shape, call.scores.band, place.batch, place.kv_head, place.first_panel + p, panel);
-    pack_query<T>(inputs, panel, scratch.tile.room, scratch.query + p * plan.query_floats);
+    pack_query<T>(inputs, panel, scratch.tile, scratch.query + p * plan.query_floats);
     start_record(plan, record(p));
     if (panel.first_key < seen.first) seen.first = panel.first_key;
     if (panel.end_key > seen.end) seen.end = panel.end_key;
@@ -113,11 +109,11 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
   for (std::int64_t first = seen.first / plan.key_block * plan.key_block; first < seen.end; first += plan.key_block) {
     const std::int64_t end = first + plan.key_block;
     const KeyRange block = {first > seen.first ? first : seen.first, end < seen.end ? end : seen.end};
-    const Rows key = rows_of<T>(inputs.key, place.batch, place.kv_head, block, scratch.key);
-    const Rows value = rows_of<T>(inputs.value, place.batch, place.kv_head, block, scratch.value);
+    const Rows<Element> key = rows_of<T>(inputs.key, place.batch, place.kv_head, block, scratch.key);
+    const Values<Element> value = values_of<T>(inputs.value, place.batch, place.kv_head, block, scratch.value);
     for (std::int64_t p = 0; p < place.panels; ++p) {
-      add_keys<T>(call, scratch.panels[p], scratch.query + p * plan.query_floats, key, value, block, scratch,
-                  record(p));
+      add_keys<T, Element>(call, scratch.panels[p], scratch.query + p * plan.query_floats, key, value, block, scratch,
+                           record(p));
     }
   }
   if (plan.splits > 1) return;
@@ -148,12 +144,12 @@ void merge_records(const ForwardPlan& plan, std::int64_t queries, const ScoreUni
 }
 
 // Merges the parts of one block of panels into the first part and writes it.
-template <class T>
+template <class T, class Element>
 void merge_job(const Forward& call, std::int64_t block, int worker) {
   const ForwardPlan& plan = call.plan;
   const std::int64_t job = block * plan.splits;
   const JobPlace place = place_of(plan, job);
-  Panel& panel = *carve_scratch(plan, call.args.workspace, worker).panels;
+  Panel& panel = *carve_scratch<Element>(plan, call.args.workspace, worker).panels;
   for (std::int64_t p = 0; p < place.panels; ++p) {
     make_panel(plan.shape, call.scores.band, place.batch, place.kv_head, place.first_panel + p, panel);
     const PanelRecord result = panel_record(plan, call.args.workspace, job, p);
@@ -165,31 +161,52 @@ void merge_job(const Forward& call, std::int64_t block, int worker) {
   }
 }
 
-template <class T>
+template <class T, class Element>
 void forward(const AttentionForwardArgs& args) {
-  const ForwardPlan plan = plan_forward(args);
+  const ForwardPlan plan = plan_forward<Element>(args);
   const Forward call = {args, plan, score_task(args.inputs)};
-  for_each_job(plan.workers, plan.jobs(), [&](std::int64_t job, int worker) { run_job<T>(call, job, worker); });
+  for_each_job(plan.workers, plan.jobs(),
+               [&](std::int64_t job, int worker) { run_job<T, Element>(call, job, worker); });
   if (plan.splits == 1) return;
   for_each_job(plan.workers, plan.jobs() / plan.splits,
-               [&](std::int64_t block, int worker) { merge_job<T>(call, block, worker); });
+               [&](std::int64_t block, int worker) { merge_job<T, Element>(call, block, worker); });
+}
+
+// A call's tensors are of T and multiplied as Element.
+template <class T, class Element>
+struct Types {};
+
+// body(Types<T, Element>()) for a call. A panel with few queries is computed in fp32 whatever the CPU target: reading
+// the keys takes longer than multiplying them, and a block's values need not be transposed.
+template <class T, class Body>
+auto with_element(const AttentionShape& shape, const Body& body) {
+  const std::int64_t rows = shape.shares_panels ? shape.group * shape.q_len : shape.q_len;
+  return few_queries(rows) ? body(Types<T, float>()) : body(Types<T, typename Multiply<T>::Element>());
+}
+
+template <class Body>
+auto with_types(const AttentionInputs& inputs, const Body& body) {
+  const AttentionShape shape = attention_shape(inputs);
+  switch (inputs.query.dtype) {
+    case DType::bfloat16:
+      return with_element<bfloat16>(shape, body);
+    case DType::float16:
+      return with_element<float16>(shape, body);
+    default:
+      return with_element<float>(shape, body);
+  }
 }
 
 }  // namespace
 
 std::int64_t attention_forward_workspace(const AttentionForwardArgs& args) {
-  return plan_forward(args).total_floats * std::int64_t(sizeof(float));
+  return with_types(args.inputs, [&]<class T, class Element>(Types<T, Element>) {
+    return plan_forward<Element>(args).total_floats * std::int64_t(sizeof(float));
+  });
 }
 
 void attention_forward(const AttentionForwardArgs& args) {
-  switch (args.inputs.query.dtype) {
-    case DType::bfloat16:
-      return forward<bfloat16>(args);
-    case DType::float16:
-      return forward<float16>(args);
-    default:
-      return forward<float>(args);
-  }
+  with_types(args.inputs, [&]<class T, class Element>(Types<T, Element>) { forward<T, Element>(args); });
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -1,13 +1,13 @@
 // How attention's forward pass divides its work and its workspace.
 //
 // A job is one block of panels of one kv head against all their keys: the block shares each block of keys while it is
-// in the second-level cache, converted to fp32 once. When there are few such jobs but many keys, the keys are split,
+// in the second-level cache, packed once. When there are few such jobs but many keys, the keys are split,
 // and the parts are merged at the end. Everything but the number of workers follows from the shapes, so results do not
 // depend on the number of threads.
 #pragma once
 
 #include "bigmodel/parallel.h"
-#include "cpu/attention_tile.h"
+#include "cpu/attention_values.h"
 #include "cpu/online_softmax.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -15,7 +15,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 struct ForwardPlan {
   AttentionShape shape;
   std::int64_t value_dim;
-  std::int64_t key_floats, value_floats;         // of a block of keys converted to fp32; 0 where it is read in place
+  std::int64_t key_floats, value_floats;         // of a block of keys, packed; 0 where it is read in place
   std::int64_t key_block, block_panels, blocks;  // blocks of panels of one kv head
   std::int64_t splits, split_keys;
   int workers;
@@ -29,7 +29,7 @@ BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
   const AttentionShape& shape = plan.shape;
   constexpr std::int64_t enough_jobs = 32, fewest_panels = 4, cache_floats = 48 * 1024;
   const std::int64_t kv_heads = shape.batch * shape.kv_heads;
-  const std::int64_t floats = tile_columns * (shape.head_dim + plan.value_dim);
+  const std::int64_t floats = plan.query_floats + tile_columns * plan.value_dim;
   const std::int64_t fitting = floats < cache_floats ? cache_floats / floats : 1;
   std::int64_t panels = ceil_div(kv_heads * shape.panels, enough_jobs);
   if (panels < fewest_panels) panels = fewest_panels;
@@ -49,15 +49,17 @@ BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
   if (plan.splits > 1) plan.splits = ceil_div(shape.kv_len, plan.split_keys);
 }
 
+template <class Element>
 static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   const AttentionInputs& inputs = args.inputs;
   ForwardPlan plan;
   plan.shape = attention_shape(inputs);
   const AttentionShape& shape = plan.shape;
   plan.value_dim = inputs.value.size[3];
-  plan.key_block = key_block_of(shape.head_dim, plan.value_dim);
-  plan.key_floats = in_place(inputs.key) ? 0 : plan.key_block * row_stride(inputs.key);
-  plan.value_floats = in_place(inputs.value) ? 0 : plan.key_block * row_stride(inputs.value);
+  plan.key_block = key_block_of<Element>(shape.head_dim, plan.value_dim);
+  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block);
+  plan.value_floats = values_floats<Element>(inputs.value, plan.key_block);
+  plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan_blocks(plan);
 
   // Below this much work, waking another thread costs more than it saves.
@@ -66,7 +68,6 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
       double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim + plan.value_dim);
   plan.workers = work < worth_threads ? 1 : max_workers();
 
-  plan.query_floats = whole_lines(shape.head_dim * tile_columns);
   plan.record_floats = whole_lines(plan.value_dim * tile_columns + sizeof(SoftmaxState) / sizeof(float));
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.block_panels * plan.query_floats + 3 * plan.tile_floats +
@@ -85,25 +86,28 @@ struct PanelRecord {
 };
 
 // The memory of one worker.
+template <class Element>
 struct ForwardScratch {
   TileScratch tile;
-  float *query, *key, *value;
+  LaneOf<Element>* query;
+  Element *key, *value;
   Panel* panels;
 };
 
-static ForwardScratch carve_scratch(const ForwardPlan& plan, void* workspace, int worker) {
+template <class Element>
+static ForwardScratch<Element> carve_scratch(const ForwardPlan& plan, void* workspace, int worker) {
   float* next = static_cast<float*>(workspace) + worker * plan.scratch_floats;
   const auto take = [&next](std::int64_t floats) {
     float* memory = next;
     next += round_up(floats, cache_line_floats);
     return memory;
   };
-  ForwardScratch scratch;
-  scratch.query = take(plan.block_panels * plan.query_floats);
+  ForwardScratch<Element> scratch;
+  scratch.query = reinterpret_cast<LaneOf<Element>*>(take(plan.block_panels * plan.query_floats));
   scratch.tile = {take(plan.tile_floats), take(plan.tile_floats), take(plan.tile_floats)};
   scratch.panels = reinterpret_cast<Panel*>(take(plan.block_panels * sizeof(Panel) / sizeof(float) + 1));
-  scratch.key = take(plan.key_floats);
-  scratch.value = take(plan.value_floats);
+  scratch.key = reinterpret_cast<Element*>(take(plan.key_floats));
+  scratch.value = reinterpret_cast<Element*>(take(plan.value_floats));
   return scratch;
 }
 

@@ -8,14 +8,20 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+template <class Element>
+using LaneOf = typename Layout<Element>::Lane;
+template <class Element>
+inline constexpr bool is_float = Layout<Element>::group == 1;
+
 inline constexpr std::int64_t cache_line_floats = 16;
 BIGMODEL_INLINE std::int64_t whole_lines(std::int64_t floats) { return round_up(floats, cache_line_floats); }
 
 // Keys per block: the scores of a panel stay in the first-level cache between their two products. Measured on Zen 3 at
 // head_dim 64 and 128 (bench/NOTES.md).
+template <class Element>
 BIGMODEL_INLINE std::int64_t key_block_of(std::int64_t head_dim, std::int64_t value_dim) {
   const std::int64_t keys = head_dim + value_dim <= 256 ? 144 : head_dim + value_dim <= 512 ? 96 : 48;
-  return round_up(keys, tile_rows);
+  return round_up(keys, Layout<Element>::rows);
 }
 
 // Memory for one tile at a time; each piece of tile_scratch_floats().
@@ -26,37 +32,82 @@ BIGMODEL_INLINE std::int64_t tile_scratch_floats(std::int64_t head_dim, std::int
   return whole_lines((head_dim > key_block ? head_dim : key_block) * tile_columns);
 }
 
-// A matrix of keys or values: rows of one kv head, fp32.
+// A matrix of keys or values of one kv head, by rows: the lhs of a product in Element.
+template <class Element>
 struct Rows {
-  const float* data;
+  const Element* data;
   std::int64_t stride;
 };
 
+// Floats that a number of Elements take.
+template <class Element>
+BIGMODEL_INLINE std::int64_t floats_of(std::int64_t elements) {
+  return whole_lines(ceil_div(elements * std::int64_t(sizeof(Element)), sizeof(float)));
+}
+
+template <class Element>
+inline constexpr DType dtype_of = DType::float32;
+template <>
+inline constexpr DType dtype_of<bfloat16> = DType::bfloat16;
+
+template <class Element>
 BIGMODEL_INLINE bool in_place(const TensorView& view) {
-  return view.dtype == DType::float32 && (view.stride[3] == 1 || view.size[3] == 1);
+  const std::int64_t width = view.size[3];
+  return view.dtype == dtype_of<Element> && (view.stride[3] == 1 || width == 1) && packed_k<Element>(width) == width;
 }
 
-// Of rows converted to fp32.
-BIGMODEL_INLINE std::int64_t row_stride(const TensorView& view) { return round_up(view.size[3], lanes); }
-
-// A run of keys of one kv head, in place or converted to fp32 in `scratch`.
-template <class T>
-static Rows rows_of(const TensorView& view, std::int64_t batch, std::int64_t kv_head, const KeyRange& keys,
-                    float* scratch) {
-  const T* first = static_cast<const T*>(view.data) + batch * view.stride[0] + kv_head * view.stride[1] +
-                   keys.first * view.stride[2];
-  if (in_place(view)) return {reinterpret_cast<const float*>(first), view.stride[2]};
-  copy_in(keys.count(), view.size[3], first, view.stride[2], view.stride[3], scratch, row_stride(view));
-  return {scratch, row_stride(view)};
+BIGMODEL_INLINE std::int64_t row_offset(const TensorView& view, std::int64_t batch, std::int64_t kv_head,
+                                        std::int64_t key) {
+  return batch * view.stride[0] + kv_head * view.stride[1] + key * view.stride[2];
 }
 
-// Packs Q^T of a panel, with the sign of the scale.
+// A run of keys of one kv head, in place or packed in `scratch`.
+template <class T, class Element>
+static Rows<Element> rows_of(const TensorView& view, std::int64_t batch, std::int64_t kv_head, const KeyRange& keys,
+                             Element* scratch) {
+  const T* first = static_cast<const T*>(view.data) + row_offset(view, batch, kv_head, keys.first);
+  if (in_place<Element>(view)) return {reinterpret_cast<const Element*>(first), view.stride[2]};
+  const std::int64_t stride = lhs_width<Element>(view.size[3]);
+  pack_lhs(keys.count(), view.size[3], first, view.stride[2], view.stride[3], scratch, stride);
+  return {scratch, stride};
+}
+template <class Element>
+BIGMODEL_INLINE std::int64_t rows_floats(const TensorView& view, std::int64_t keys) {
+  return in_place<Element>(view) ? 0 : floats_of<Element>(keys * lhs_width<Element>(view.size[3]));
+}
+
+// Q^T of a panel in fp32, with the sign of the scale.
 template <class T>
-static void pack_query(const AttentionInputs& inputs, const Panel& panel, float* room, float* query) {
+static void load_query(const AttentionInputs& inputs, const Panel& panel, float* room, float* query) {
   const std::int64_t head_dim = inputs.query.size[3];
   load_panel<T>(inputs.query, panel, 0, head_dim, room, query);
   if (inputs.options.scale >= 0) return;
   for (std::int64_t i = 0; i < head_dim * tile_columns; ++i) query[i] = -query[i];
+}
+
+// The same as the rhs of a product: rhs_rows<Element>(head_dim) rows of tile_columns lanes.
+template <class T>
+static void pack_query(const AttentionInputs& inputs, const Panel& panel, const TileScratch& tile, float* query) {
+  load_query<T>(inputs, panel, tile.room, query);
+}
+template <class T>
+static void pack_query(const AttentionInputs& inputs, const Panel& panel, const TileScratch& tile,
+                       BFloat16Pair* query) {
+  load_query<T>(inputs, panel, tile.room, tile.scores);
+  pack_rhs(inputs.query.size[3], panel.queries, tile.scores, tile_columns, 1, query, tile_columns);
+}
+
+// tile.scores [keys x queries] = K Q^T
+template <class Element>
+static void multiply_keys(std::int64_t keys, std::int64_t queries, std::int64_t head_dim, const Rows<Element>& key,
+                          const LaneOf<Element>* query, const TileScratch& tile) {
+  if constexpr (is_float<Element>) {
+    if (few_queries(queries) && head_dim % lanes == 0) {
+      return multiply_few_queries(keys, queries, head_dim, key.data, key.stride, query, tile.room, tile.scores);
+    }
+  }
+  multiply_by_rows(keys, queries, packed_k<Element>(head_dim), key.data, key.stride, query, tile_columns, tile.scores,
+                   tile_columns, false);
 }
 
 // How scores are made, of a whole call.
@@ -74,22 +125,16 @@ BIGMODEL_INLINE ScoreTask score_task(const AttentionInputs& inputs) {
 }
 
 // S^T of a panel with a run of keys, in tile.scores. May find that a mask leaves fewer keys, or none.
-template <class T>
-static void panel_scores(const ScoreTask& task, const Panel& panel, const float* query, const Rows& key, KeyRange& keys,
-                         const TileScratch& tile) {
+template <class T, class Element>
+static void panel_scores(const ScoreTask& task, const Panel& panel, const LaneOf<Element>* query,
+                         const Rows<Element>& key, KeyRange& keys, const TileScratch& tile) {
   const AttentionInputs& inputs = task.inputs;
   const std::int64_t first = keys.first;
   TileMask mask{.values = tile.mask, .room = tile.room};
   if (inputs.mask.data) load_mask<T>(inputs.mask, panel, keys, mask);
   if (keys.count() <= 0) return;
-  const float* rows = key.data + (keys.first - first) * key.stride;
-  const std::int64_t head_dim = inputs.query.size[3];
-  if (few_queries(panel.queries) && head_dim % lanes == 0) {
-    multiply_few_queries(keys.count(), panel.queries, head_dim, rows, key.stride, query, tile.room, tile.scores);
-  } else {
-    multiply_by_rows(keys.count(), panel.queries, head_dim, rows, key.stride, query, tile_columns, tile.scores,
-                     tile_columns, false);
-  }
+  const Element* rows = key.data + (keys.first - first) * key.stride;
+  multiply_keys(keys.count(), panel.queries, inputs.query.size[3], Rows<Element>{rows, key.stride}, query, tile);
   if (task.applies_rules) {
     ScoreRules rules;
     make_rules(inputs, task.band, panel, rules);

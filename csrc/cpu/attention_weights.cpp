@@ -32,8 +32,8 @@ WeightsPlan plan_weights(const AttentionWeightsForwardArgs& args) {
   plan.job_heads = args.average_heads && shape.heads > 0 ? shape.heads : 1;
   plan.block_panels = shape.panels < most_panels ? shape.panels : most_panels;
   plan.blocks = plan.block_panels > 0 ? ceil_div(shape.panels, plan.block_panels) : 0;
-  plan.key_block = key_block_of(shape.head_dim, shape.head_dim);
-  plan.key_floats = in_place(inputs.key) ? 0 : whole_lines(plan.key_block * row_stride(inputs.key));
+  plan.key_block = key_block_of<float>(shape.head_dim, shape.head_dim);
+  plan.key_floats = rows_floats<float>(inputs.key, plan.key_block);
   plan.query_floats = whole_lines(shape.head_dim * tile_columns);
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.key_floats + plan.query_floats + (3 + plan.block_panels) * plan.tile_floats;
@@ -96,14 +96,14 @@ void add_share(std::int64_t keys, std::int64_t queries, float share, const float
 
 // Adds one head's share of the weights of one panel with one block of keys to `sum`.
 template <class T>
-void add_head(const Weights& call, const Panel& panel, Rows key, const KeyRange& block, const WeightsScratch& scratch,
-              float* sum) {
+void add_head(const Weights& call, const Panel& panel, Rows<float> key, const KeyRange& block,
+              const WeightsScratch& scratch, float* sum) {
   KeyRange keys = {panel.first_key > block.first ? panel.first_key : block.first,
                    panel.end_key < block.end ? panel.end_key : block.end};
   if (keys.count() <= 0) return;
   const AttentionInputs& inputs = call.args.inputs;
   key.data += (keys.first - block.first) * key.stride;
-  pack_query<T>(inputs, panel, scratch.tile.room, scratch.query);
+  pack_query<T>(inputs, panel, scratch.tile, scratch.query);
   panel_scores<T>(call.scores, panel, scratch.query, key, keys, scratch.tile);
   if (keys.count() <= 0) return;
   weigh(call, panel, keys.count(), scratch.tile.scores);
@@ -131,7 +131,7 @@ void run_job(const Weights& call, std::int64_t job, int worker) {
     const KeyRange block = {first, end < shape.kv_len ? end : shape.kv_len};
     for (std::int64_t i = 0; i < plan.block_panels * plan.tile_floats; i += lanes) store(scratch.weights + i, zero());
     for (std::int64_t head = first_head; head < first_head + plan.job_heads; ++head) {
-      const Rows key = rows_of<T>(call.args.inputs.key, batch, head / plan.group, block, scratch.key);
+      const Rows<float> key = rows_of<T>(call.args.inputs.key, batch, head / plan.group, block, scratch.key);
       for (std::int64_t p = first_panel; p < last_panel; ++p) {
         Panel panel;
         make_panel(shape, call.scores.band, batch, head, p, panel);
