@@ -68,20 +68,22 @@ class AttentionTest {
   float scale() const { return float(1.0 / std::sqrt(double(c_.head_dim))); }
   std::int64_t kv(std::int64_t h) const { return h / (c_.heads / c_.kv_heads); }
 
-  // One row of the naive pass: probabilities before dropout, and what the softcap multiplies gradients by.
+  // One row of the naive pass: probabilities before dropout, what the softcap multiplies gradients by, and the total
+  // size of the terms of each exponent s - lse.
   struct Row {
     double lse = -INFINITY;
-    std::vector<double> p, slope, dropped;
+    std::vector<double> p, slope, dropped, exponent_size;
   };
   Row row(std::int64_t b, std::int64_t h, std::int64_t i) const {
     Row r{-INFINITY, std::vector<double>(c_.kv_len), std::vector<double>(c_.kv_len, 1.0),
-          std::vector<double>(c_.kv_len)};
+          std::vector<double>(c_.kv_len), std::vector<double>(c_.kv_len)};
     const std::int64_t d = c_.causal == Causal::top_left ? i : i + c_.kv_len - c_.q_len;
     double total = c_.sinks ? std::exp(sinks_.at({h})) : 0.0;
     for (std::int64_t j = 0; j < c_.kv_len; ++j) {
-      double s = 0.0;
-      for (std::int64_t e = 0; e < c_.head_dim; ++e) s += query_.at({b, h, i, e}) * key_.at({b, kv(h), j, e});
-      s *= scale();
+      Sum product;
+      for (std::int64_t e = 0; e < c_.head_dim; ++e) product.add(query_.at({b, h, i, e}) * key_.at({b, kv(h), j, e}));
+      double s = product.value * scale();
+      r.exponent_size[j] = product.size * scale();
       if (c_.softcap > 0.0) {
         const double t = std::tanh(s / c_.softcap);
         s = c_.softcap * t;
@@ -99,6 +101,7 @@ class AttentionTest {
     }
     if (total > 0.0) r.lse = std::log(total);
     for (double& p : r.p) p = total > 0.0 ? p / total : 0.0;
+    for (double& size : r.exponent_size) size += total > 0.0 ? std::fabs(r.lse) : 0.0;
     return r;
   }
 
@@ -136,13 +139,13 @@ class AttentionTest {
     return {rows, columns, std::vector<Sum>(outer * rows * columns)};
   }
 
-  void compare(const Tensor& got, Gradient& want, std::int64_t heads, const char* name) const {
+  void compare(const Tensor& got, Gradient& want, std::int64_t heads, const char* name, double terms = 16.0) const {
     for (std::int64_t b = 0; b < c_.batch; ++b)
       for (std::int64_t h = 0; h < heads; ++h)
         for (std::int64_t i = 0; i < want.rows; ++i)
           for (std::int64_t e = 0; e < want.columns; ++e) {
             const Sum sum = want.at(b, h, heads, i, e);
-            check_close(got.at({b, h, i, e}), sum.value, allowed<T>(sum.value, sum.size, 16.0),
+            check_close(got.at({b, h, i, e}), sum.value, allowed<T>(sum.value, sum.size, terms),
                         "attention %s %s (%d, %d, %d, %d)", Format<T>::name, name, int(b), int(h), int(i), int(e));
           }
   }
@@ -220,12 +223,14 @@ class AttentionTest {
       each_query([&](std::int64_t b, std::int64_t h, std::int64_t i) {
         const Row r = row(b, h, i);
         for (std::int64_t j = 0; j < c_.kv_len; ++j) {
-          const double weight = r.p[j] * r.dropped[j];
-          if (average) want.at(b, 0, 1, i, j).add(weight / double(c_.heads));
-          if (!average) want.at(b, h, c_.heads, i, j).add(weight);
+          // A weight is e^(s - lse): what is lost in the exponent, whose terms are larger than it, is lost of the weight.
+          const double weight = r.p[j] * r.dropped[j] / (average ? double(c_.heads) : 1.0);
+          Sum& sum = average ? want.at(b, 0, 1, i, j) : want.at(b, h, c_.heads, i, j);
+          sum.value += weight;
+          sum.size += weight * (1.0 + r.exponent_size[j]);
         }
       });
-      compare(weights, want, average ? 1 : c_.heads, average ? "mean weights" : "weights");
+      compare(weights, want, average ? 1 : c_.heads, average ? "mean weights" : "weights", 4.0);
     }
   }
 
