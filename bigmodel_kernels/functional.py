@@ -6,6 +6,8 @@ Every function is differentiable (twice through the reference), honours torch.au
 torch.compile(fullgraph=True).
 """
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +17,48 @@ from . import backends, checks, reference
 from .ops import gradients, packed_weights
 
 
+class _Checking(threading.local):
+    """Whether this thread repeats a call that has failed, to find the words for its error."""
+
+    def __init__(self):
+        self.after_failure = False
+
+
+_checking = _Checking()
+
+
+def _kernels_check_first(function: Callable) -> Callable:
+    """Kernels check the tensors that they are given, in a fraction of the time that Python takes, which small models
+    feel. So a call that goes straight to kernels leaves its tensors to them, and is made again with all the checks of
+    this module once it has failed, to name the arguments as they are documented. See `_straight_to_kernels`."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            if _checking.after_failure:
+                raise
+        _checking.after_failure = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _checking.after_failure = False
+
+    return call
+
+
+def _straight_to_kernels(x: Tensor, backend: str | None) -> bool:
+    """Whether a call, of which x is the first tensor, needs nothing from this module but its options: no cast, no
+    choice of a backend, and no check of tensors that kernels do not make (and none that they have refused)."""
+    return (
+        backends.runs_kernels_now(x, backend) and not torch.is_autocast_enabled("cpu") and not _checking.after_failure
+    )
+
+
+@_kernels_check_first
 def attention(
     query: Tensor,
     key: Tensor,
@@ -60,37 +104,40 @@ def attention(
 
     Source: Vaswani et al., "Attention is all you need", 2017; Dao et al., "FlashAttention", 2022.
     """
-    query, key, value, mask = _autocast_attention("attention", query, key, value, mask)
-    checks.is_tensor("attention", "value", value)
-    checks.attention_tensors("attention", query, key, value)
-    checks.mask("attention", mask, query, key.shape[-2])
-    checks.dropout("attention", dropout_p, dropout_seed)
+    straight = _straight_to_kernels(query, backend)
+    if not straight:
+        query, key, value, mask = _autocast_attention("attention", query, key, value, mask)
+    if not straight or query.dim() != 4:  # kernels see four dimensions
+        checks.is_tensor("attention", "value", value)
+        checks.attention_tensors("attention", query, key, value)
+    if mask is not None:
+        checks.mask("attention", mask, query, key.shape[-2])
+    if dropout_p != 0 or dropout_seed is not None:
+        checks.dropout("attention", dropout_p, dropout_seed)
     if sinks is not None:
         checks.per_head("attention", "sinks", sinks, query, [query.shape[-3:-2] or (1,)])
         sinks = sinks.to(_statistics_dtype(query))
     options = _score_options("attention", causal, scale, window, softcap)
-    if dropout_p > 0 and dropout_seed is None:
-        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-    ops = backends.resolve_for("attention", query, backend)
-    output, lse = _call(
-        ops,
-        ops.attention,
-        _four_dims(query),
-        _four_dims(key),
-        _four_dims(value),
+    if dropout_p > 0:
+        options["dropout_p"] = dropout_p
+        if dropout_seed is None:
+            dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+    ops = backends.CPU_OPS if straight else backends.resolve_for("attention", query, backend)
+    inputs = (
+        *_four_dims(query, key, value),
         _mask_of_four_dims(mask, query),
         _checked_slopes("attention", alibi_slopes, query),
         sinks,
         dropout_seed,
-        dropout_p=dropout_p,
-        **options,
     )
+    output, lse = _call(ops, ops.attention, inputs, options)
     if query.dim() != 4:
         output = output.reshape(*query.shape[:-1], value.shape[-1])
         lse = lse.reshape(query.shape[:-1])
     return (output, lse) if return_lse else output
 
 
+@_kernels_check_first
 def attention_weights(
     query: Tensor,
     key: Tensor,
@@ -118,29 +165,34 @@ def attention_weights(
     Returns: [..., heads, q_len, kv_len], or [..., q_len, kv_len] with average_heads, in the query's dtype. Rows whose
     lse is -inf are 0.
     """
-    query, key, _, mask = _autocast_attention("attention_weights", query, key, None, mask)
-    checks.attention_tensors("attention_weights", query, key, None)
-    checks.mask("attention_weights", mask, query, key.shape[-2])
-    checks.dropout("attention_weights", dropout_p, dropout_seed)
+    straight = _straight_to_kernels(query, backend)
+    if not straight:
+        query, key, _, mask = _autocast_attention("attention_weights", query, key, None, mask)
+    if not straight or query.dim() != 4:  # kernels see four dimensions
+        checks.attention_tensors("attention_weights", query, key, None)
+    if mask is not None:
+        checks.mask("attention_weights", mask, query, key.shape[-2])
+    if dropout_p != 0 or dropout_seed is not None:
+        checks.dropout("attention_weights", dropout_p, dropout_seed)
     checks.per_head("attention_weights", "lse", lse, query, [query.shape[:-1]])
     if dropout_p > 0 and dropout_seed is None:
         raise ValueError("[attention_weights] dropout_seed is missing; expected the seed that attention was given")
     options = _score_options("attention_weights", causal, scale, window, softcap)
-    ops = backends.resolve_for("attention_weights", query, backend)
-    query4 = _four_dims(query)
-    weights = _call(
-        ops,
-        ops.attention_weights,
+    if average_heads:
+        options["average_heads"] = True
+    if dropout_p > 0:
+        options["dropout_p"] = dropout_p
+    ops = backends.CPU_OPS if straight else backends.resolve_for("attention_weights", query, backend)
+    query4, key4 = _four_dims(query, key)
+    inputs = (
         query4,
-        _four_dims(key),
+        key4,
         lse.to(_statistics_dtype(query)).reshape(query4.shape[:-1]),
         _mask_of_four_dims(mask, query),
         _checked_slopes("attention_weights", alibi_slopes, query),
         dropout_seed,
-        dropout_p=dropout_p,
-        average_heads=average_heads,
-        **options,
     )
+    weights = _call(ops, ops.attention_weights, inputs, options)
     if average_heads:
         return weights.reshape(*query.shape[:-3], query.shape[-2], key.shape[-2])
     return weights if query.dim() == 4 else weights.reshape(*query.shape[:-1], key.shape[-2])
@@ -181,6 +233,7 @@ def scaled_dot_product_attention(
     return attention(query, key, value, mask=attn_mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
 
 
+@_kernels_check_first
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -200,29 +253,24 @@ def linear(
     Returns: [..., out_features]. Sums are accumulated in float32. Under autocast a residual of another dtype is added
     as torch would, so that the result has the wider dtype.
     """
-    (x, weight, bias), added_after, residual = _autocast_linear("linear", residual, x, weight, bias)
-    checks.tensors("linear", ("x", "weight", "bias", "residual"), (x, weight, bias, residual), optional=2)
-    checks.has_features("linear", "x", x)
-    checks.weight("linear", "weight", weight, None, x.shape[-1])
-    checks.shape("linear", "bias", bias, weight.shape[:1])
-    checks.shape("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]))
-    activation = "none" if activation is None else activation
-    checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
-    ops = backends.resolve_for("linear", x, backend)
-    output, _ = _call(
-        ops,
-        ops.linear,
-        x,
-        weight,
-        bias,
-        residual,
-        _packed(ops, weight),
-        activation=activation,
-        save_preactivation=activation != "none" and _needs_gradient(x, weight, bias),
-    )
+    straight, added_after = _straight_to_kernels(x, backend), None
+    if not straight:
+        (x, weight, bias), added_after, residual = _autocast_linear("linear", residual, x, weight, bias)
+        checks.tensors("linear", ("x", "weight", "bias", "residual"), (x, weight, bias, residual), optional=2)
+        checks.has_features("linear", "x", x)
+        checks.weight("linear", "weight", weight, None, x.shape[-1])
+        checks.shape("linear", "bias", bias, weight.shape[:1])
+        checks.shape("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]))
+    options = {}
+    if activation is not None and activation != "none":
+        checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
+        options = {"activation": activation, "save_preactivation": _needs_gradient(x, weight, bias)}
+    ops = backends.CPU_OPS if straight else backends.resolve_for("linear", x, backend)
+    output, _ = _call(ops, ops.linear, (x, weight, bias, residual, *_packed(ops, x, weight)), options)
     return output if added_after is None else output + added_after
 
 
+@_kernels_check_first
 def feed_forward(
     x: Tensor,
     w1: Tensor,
@@ -261,43 +309,36 @@ def feed_forward(
     Source: Vaswani et al., "Attention is all you need", 2017; Shazeer, "GLU variants improve Transformer", 2020.
     """
     op = "feed_forward"
-    (x, w1, b1, w2, b2, w_gate, b_gate), added_after, residual = _autocast_linear(
-        op, residual, x, w1, b1, w2, b2, w_gate, b_gate
-    )
-    names = ("x", "w1", "w2", "b1", "b2", "w_gate", "b_gate", "residual")
-    checks.tensors(op, names, (x, w1, w2, b1, b2, w_gate, b_gate, residual), optional=3)
-    checks.has_features(op, "x", x)
     gate = "none" if gate is None else gate
+    straight, added_after = _straight_to_kernels(x, backend), None
+    if not straight:
+        (x, w1, b1, w2, b2, w_gate, b_gate), added_after, residual = _autocast_linear(
+            op, residual, x, w1, b1, w2, b2, w_gate, b_gate
+        )
+        names = ("x", "w1", "w2", "b1", "b2", "w_gate", "b_gate", "residual")
+        checks.tensors(op, names, (x, w1, w2, b1, b2, w_gate, b_gate, residual), optional=3)
+        checks.has_features(op, "x", x)
     checks.choice(op, "activation", activation, checks.ACTIVATIONS[1:])
     checks.choice(op, "gate", gate, checks.GATES)
-    _check_feed_forward_shapes(op, x, w1, b1, w2, b2, gate, w_gate, b_gate, residual)
-    checks.dropout(op, dropout_p, dropout_seed)
+    if not straight:
+        _check_feed_forward_shapes(op, x, w1, b1, w2, b2, gate, w_gate, b_gate, residual)
+    if dropout_p != 0 or dropout_seed is not None:
+        checks.dropout(op, dropout_p, dropout_seed)
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
-    ops = backends.resolve_for(op, x, backend)
-    output, _, _ = _call(
-        ops,
-        ops.feed_forward,
-        x,
-        w1,
-        b1,
-        w2,
-        b2,
-        w_gate,
-        b_gate,
-        residual,
-        _packed(ops, w1),
-        _packed(ops, w2),
-        _packed(ops, w_gate),
-        dropout_seed,
-        activation=activation,
-        gate=gate,
-        dropout_p=dropout_p,
-        save_preactivation=_needs_gradient(x, w1, b1, w2, b2, w_gate, b_gate),
-    )
+    ops = backends.CPU_OPS if straight else backends.resolve_for(op, x, backend)
+    learned = (x, w1, b1, w2, b2, w_gate, b_gate)
+    packed = _packed(ops, x, w1, w2, w_gate)
+    options = {"activation": activation, "save_preactivation": _needs_gradient(*learned)}
+    if gate != "none":
+        options["gate"] = gate
+    if dropout_p > 0:
+        options["dropout_p"] = dropout_p
+    output, _, _ = _call(ops, ops.feed_forward, (*learned, residual, *packed, dropout_seed), options)
     return output if added_after is None else output + added_after
 
 
+@_kernels_check_first
 def add_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -322,37 +363,50 @@ def add_norm(
 
     Source: Ba et al., "Layer normalization", 2016; Zhang and Sennrich, "Root mean square layer normalization", 2019.
     """
-    checks.is_tensor("add_norm", "x", x)
-    if isinstance(residual, Tensor) and x.dtype != residual.dtype and _autocast_dtype(x) is not None:
-        wider = torch.promote_types(x.dtype, residual.dtype)
-        x, residual = x.to(wider), residual.to(wider)
-    checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1)
-    checks.has_features("add_norm", "x", x)
-    checks.shape("add_norm", "residual", residual, x.shape)
-    checks.norm_parameter("add_norm", "weight", weight, x)
-    checks.norm_parameter("add_norm", "bias", bias, x)
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        raise ValueError(f"[add_norm] weight has dtype {weight.dtype}, bias {bias.dtype}; expected one dtype")
-    checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
-    eps = checks.finite("add_norm", "eps", eps, minimum=0)
-    ops = backends.resolve_for("add_norm", x, backend)
-    total, normed, _, _ = _call(ops, ops.add_norm, x, residual, weight, bias, kind=kind, eps=eps)
+    straight = _straight_to_kernels(x, backend)
+    if not straight:
+        checks.is_tensor("add_norm", "x", x)
+        if isinstance(residual, Tensor) and x.dtype != residual.dtype and _autocast_dtype(x) is not None:
+            wider = torch.promote_types(x.dtype, residual.dtype)
+            x, residual = x.to(wider), residual.to(wider)
+        checks.tensors("add_norm", ("x", "residual"), (x, residual), optional=1)
+        checks.has_features("add_norm", "x", x)
+        checks.shape("add_norm", "residual", residual, x.shape)
+        checks.norm_parameter("add_norm", "weight", weight, x)
+        checks.norm_parameter("add_norm", "bias", bias, x)
+        if weight is not None and bias is not None and weight.dtype != bias.dtype:
+            raise ValueError(f"[add_norm] weight has dtype {weight.dtype}, bias {bias.dtype}; expected one dtype")
+    options = {"eps": checks.finite("add_norm", "eps", eps, minimum=0)}
+    if kind != "layer":
+        checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
+        options["kind"] = kind
+    ops = backends.CPU_OPS if straight else backends.resolve_for("add_norm", x, backend)
+    total, normed, _, _ = _call(ops, ops.add_norm, (x, residual, weight, bias), options)
     return x if residual is None else total, normed
 
 
-def _call(ops, op: Callable, *tensors: Tensor | None, **options):
+def _call(ops, op: Callable, inputs: Sequence[Tensor | None], options: dict):
     """Calls an op. What needs no gradient skips the autograd layer, which costs a small call more than its kernel."""
     if ops is reference:
-        if _autocast_dtype(tensors[0]) is None:
-            return op(*tensors, **options)
-        with torch.autocast(tensors[0].device.type, enabled=False):  # inputs are cast already
-            return op(*tensors, **options)
+        if _autocast_dtype(inputs[0]) is None:
+            return op(*inputs, **options)
+        with torch.autocast(inputs[0].device.type, enabled=False):  # inputs are cast already
+            return op(*inputs, **options)
     if torch.compiler.is_compiling():
-        return op(*tensors, **options)
-    if _needs_gradient(*tensors):
-        return gradients.call(op, tensors, options)
+        return op(*inputs, **options)
+    on_cpu, grad_enabled, needs_gradient = inputs[0].is_cpu, torch.is_grad_enabled(), False
+    for tensor in inputs:
+        if tensor is None:
+            continue
+        # The dispatcher would choose another device's function, or the fake, for all of them.
+        if tensor.is_cpu != on_cpu:
+            raise ValueError(f"[{op.__name__}] the tensors are on several devices; expected one device")
+        if grad_enabled and tensor.requires_grad:
+            needs_gradient = True
+    if needs_gradient:
+        return gradients.call(op, inputs, options)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*tensors, **options)
+        return op(*inputs, **options)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -363,11 +417,11 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
-def _packed(ops, weight: Tensor | None) -> Tensor | None:
-    """The weight in the kernels' layout if it is worth keeping and may be kept; see ops/packed_weights.py."""
-    if ops is reference or weight is None or torch.compiler.is_compiling() or _needs_gradient(weight):
-        return None
-    return packed_weights.lookup(weight)
+def _packed(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
+    """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
+    if ops is reference or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
+        return (None,) * len(weights)
+    return [None if weight is None or _needs_gradient(weight) else packed_weights.lookup(weight) for weight in weights]
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -408,26 +462,32 @@ def _autocast_linear(op: str, residual: Tensor | None, x: Tensor, *others: Tenso
 
 
 def _score_options(op: str, causal, scale, window, softcap) -> dict:
-    window_left, window_right = checks.window(op, window)
-    return {
-        "causal": checks.causal(op, causal),
-        "scale": None if scale is None else checks.finite(op, "scale", scale),
-        "window_left": window_left,
-        "window_right": window_right,
-        "softcap": 0.0 if softcap is None else checks.finite(op, "softcap", softcap, minimum=0),
-    }
+    """The options that differ from the op's defaults: each one that is passed costs a call time."""
+    options = {}
+    if causal is not False:
+        options["causal"] = checks.causal(op, causal)
+    if scale is not None:
+        options["scale"] = checks.finite(op, "scale", scale)
+    if window is not None:
+        options["window_left"], options["window_right"] = checks.window(op, window)
+    if softcap is not None:
+        options["softcap"] = checks.finite(op, "softcap", softcap, minimum=0)
+    return options
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _four_dims(x: Tensor) -> Tensor:
-    """[..., heads, length, features] as [batch, heads, length, features]."""
-    dims = x.dim()
+def _four_dims(*tensors: Tensor) -> Sequence[Tensor]:
+    """Tensors [..., heads, length, features], of as many dimensions as the first, as [batch, heads, length, features].
+
+    Four dimensions are left as they are, also where no check has seen whether all tensors have them.
+    """
+    dims = tensors[0].dim()
     if dims == 4:
-        return x
-    return x[(None,) * (4 - dims)] if dims < 4 else x.flatten(0, -4)
+        return tensors
+    return [x[(None,) * (4 - dims)] if dims < 4 else x.flatten(0, -4) for x in tensors]
 
 
 def _mask_of_four_dims(mask: Tensor | None, query: Tensor) -> Tensor | None:

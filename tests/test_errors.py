@@ -241,3 +241,63 @@ def test_the_ops_themselves_check(name):
     with pytest.raises(RuntimeError, match=r"^\[\w+\] ") as caught, torch.no_grad():
         DIRECT[name](torch.ops.bigmodel)
     assert str(caught.value).startswith(f"[{name.split()[0]}] ")
+
+
+# A valid call of each op by the shapes of its tensors, and ways to spoil one of them.
+VALID = {
+    "attention": {"query": (2, 4, 5, 8), "key": (2, 2, 7, 8), "value": (2, 2, 7, 6)},
+    "attention_weights": {"query": (2, 4, 5, 8), "key": (2, 2, 7, 8), "lse": (2, 4, 5)},
+    "linear": {"x": (3, 8), "weight": (4, 8), "bias": (4,), "residual": (3, 4)},
+    "feed_forward": {
+        "x": (3, 8),
+        "w1": (6, 8),
+        "b1": (6,),
+        "w2": (8, 6),
+        "b2": (8,),
+        "w_gate": (6, 8),
+        "b_gate": (6,),
+        "residual": (3, 8),
+    },
+    "add_norm": {"x": (3, 8), "residual": (3, 8), "weight": (8,), "bias": (8,)},
+}
+SPOILT = {
+    "no dimension": lambda tensor: tensor.new_zeros(()),
+    "one dimension less": lambda tensor: tensor[0],
+    "one dimension more": lambda tensor: tensor[None],
+    "first size": lambda tensor: torch.cat([tensor, tensor]),
+    "first size 0": lambda tensor: tensor[:0],
+    "last size": lambda tensor: torch.cat([tensor, tensor], -1),
+    "last size 1": lambda tensor: tensor[..., :1],
+    "last size 0": lambda tensor: tensor[..., :0],
+    "float16": lambda tensor: tensor.half(),
+    "float64": lambda tensor: tensor.double(),
+    "integers": lambda tensor: tensor.int(),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "meta": lambda tensor: tensor.to("meta"),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "missing": lambda tensor: None,
+    "a number": lambda tensor: 1.0,
+    "a list": lambda tensor: tensor.tolist(),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("op", VALID)
+@pytest.mark.parametrize("gradient", [False, True], ids=["inference", "training"])
+def test_kernels_refuse_what_the_checks_refuse(op, spoilt, gradient):
+    """A call without a backend's name leaves the checks to its kernel; one that names it is checked in Python."""
+    options = {"gate": "hidden"} if op == "feed_forward" else {}
+    for name in VALID[op]:
+        tensors = {each: x(*shape) for each, shape in VALID[op].items()}
+        tensors[next(each for each in tensors if each != name)].requires_grad_(gradient)
+        tensors[name] = SPOILT[spoilt](tensors[name])
+        errors = []
+        for backend in (None, "cpu"):
+            try:
+                getattr(bmk, op)(**tensors, **options, backend=backend)
+                errors.append(None)
+            except Exception as error:
+                errors.append((type(error), str(error)))
+        if name == next(iter(tensors)) and spoilt == "float64":
+            continue  # alone it would choose the reference
+        assert errors[0] == errors[1], name

@@ -94,7 +94,7 @@ def test_each_gradient_alone(gate, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_packed_weights_change_nothing(dtype, backend):
-    case = FeedForwardCase("packed", width=96, hidden=128, gate="hidden", activation="silu")
+    case = FeedForwardCase("packed", (17,), width=136, hidden=128, gate="hidden", activation="silu")
     inputs = case.inputs(dtype)
     with torch.no_grad():
         first, second, third = (case.run(inputs, backend)["output"] for _ in range(3))

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, needed, present
+from .gradients import attach, differentiable_again, given, needed, present
 
 INPUT, RESIDUAL, WEIGHT, BIAS = range(4)
 
@@ -69,7 +69,7 @@ def _backward(ops, ctx, grad_sum, grad_normed, *_):
             grad_input = grad_input + grad_sum
     else:
         grad_input, grad_weight, grad_bias = ops.add_norm_backward(
-            grad_normed, grad_sum, total, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
+            grad_normed, grad_sum, total, weight, mean, rstd, output_mask=wanted, **given(ctx.options, "kind")
         )
     return (
         present(grad_input, want_input),

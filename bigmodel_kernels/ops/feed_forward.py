@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, needed, present
+from .gradients import attach, differentiable_again, given, needed, present
 
 INPUT, W1, B1, W2, B2, W_GATE, B_GATE, RESIDUAL, PACKED_W1, PACKED_W2, PACKED_W_GATE, DROPOUT_SEED = range(12)
 
@@ -55,7 +55,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(preactivation, gate_preactivation)
     ctx.save_for_backward(*inputs[:RESIDUAL], inputs[DROPOUT_SEED], preactivation, gate_preactivation)
-    ctx.options = {name: keyword_only_inputs[name] for name in ("activation", "gate", "dropout_p")}
+    ctx.options = given(keyword_only_inputs, "activation", "gate", "dropout_p")
 
 
 def _backward(ops, ctx, grad_output, *_):

@@ -33,8 +33,18 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
 
 
 def call(op: Callable, tensors: Sequence[Tensor | None], options: dict):
-    """op(*tensors, **options), recorded for the backward pass. All of the op's tensors and options are given."""
-    return _functions[op].apply(*tensors, options)
+    """op(*tensors, **options), recorded for the backward pass. All of the op's tensors are given; an option that is
+    not has its default."""
+    function = _functions[op]
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*tensors, options)  # says what it cannot do
+    # What Function.apply comes to without transforms: it looks for them at length.
+    return super(torch.autograd.Function, function).apply(*tensors, options)
+
+
+def given(options: dict, *names: str) -> dict:
+    """Those of the named options that a call gave; the others have their defaults, backward as forward."""
+    return {name: options[name] for name in names if name in options}
 
 
 def needed(ctx, *positions: int) -> list[bool]:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, needed, present
+from .gradients import attach, differentiable_again, given, needed, present
 
 INPUT, WEIGHT, BIAS, RESIDUAL = range(4)
 
@@ -46,7 +46,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(preactivation)
     ctx.save_for_backward(input, weight, bias, preactivation)
-    ctx.activation = keyword_only_inputs["activation"]
+    ctx.options = given(keyword_only_inputs, "activation")
 
 
 def _backward(ops, ctx, grad_output, _):
@@ -55,11 +55,9 @@ def _backward(ops, ctx, grad_output, _):
     if grad_output is None or not any(wanted):
         return None, None, None, grad_output if want_residual else None, None
     if torch.is_grad_enabled():
-        function = partial(reference.linear, activation=ctx.activation)
+        function = partial(reference.linear, **ctx.options)
         grads = differentiable_again(function, (input, weight, bias), wanted, (grad_output,))
     else:
-        grads = ops.linear_backward(
-            grad_output, input, weight, bias, preactivation, activation=ctx.activation, output_mask=wanted
-        )
+        grads = ops.linear_backward(grad_output, input, weight, bias, preactivation, output_mask=wanted, **ctx.options)
     grads = (present(grad, want) for grad, want in zip(grads, wanted, strict=True))
     return *grads, grad_output if want_residual else None, None

@@ -6,7 +6,7 @@ numpy leaves the counter alone) are the same; it goes when the weight dies. Memo
 only what was last used before the newcomer's own previous use, so that a model too large for the limit keeps part of
 its weights packed instead of packing all of them anew in every pass.
 
-Called in eager mode only, for weights that take no gradient in the call.
+Called in eager mode only, for more than FEW_ROWS rows and weights that take no gradient in the call.
 """
 
 import os
@@ -21,7 +21,8 @@ from torch import Tensor
 LIMIT_BYTES = int(os.environ.get("BIGMODEL_PACKED_WEIGHTS_MB", "1024")) << 20
 MAX_ENTRIES = 8192
 SAMPLES = 16
-MIN_ELEMENTS = 4096  # packing a smaller weight on the way costs about as much as looking it up
+MIN_ELEMENTS = 16384  # packing a smaller weight on the way costs about as much as looking it up
+FEW_ROWS = 8  # so few rows the kernels multiply by the weight as it lies (csrc/cpu/few_rows.h)
 
 
 @dataclass
