@@ -23,10 +23,7 @@ REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
 # Meta tensors have no data; the ops' fakes, registered beside the CPU kernels, give their shapes.
 _CPU_DEVICES = ("cpu", "meta")
-CPU_OPS = torch.ops.bigmodel
-
-# A subclass may have no data for a kernel to read, or check.
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_CPU_OPS = torch.ops.bigmodel
 
 
 class _Forced(threading.local):
@@ -78,22 +75,14 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
 
 def resolve_for(op: str, x: Tensor, name: str | None = None):
     """`resolve` by a call's first tensor; the common case first, without the cost of looking at x's device."""
-    if name is None and _forced.name is None and x.is_cpu and x.dtype in KERNEL_DTYPES:
-        return CPU_OPS
+    if is_plain(x, name):
+        return _CPU_OPS
     return resolve(op, x.device, x.dtype, name)
 
 
-def runs_kernels_now(x: Tensor, name: str | None = None) -> bool:
-    """Whether automatic choice hands a call's first tensor to kernels at once: nothing traces or fakes the call."""
-    return (
-        type(x) in _PLAIN_TENSORS
-        and x.is_cpu
-        and x.dtype in KERNEL_DTYPES
-        and name is None
-        and _forced.name is None
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+def is_plain(x: Tensor, name: str | None = None) -> bool:
+    """Whether automatic choice gives a call, by its first tensor and the backend that it names, to the CPU kernels."""
+    return name is None and x.is_cpu and x.dtype in KERNEL_DTYPES and _forced.name is None
 
 
 def unsupported_reasons(
@@ -215,4 +204,4 @@ def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
 
 
 def _namespace(name: str):
-    return reference if name == "reference" else CPU_OPS
+    return reference if name == "reference" else _CPU_OPS

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import backends, checks, reference
-from .ops import gradients, packed_weights
+from .ops import direct, gradients, packed_weights
 
 
 class _Checking(threading.local):
@@ -29,8 +30,9 @@ _checking = _Checking()
 
 def _kernels_check_first(function: Callable) -> Callable:
     """Kernels check the tensors that they are given, in a fraction of the time that Python takes, which small models
-    feel. So a call that goes straight to kernels leaves its tensors to them, and is made again with all the checks of
-    this module once it has failed, to name the arguments as they are documented. See `_straight_to_kernels`."""
+    feel. So a call that goes straight to them leaves its tensors to them, and is made again with all the checks of this
+    module and through the dispatcher once it has failed: to name the arguments as they are documented, or because a
+    tensor is of a kind that only the dispatcher knows. See `_straight_to_kernels`."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -54,7 +56,10 @@ def _straight_to_kernels(x: Tensor, backend: str | None) -> bool:
     """Whether a call, of which x is the first tensor, needs nothing from this module but its options: no cast, no
     choice of a backend, and no check of tensors that kernels do not make (and none that they have refused)."""
     return (
-        backends.runs_kernels_now(x, backend) and not torch.is_autocast_enabled("cpu") and not _checking.after_failure
+        not _checking.after_failure
+        and backends.is_plain(x, backend)
+        and direct.possible()
+        and not torch._C._is_any_autocast_enabled()
     )
 
 
@@ -117,24 +122,20 @@ def attention(
     if sinks is not None:
         checks.per_head("attention", "sinks", sinks, query, [query.shape[-3:-2] or (1,)])
         sinks = sinks.to(_statistics_dtype(query))
-    options = _score_options("attention", causal, scale, window, softcap)
-    if dropout_p > 0:
-        options["dropout_p"] = dropout_p
-        if dropout_seed is None:
-            dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-    ops = backends.CPU_OPS if straight else backends.resolve_for("attention", query, backend)
+    options = _score_options("attention", causal, scale, window, softcap, dropout_p)
+    if dropout_p > 0 and dropout_seed is None:
+        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+    ops = direct.OPS if straight else backends.resolve_for("attention", query, backend)
     inputs = (
-        *_four_dims(query, key, value),
-        _mask_of_four_dims(mask, query),
-        _checked_slopes("attention", alibi_slopes, query),
+        *((query, key, value) if query.dim() == 4 else _four_dims(query, key, value)),
+        mask if mask is None else _mask_of_four_dims(mask, query),
+        alibi_slopes if alibi_slopes is None else _checked_slopes("attention", alibi_slopes, query),
         sinks,
         dropout_seed,
     )
-    output, lse = _call(ops, ops.attention, inputs, options)
-    if query.dim() != 4:
-        output = output.reshape(*query.shape[:-1], value.shape[-1])
-        lse = lse.reshape(query.shape[:-1])
-    return (output, lse) if return_lse else output
+    outputs = _call(ops, ops.attention, inputs, options, returned=2 if return_lse else 1)
+    output = outputs[0] if query.dim() == 4 else outputs[0].reshape(*query.shape[:-1], value.shape[-1])
+    return (output, outputs[1].reshape(query.shape[:-1])) if return_lse else output
 
 
 @_kernels_check_first
@@ -177,13 +178,10 @@ def attention_weights(
     checks.per_head("attention_weights", "lse", lse, query, [query.shape[:-1]])
     if dropout_p > 0 and dropout_seed is None:
         raise ValueError("[attention_weights] dropout_seed is missing; expected the seed that attention was given")
-    options = _score_options("attention_weights", causal, scale, window, softcap)
-    if average_heads:
-        options["average_heads"] = True
-    if dropout_p > 0:
-        options["dropout_p"] = dropout_p
-    ops = backends.CPU_OPS if straight else backends.resolve_for("attention_weights", query, backend)
-    query4, key4 = _four_dims(query, key)
+    options = _score_options("attention_weights", causal, scale, window, softcap, dropout_p)
+    options["average_heads"] = bool(average_heads)
+    ops = direct.OPS if straight else backends.resolve_for("attention_weights", query, backend)
+    query4, key4 = (query, key) if query.dim() == 4 else _four_dims(query, key)
     inputs = (
         query4,
         key4,
@@ -261,12 +259,13 @@ def linear(
         checks.weight("linear", "weight", weight, None, x.shape[-1])
         checks.shape("linear", "bias", bias, weight.shape[:1])
         checks.shape("linear", "residual", residual, (*x.shape[:-1], weight.shape[0]))
-    options = {}
-    if activation is not None and activation != "none":
+    if activation is None or activation == "none":
+        options = {"activation": "none", "save_preactivation": False}
+    else:
         checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
-        options = {"activation": activation, "save_preactivation": _needs_gradient(x, weight, bias)}
-    ops = backends.CPU_OPS if straight else backends.resolve_for("linear", x, backend)
-    output, _ = _call(ops, ops.linear, (x, weight, bias, residual, *_packed(ops, x, weight)), options)
+        options = {"activation": activation, "save_preactivation": _needs_gradient((x, weight, bias))}
+    ops = direct.OPS if straight else backends.resolve_for("linear", x, backend)
+    output, *_ = _call(ops, ops.linear, (x, weight, bias, residual, *_packed(ops, x, weight)), options)
     return output if added_after is None else output + added_after
 
 
@@ -326,15 +325,16 @@ def feed_forward(
         checks.dropout(op, dropout_p, dropout_seed)
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
-    ops = backends.CPU_OPS if straight else backends.resolve_for(op, x, backend)
+    ops = direct.OPS if straight else backends.resolve_for(op, x, backend)
     learned = (x, w1, b1, w2, b2, w_gate, b_gate)
     packed = _packed(ops, x, w1, w2, w_gate)
-    options = {"activation": activation, "save_preactivation": _needs_gradient(*learned)}
-    if gate != "none":
-        options["gate"] = gate
-    if dropout_p > 0:
-        options["dropout_p"] = dropout_p
-    output, _, _ = _call(ops, ops.feed_forward, (*learned, residual, *packed, dropout_seed), options)
+    options = {
+        "activation": activation,
+        "gate": gate,
+        "dropout_p": dropout_p,
+        "save_preactivation": _needs_gradient(learned),
+    }
+    output, *_ = _call(ops, ops.feed_forward, (*learned, residual, *packed, dropout_seed), options)
     return output if added_after is None else output + added_after
 
 
@@ -376,40 +376,47 @@ def add_norm(
         checks.norm_parameter("add_norm", "bias", bias, x)
         if weight is not None and bias is not None and weight.dtype != bias.dtype:
             raise ValueError(f"[add_norm] weight has dtype {weight.dtype}, bias {bias.dtype}; expected one dtype")
-    options = {"eps": checks.finite("add_norm", "eps", eps, minimum=0)}
-    if kind != "layer":
-        checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
-        options["kind"] = kind
-    ops = backends.CPU_OPS if straight else backends.resolve_for("add_norm", x, backend)
-    total, normed, _, _ = _call(ops, ops.add_norm, (x, residual, weight, bias), options)
+    checks.choice("add_norm", "kind", kind, checks.NORM_KINDS)
+    options = {"kind": kind, "eps": checks.finite("add_norm", "eps", eps, minimum=0)}
+    ops = direct.OPS if straight else backends.resolve_for("add_norm", x, backend)
+    total, normed, *_ = _call(ops, ops.add_norm, (x, residual, weight, bias), options, returned=2)
     return x if residual is None else total, normed
 
 
-def _call(ops, op: Callable, inputs: Sequence[Tensor | None], options: dict):
-    """Calls an op. What needs no gradient skips the autograd layer, which costs a small call more than its kernel."""
+def _call(ops, op: Callable, inputs: Sequence[Tensor | None], options: dict, returned: int = 1):
+    """Calls an op, of whose outputs the first `returned` are wanted, though more may come back. What needs no gradient
+    skips the autograd layer, which costs a small call more than its kernel."""
     if ops is reference:
         if _autocast_dtype(inputs[0]) is None:
             return op(*inputs, **options)
         with torch.autocast(inputs[0].device.type, enabled=False):  # inputs are cast already
             return op(*inputs, **options)
+    if ops is not direct.OPS:
+        return _call_dispatched(op, inputs, options, returned)
+    if _needs_gradient(inputs):
+        return gradients.call(op, inputs, options, returned)
+    return op(*inputs, **options)
+
+
+def _call_dispatched(op: Callable, inputs: Sequence[Tensor | None], options: dict, returned: int):
     if torch.compiler.is_compiling():
         return op(*inputs, **options)
-    on_cpu, grad_enabled, needs_gradient = inputs[0].is_cpu, torch.is_grad_enabled(), False
-    for tensor in inputs:
-        if tensor is None:
-            continue
-        # The dispatcher would choose another device's function, or the fake, for all of them.
-        if tensor.is_cpu != on_cpu:
-            raise ValueError(f"[{op.__name__}] the tensors are on several devices; expected one device")
-        if grad_enabled and tensor.requires_grad:
-            needs_gradient = True
-    if needs_gradient:
-        return gradients.call(op, inputs, options)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in _given(inputs)):
+        raise RuntimeError(f"[{op.__name__}] kernels have no forward-mode derivative; expected backend='reference'")
+    # The dispatcher would choose another device's function, or the fake, for all of them.
+    if any(tensor.is_cpu != inputs[0].is_cpu for tensor in _given(inputs)):
+        raise ValueError(f"[{op.__name__}] the tensors are on several devices; expected one device")
+    if _needs_gradient(inputs):
+        return gradients.call(op, inputs, options, returned)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs, **options)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -421,7 +428,7 @@ def _packed(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
     """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
     if ops is reference or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
         return (None,) * len(weights)
-    return [None if weight is None or _needs_gradient(weight) else packed_weights.lookup(weight) for weight in weights]
+    return [None if w is None or _needs_gradient((w,)) else packed_weights.lookup(w) for w in weights]
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -461,32 +468,25 @@ def _autocast_linear(op: str, residual: Tensor | None, x: Tensor, *others: Tenso
     return operands, residual, None
 
 
-def _score_options(op: str, causal, scale, window, softcap) -> dict:
-    """The options that differ from the op's defaults: each one that is passed costs a call time."""
-    options = {}
-    if causal is not False:
-        options["causal"] = checks.causal(op, causal)
-    if scale is not None:
-        options["scale"] = checks.finite(op, "scale", scale)
-    if window is not None:
-        options["window_left"], options["window_right"] = checks.window(op, window)
-    if softcap is not None:
-        options["softcap"] = checks.finite(op, "softcap", softcap, minimum=0)
-    return options
+def _score_options(op: str, causal, scale, window, softcap, dropout_p: float) -> dict:
+    left, right = (-1, -1) if window is None else checks.window(op, window)
+    return {
+        "causal": "none" if causal is False else checks.causal(op, causal),
+        "scale": None if scale is None else checks.finite(op, "scale", scale),
+        "window_left": left,
+        "window_right": right,
+        "softcap": 0.0 if softcap is None else checks.finite(op, "softcap", softcap, minimum=0),
+        "dropout_p": dropout_p,
+    }
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _four_dims(*tensors: Tensor) -> Sequence[Tensor]:
-    """Tensors [..., heads, length, features], of as many dimensions as the first, as [batch, heads, length, features].
-
-    Four dimensions are left as they are, also where no check has seen whether all tensors have them.
-    """
+def _four_dims(*tensors: Tensor) -> list[Tensor]:
+    """Tensors [..., heads, length, features], all of the first's dimensions, as [batch, heads, length, features]."""
     dims = tensors[0].dim()
-    if dims == 4:
-        return tensors
     return [x[(None,) * (4 - dims)] if dims < 4 else x.flatten(0, -4) for x in tensors]
 
 

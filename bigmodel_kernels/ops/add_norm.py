@@ -1,21 +1,18 @@
 """Shapes and gradients of add_norm."""
 
-from functools import partial
-
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, given, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, RESIDUAL, WEIGHT, BIAS = range(4)
 
 
 def register(namespace: str) -> None:
     """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
-    ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::add_norm", _fake)
     torch.library.register_fake(f"{namespace}::add_norm_backward", _fake_backward)
-    attach(namespace, "add_norm", partial(_backward, ops), _setup_context)
+    attach(namespace, "add_norm", _backward, _setup_context)
 
 
 def _fake(input, residual=None, weight=None, bias=None, *, kind="layer", **options):
@@ -69,7 +66,7 @@ def _backward(ops, ctx, grad_sum, grad_normed, *_):
             grad_input = grad_input + grad_sum
     else:
         grad_input, grad_weight, grad_bias = ops.add_norm_backward(
-            grad_normed, grad_sum, total, weight, mean, rstd, output_mask=wanted, **given(ctx.options, "kind")
+            grad_normed, grad_sum, total, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
         )
     return (
         present(grad_input, want_input),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .gradients import attach, differentiable_again, needed, present
+from .gradients import attach, differentiable_again, needed
 
 # Positions of the differentiable inputs in the schema.
 QUERY, KEY, VALUE, MASK, SLOPES, SINKS = range(6)
@@ -14,10 +14,9 @@ QUERY, KEY, VALUE, MASK, SLOPES, SINKS = range(6)
 
 def register(namespace: str) -> None:
     """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
-    ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::attention", _fake)
     torch.library.register_fake(f"{namespace}::attention_backward", _fake_backward)
-    attach(namespace, "attention", partial(_backward, ops), _setup_context)
+    attach(namespace, "attention", _backward, _setup_context)
 
 
 def empty_in_order_of(x: Tensor, features: int) -> Tensor:
@@ -70,15 +69,15 @@ def _fake_backward(
 
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    check_slopes("attention", inputs[SLOPES])
+    if inputs[SLOPES] is not None:
+        check_slopes("attention", inputs[SLOPES])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, *output)
     ctx.options = keyword_only_inputs
 
 
-def _backward(ops, ctx, grad_output, grad_lse):
+def _backward(ops, ctx, grad_output, grad_lse=None):
     *inputs, output, lse = ctx.saved_tensors
-    query, key, value, mask, alibi_slopes, sinks, dropout_seed = inputs
     wanted = needed(ctx, QUERY, KEY, VALUE, MASK, SLOPES, SINKS)
     wanted[VALUE] = wanted[VALUE] and grad_output is not None  # the lse does not depend on value
     if grad_output is None and grad_lse is None:
@@ -87,28 +86,23 @@ def _backward(ops, ctx, grad_output, grad_lse):
         function = partial(reference.attention, **ctx.options)
         grads = differentiable_again(function, inputs, [*wanted, False], (grad_output, grad_lse))
         return tuple(grads)
-    output_mask = [wanted[position] for position in (QUERY, KEY, VALUE, MASK, SINKS)]
-    grad_query, grad_key, grad_value, grad_mask, grad_sinks = ops.attention_backward(
+    grads = ops.attention_backward(
         grad_output,
         grad_lse,
-        query,
-        key,
-        value,
+        *inputs[: VALUE + 1],
         output,
         lse,
-        mask,
-        alibi_slopes,
-        sinks,
-        dropout_seed,
-        output_mask=output_mask,
+        *inputs[MASK:],
+        output_mask=[*wanted[: MASK + 1], wanted[SINKS]],
         **ctx.options,
     )
+    query, key, value, mask, sinks = grads
     return (
-        present(grad_query, wanted[QUERY]),
-        present(grad_key, wanted[KEY]),
-        present(grad_value, wanted[VALUE]),
-        present(grad_mask, wanted[MASK]),
+        query if wanted[QUERY] else None,
+        key if wanted[KEY] else None,
+        value if wanted[VALUE] else None,
+        mask if wanted[MASK] else None,
         None,
-        present(grad_sinks, wanted[SINKS]),
+        sinks if wanted[SINKS] else None,
         None,
     )

@@ -1,7 +1,5 @@
 """Shapes and gradients of attention_weights."""
 
-from functools import partial
-
 import torch
 
 from .. import reference
@@ -13,10 +11,9 @@ QUERY, KEY, LSE, MASK, SLOPES = range(5)
 
 def register(namespace: str) -> None:
     """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
-    ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::attention_weights", _fake)
     torch.library.register_fake(f"{namespace}::attention_weights_backward", _fake_backward)
-    attach(namespace, "attention_weights", partial(_backward, ops), _setup_context)
+    attach(namespace, "attention_weights", _backward, _setup_context)
 
 
 def _fake(query, key, lse, mask=None, alibi_slopes=None, dropout_seed=None, *, average_heads=False, **options):

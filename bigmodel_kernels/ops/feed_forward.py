@@ -5,17 +5,16 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, given, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, W1, B1, W2, B2, W_GATE, B_GATE, RESIDUAL, PACKED_W1, PACKED_W2, PACKED_W_GATE, DROPOUT_SEED = range(12)
 
 
 def register(namespace: str) -> None:
     """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
-    ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::feed_forward", _fake)
     torch.library.register_fake(f"{namespace}::feed_forward_backward", _fake_backward)
-    attach(namespace, "feed_forward", partial(_backward, ops), _setup_context)
+    attach(namespace, "feed_forward", _backward, _setup_context)
 
 
 def _fake(input, w1, b1, w2, b2, w_gate=None, *others, gate="none", save_preactivation=False, **options):
@@ -55,7 +54,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(preactivation, gate_preactivation)
     ctx.save_for_backward(*inputs[:RESIDUAL], inputs[DROPOUT_SEED], preactivation, gate_preactivation)
-    ctx.options = given(keyword_only_inputs, "activation", "gate", "dropout_p")
+    ctx.options = {name: keyword_only_inputs[name] for name in ("activation", "gate", "dropout_p")}
 
 
 def _backward(ops, ctx, grad_output, *_):

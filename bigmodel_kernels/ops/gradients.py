@@ -1,9 +1,12 @@
 """What the autograd formulas of all ops share."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from . import direct
 
 # op -> the autograd.Function that calls it; see `attach`.
 _functions: dict[Callable, type[torch.autograd.Function]] = {}
@@ -12,39 +15,50 @@ _functions: dict[Callable, type[torch.autograd.Function]] = {}
 def attach(namespace: str, name: str, backward: Callable, setup_context: Callable) -> None:
     """Gives an op its gradient twice, from one formula: to the dispatcher, for graphs that torch.compile and
     torch.export trace, and as an autograd.Function for `call`. The Function is the shorter way through
-    Python, which small models feel (bench/NOTES.md has the figures)."""
-    torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
-    op = getattr(getattr(torch.ops, namespace), name)
+    Python, which small models feel (bench/NOTES.md has the figures).
+
+    Args: `backward(ops, ctx, *grad_outputs)` calls the backward op in the namespace `ops`; `setup_context` is torch's.
+    """
+    dispatched = getattr(torch.ops, namespace)
+    shortcut = direct.OPS if namespace == direct.NAMESPACE else None
+    shortcut_op = getattr(shortcut, name, None)
+    torch.library.register_autograd(f"{namespace}::{name}", partial(backward, dispatched), setup_context=setup_context)
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *tensors_and_options):
-            *tensors, options = tensors_and_options
-            with torch._C._AutoDispatchBelowAutograd():
+        def forward(ctx, *arguments):
+            options, op, returned = arguments[-3:]
+            tensors = arguments[:-3]
+            if op is shortcut_op:
                 output = op(*tensors, **options)
+            else:
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = op(*tensors, **options)
             setup_context(ctx, tensors, options, output)
-            return output
+            return output[:returned] if isinstance(output, tuple) else output
 
         @staticmethod
         def backward(ctx, *grad_outputs):
-            return *backward(ctx, *grad_outputs), None
+            if shortcut is not None and direct.possible():
+                try:
+                    return *backward(shortcut, ctx, *grad_outputs), None, None, None
+                except TypeError:  # an unusual gradient, refused: for the dispatcher
+                    pass
+            return *backward(dispatched, ctx, *grad_outputs), None, None, None
 
-    _functions[op] = Differentiable
+    _functions[getattr(dispatched, name)] = Differentiable
+    if shortcut_op is not None:
+        _functions[shortcut_op] = Differentiable
 
 
-def call(op: Callable, tensors: Sequence[Tensor | None], options: dict):
-    """op(*tensors, **options), recorded for the backward pass. All of the op's tensors are given; an option that is
-    not has its default."""
+def call(op: Callable, tensors: Sequence[Tensor | None], options: dict, returned: int):
+    """op(*tensors, **options), recorded for the backward pass; all of the op's arguments are given. Of several outputs
+    only the first `returned` come back: recording each one takes time."""
     function = _functions[op]
     if torch._C._are_functorch_transforms_active():
-        return function.apply(*tensors, options)  # says what it cannot do
+        return function.apply(*tensors, options, op, returned)  # says what it cannot do
     # What Function.apply comes to without transforms: it looks for them at length.
-    return super(torch.autograd.Function, function).apply(*tensors, options)
-
-
-def given(options: dict, *names: str) -> dict:
-    """Those of the named options that a call gave; the others have their defaults, backward as forward."""
-    return {name: options[name] for name in names if name in options}
+    return super(torch.autograd.Function, function).apply(*tensors, options, op, returned)
 
 
 def needed(ctx, *positions: int) -> list[bool]:
@@ -53,6 +67,8 @@ def needed(ctx, *positions: int) -> list[bool]:
     The dispatcher leaves out trailing arguments that have their default value, and so does ctx.
     """
     flags = ctx.needs_input_grad
+    if positions[-1] < len(flags):
+        return [flags[position] for position in positions]
     return [position < len(flags) and flags[position] for position in positions]
 
 

@@ -5,18 +5,17 @@ from functools import partial
 import torch
 
 from .. import reference
-from .gradients import attach, differentiable_again, given, needed, present
+from .gradients import attach, differentiable_again, needed, present
 
 INPUT, WEIGHT, BIAS, RESIDUAL = range(4)
 
 
 def register(namespace: str) -> None:
     """Attaches the fakes and the gradient to the ops of a namespace that holds the schemas of library.cpp."""
-    ops = getattr(torch.ops, namespace)
     torch.library.register_fake(f"{namespace}::linear", _fake)
     torch.library.register_fake(f"{namespace}::linear_backward", _fake_backward)
     torch.library.register_fake(f"{namespace}::linear_pack", _fake_pack)
-    attach(namespace, "linear", partial(_backward, ops), _setup_context)
+    attach(namespace, "linear", _backward, _setup_context)
 
 
 def _fake(input, weight, bias=None, residual=None, packed_weight=None, *, save_preactivation=False, **options):
@@ -46,18 +45,20 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(preactivation)
     ctx.save_for_backward(input, weight, bias, preactivation)
-    ctx.options = given(keyword_only_inputs, "activation")
+    ctx.activation = keyword_only_inputs["activation"]
 
 
-def _backward(ops, ctx, grad_output, _):
+def _backward(ops, ctx, grad_output, *_):
     input, weight, bias, preactivation = ctx.saved_tensors
     *wanted, want_residual = needed(ctx, INPUT, WEIGHT, BIAS, RESIDUAL)
     if grad_output is None or not any(wanted):
         return None, None, None, grad_output if want_residual else None, None
     if torch.is_grad_enabled():
-        function = partial(reference.linear, **ctx.options)
+        function = partial(reference.linear, activation=ctx.activation)
         grads = differentiable_again(function, (input, weight, bias), wanted, (grad_output,))
     else:
-        grads = ops.linear_backward(grad_output, input, weight, bias, preactivation, output_mask=wanted, **ctx.options)
+        grads = ops.linear_backward(
+            grad_output, input, weight, bias, preactivation, activation=ctx.activation, output_mask=wanted
+        )
     grads = (present(grad, want) for grad, want in zip(grads, wanted, strict=True))
     return *grads, grad_output if want_residual else None, None

@@ -33,13 +33,17 @@ void add_keys(const Forward& call, const Panel& panel, const LaneOf<Element>* qu
 
   float rescale[tile_columns];
   const std::int64_t value_dim = call.plan.value_dim;
-  if (update_softmax(keys.count(), panel.queries, call.scores.unit, scratch.tile.scores, *record.state, rescale)) {
+  const bool first = record.state->empty;
+  record.state->empty = false;
+  if (update_softmax(keys.count(), panel.queries, call.scores.unit, scratch.tile.scores, record.state->softmax,
+                     rescale) &&
+      !first) {
     scale_columns(value_dim, panel.queries, rescale, record.output);
   }
   const Dropout& dropout = call.args.inputs.options.dropout;
   if (dropout.p > 0) drop(dropout, panel, keys, scratch.tile);
   add_values(from_key(value, keys.first - block.first), keys.count(), panel.queries, value_dim, scratch.tile,
-             record.output);
+             record.output, !first);
 }
 
 // Divides by the softmax's denominator and writes output and lse.
@@ -52,8 +56,8 @@ void write_panel(const Forward& call, const Panel& panel, const PanelRecord& rec
     sink[lane] = sinks.data ? static_cast<const float*>(sinks.data)[panel.head[lane] * sinks.stride[0]] : -infinity;
   }
   for (std::int64_t column = 0; column < panel.queries; column += lanes) {
-    const SoftmaxEnd end = end_softmax(load(record.state->maximum + column), load(record.state->sum + column),
-                                       call.scores.unit, load(sink + column));
+    const SoftmaxEnd end = end_softmax(load(record.state->softmax.maximum + column),
+                                       load(record.state->softmax.sum + column), call.scores.unit, load(sink + column));
     store(lse + column, end.lse);
     store(normalizer + column, end.normalizer);
   }
@@ -98,7 +102,7 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
     Panel& panel = scratch.panels[p];
     make_panel(plan.shape, call.scores.band, place.batch, place.kv_head, place.first_panel + p, panel);
     pack_query<T>(inputs, panel, scratch.tile, scratch.query + p * plan.query_floats);
-    start_record(plan, record(p));
+    start_record(record(p));
     if (panel.first_key < seen.first) seen.first = panel.first_key;
     if (panel.end_key > seen.end) seen.end = panel.end_key;
   }
@@ -116,8 +120,10 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
                            record(p));
     }
   }
-  if (plan.splits > 1) return;
-  for (std::int64_t p = 0; p < place.panels; ++p) write_panel<T>(call, scratch.panels[p], record(p));
+  for (std::int64_t p = 0; p < place.panels; ++p) {
+    clear_if_empty(plan, record(p));
+    if (plan.splits == 1) write_panel<T>(call, scratch.panels[p], record(p));
+  }
 }
 
 // result += part, both weighted sums of values with their own softmax states.
@@ -126,11 +132,13 @@ void merge_records(const ForwardPlan& plan, std::int64_t queries, const ScoreUni
   const F32 in_powers = set1(unit.maxima_in_powers());
   float keep[tile_columns] = {}, take[tile_columns] = {};
   for (std::int64_t column = 0; column < queries; column += lanes) {
-    const F32 old_maximum = load(result.state->maximum + column), its_maximum = load(part.state->maximum + column);
+    const F32 old_maximum = load(result.state->softmax.maximum + column),
+              its_maximum = load(part.state->softmax.maximum + column);
     const F32 maximum = max(old_maximum, its_maximum);
     const F32 k = exp2(in_powers * (old_maximum - maximum)), t = exp2(in_powers * (its_maximum - maximum));
-    store(result.state->maximum + column, maximum);
-    store(result.state->sum + column, fma(load(part.state->sum + column), t, load(result.state->sum + column) * k));
+    store(result.state->softmax.maximum + column, maximum);
+    store(result.state->softmax.sum + column,
+          fma(load(part.state->softmax.sum + column), t, load(result.state->softmax.sum + column) * k));
     store(keep + column, k);
     store(take + column, t);
   }

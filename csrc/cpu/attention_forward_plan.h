@@ -12,6 +12,11 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+struct PanelState {
+  SoftmaxState softmax;
+  bool empty;  // the panel's output holds nothing yet
+};
+
 struct ForwardPlan {
   AttentionShape shape;
   std::int64_t value_dim;
@@ -63,12 +68,12 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   plan_blocks(plan);
 
   // Below this much work, waking another thread costs more than it saves.
-  constexpr double worth_threads = 1 << 20;
+  constexpr double worth_threads = 1 << 18;
   const double work =
       double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim + plan.value_dim);
   plan.workers = work < worth_threads ? 1 : max_workers();
 
-  plan.record_floats = whole_lines(plan.value_dim * tile_columns + sizeof(SoftmaxState) / sizeof(float));
+  plan.record_floats = whole_lines(plan.value_dim * tile_columns + sizeof(PanelState) / sizeof(float));
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.block_panels * plan.query_floats + 3 * plan.tile_floats +
                         whole_lines(plan.block_panels * sizeof(Panel) / sizeof(float) + 1) + plan.key_floats +
@@ -82,7 +87,7 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
 // The running result of one panel. What is read past the output's last row is the state.
 struct PanelRecord {
   float* output;  // value_dim x lanes, not yet divided by the sums
-  SoftmaxState* state;
+  PanelState* state;
 };
 
 // The memory of one worker.
@@ -115,11 +120,17 @@ static ForwardScratch<Element> carve_scratch(const ForwardPlan& plan, void* work
 static PanelRecord panel_record(const ForwardPlan& plan, void* workspace, std::int64_t set, std::int64_t panel) {
   float* records = static_cast<float*>(workspace) + plan.workers * plan.scratch_floats;
   float* record = records + (set * plan.block_panels + panel) * plan.record_floats;
-  return {record, reinterpret_cast<SoftmaxState*>(record + plan.value_dim * tile_columns)};
+  return {record, reinterpret_cast<PanelState*>(record + plan.value_dim * tile_columns)};
 }
 
-static void start_record(const ForwardPlan& plan, const PanelRecord& record) {
-  start_softmax(*record.state);
+static void start_record(const PanelRecord& record) {
+  start_softmax(record.state->softmax);
+  record.state->empty = true;
+}
+
+// A panel that met no key.
+static void clear_if_empty(const ForwardPlan& plan, const PanelRecord& record) {
+  if (!record.state->empty) return;
   for (std::int64_t i = 0; i < plan.value_dim * tile_columns; i += lanes) store(record.output + i, zero());
 }
 

@@ -58,24 +58,25 @@ static Values<bfloat16> values_of(const TensorView& view, std::int64_t batch, st
   return {scratch, stride};
 }
 
-// output += V^T tile.scores, these being the weights. May use the rest of the tile.
+// output = V^T tile.scores, these being the weights, or += where it accumulates. May use the rest of the tile.
 static void add_values(const Values<float>& values, std::int64_t keys, std::int64_t queries, std::int64_t value_dim,
-                       const TileScratch& tile, float* output) {
+                       const TileScratch& tile, float* output, bool accumulate) {
   if (few_queries(queries)) {
+    for (std::int64_t i = 0; i < (accumulate ? 0 : value_dim * tile_columns); i += lanes) store(output + i, zero());
     add_few_queries(keys, queries, value_dim, values.data, values.stride, tile.scores, output);
   } else {
     multiply_by_columns(value_dim, queries, keys, values.data, values.stride, tile.scores, tile_columns, output,
-                        tile_columns, true);
+                        tile_columns, accumulate);
   }
 }
 
 #if defined(BIGMODEL_BF16_DOT)
 static void add_values(const Values<bfloat16>& values, std::int64_t keys, std::int64_t queries, std::int64_t value_dim,
-                       const TileScratch& tile, float* output) {
+                       const TileScratch& tile, float* output, bool accumulate) {
   BFloat16Pair* weights = reinterpret_cast<BFloat16Pair*>(tile.room);
   pack_rhs(keys, queries, tile.scores, tile_columns, 1, weights, tile_columns);
   multiply_by_rows(value_dim, queries, packed_k<bfloat16>(keys), values.data, values.stride, weights, tile_columns,
-                   output, tile_columns, true);
+                   output, tile_columns, accumulate);
 }
 #endif
 

@@ -97,7 +97,7 @@ std::int64_t chunk_keys(const GradientPlan& plan) {
 void choose_schedule(GradientPlan& plan) {
   const std::int64_t jobs = plan.batch * plan.kv_heads;
   const double work = double(jobs * plan.group) * double(plan.q_len * plan.kv_len) * double(plan.head_dim + 16);
-  constexpr double worth_threads = 1 << 20;
+  constexpr double worth_threads = 1 << 17;
   plan.workers = work < worth_threads ? 1 : max_workers();
   plan.slots = 0;
   if (plan.chunks == 1) {

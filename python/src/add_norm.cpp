@@ -10,6 +10,7 @@
 #include "bigmodel/add_norm.h"
 #include "call.h"
 #include "cpu/cpu.h"
+#include "direct.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -115,6 +116,12 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_backward(const Tensor& grad_normed, 
 }
 
 }  // namespace
+
+void direct::add_add_norm(Functions& functions) {
+  functions.add<&add_norm>("add_norm", {"kind", "eps"});
+  functions.add<&add_norm_backward>("add_norm_backward", {"kind", "output_mask"});
+}
+
 }  // namespace bigmodel::binding
 
 STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {

@@ -14,6 +14,7 @@
 
 #include "attention_inputs.h"
 #include "cpu/cpu.h"
+#include "direct.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -115,6 +116,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 }
 
 }  // namespace
+
+void direct::add_attention(Functions& functions) {
+  functions.add<&attention>("attention", {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p"});
+  functions.add<&attention_backward>(
+      "attention_backward", {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "output_mask"});
+}
+
 }  // namespace bigmodel::binding
 
 STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {

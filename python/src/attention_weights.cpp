@@ -8,6 +8,7 @@
 
 #include "attention_inputs.h"
 #include "cpu/cpu.h"
+#include "direct.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -65,6 +66,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_weights_backward(
 }
 
 }  // namespace
+
+void direct::add_attention_weights(Functions& functions) {
+  functions.add<&attention_weights>(
+      "attention_weights", {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "average_heads"});
+  functions.add<&attention_weights_backward>(
+      "attention_weights_backward",
+      {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "average_heads", "output_mask"});
+}
+
 }  // namespace bigmodel::binding
 
 STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {

@@ -241,11 +241,9 @@ void Call::fail_dtype(const char* name, const Tensor& tensor, const char* expect
 
 Workspace::Workspace(const Call& call, std::int64_t bytes) {
   if (bytes <= 0) return;
-  // torch aligns fresh CPU memory to 64 bytes already; the spare line makes sure with any allocator.
-  constexpr std::uintptr_t alignment = 64;
-  storage_ = call.bytes(bytes + static_cast<std::int64_t>(alignment));
-  const auto address = reinterpret_cast<std::uintptr_t>(storage_->mutable_data_ptr());
-  data_ = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+  constexpr std::int64_t line = 64;
+  data_ = std::aligned_alloc(line, static_cast<std::size_t>((bytes + line - 1) / line * line));
+  call.check(data_, "needs a workspace of ", bytes, " bytes, which the system does not give");
 }
 
 }  // namespace bigmodel::binding

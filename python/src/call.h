@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 #include <optional>
 #include <span>
@@ -94,14 +95,17 @@ class Call {
   std::int32_t device_type_, device_index_;
 };
 
-// Bytes for a kernel's workspace: nothing is allocated where nothing is needed.
+// Bytes for a kernel's workspace, aligned to cache lines: nothing is allocated where nothing is needed. Straight from
+// the C library, as torch's CPU allocator has them too: a tensor for them takes longer than a small kernel's loops.
 class Workspace {
  public:
   Workspace(const Call& call, std::int64_t bytes);
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
   void* data() const { return data_; }
 
  private:
-  OptionalTensor storage_;
   void* data_ = nullptr;
 };
 

@@ -8,6 +8,7 @@
 
 #include "bigmodel/feed_forward.h"
 #include "cpu/cpu.h"
+#include "direct.h"
 #include "options.h"
 #include "packed_weight.h"
 
@@ -149,6 +150,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_
 }
 
 }  // namespace
+
+void direct::add_feed_forward(Functions& functions) {
+  functions.add<&feed_forward>("feed_forward", {"activation", "gate", "dropout_p", "save_preactivation"});
+  functions.add<&feed_forward_backward>("feed_forward_backward", {"activation", "gate", "dropout_p", "output_mask"});
+}
+
 }  // namespace bigmodel::binding
 
 STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {

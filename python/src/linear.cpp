@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/cpu.h"
+#include "direct.h"
 #include "options.h"
 #include "packed_weight.h"
 
@@ -105,6 +106,13 @@ Tensor linear_pack(const Tensor& weight) {
 }
 
 }  // namespace
+
+void direct::add_linear(Functions& functions) {
+  functions.add<&linear>("linear", {"activation", "save_preactivation"});
+  functions.add<&linear_backward>("linear_backward", {"activation", "output_mask"});
+  functions.add<&linear_pack>("linear_pack", {});
+}
+
 }  // namespace bigmodel::binding
 
 STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {

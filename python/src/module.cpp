@@ -1,10 +1,11 @@
 // The Python module bigmodel_kernels._C: which CPU target runs, and what this build is. Loading it registers the ops
-// (library.cpp and the files beside it); no kernel is called through pybind11.
+// (library.cpp and the files beside it); its submodule `direct` holds their functions past the dispatcher (direct.h).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
 #include "cpu/cpu.h"
+#include "direct.h"
 #include "machine_peak.h"
 
 namespace {
@@ -33,4 +34,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("has_cuda", [] { return false; }, "Whether this build has CUDA kernels.");
   module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");
   bigmodel::define_machine_peak(module);
+  bigmodel::binding::direct::define(
+      module
+          .def_submodule("direct",
+                         "The ops of torch.ops.bigmodel by the same names, called past torch's dispatcher: plain CPU "
+                         "tensors only, all arguments given. Empty where this torch lacks what that needs.")
+          .ptr());
 }

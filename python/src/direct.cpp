@@ -1,0 +1,159 @@
+#include "direct.h"
+
+namespace bigmodel::binding::direct {
+namespace {
+
+// What torch has in Python for ahead-of-time compiled models: tensors to handles of its C interface, and back.
+struct Torch {
+  PyObject *tensor_type, *parameter_type, *to_handle, *from_handles, *is_neg;
+};
+Torch torch;
+
+// A new reference, or nullptr without an error.
+PyObject* find(const char* module, const char* name) {
+  PyObject* imported = PyImport_ImportModule(module);
+  PyObject* found = imported ? PyObject_GetAttrString(imported, name) : nullptr;
+  Py_XDECREF(imported);
+  PyErr_Clear();
+  return found;
+}
+
+bool find_torch() {
+  torch = {find("torch", "Tensor"), find("torch.nn", "Parameter"),
+           find("torch._C._aoti", "unsafe_alloc_void_ptr_from_tensor"),
+           find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"), PyUnicode_InternFromString("is_neg")};
+  return torch.tensor_type && torch.parameter_type && torch.to_handle && torch.from_handles && torch.is_neg;
+}
+
+[[noreturn]] void refuse(const char* message) {
+  PyErr_SetString(PyExc_TypeError, message);
+  throw PythonError();
+}
+
+PyObject* required(PyObject* object) {
+  if (!object) throw PythonError();
+  return object;
+}
+
+void check_no_error(bool suspicious) {
+  if (suspicious && PyErr_Occurred()) throw PythonError();
+}
+
+}  // namespace
+
+Tensor to_tensor(PyObject* argument) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(argument));
+  if (type != torch.tensor_type && type != torch.parameter_type) refuse("expected a plain tensor");
+  PyObject* negated = required(PyObject_CallMethodNoArgs(argument, torch.is_neg));
+  Py_DECREF(negated);
+  if (negated != Py_False) refuse("expected a tensor whose memory holds its values");
+  PyObject* capsule = required(PyObject_CallOneArg(torch.to_handle, argument));
+  auto* handle = static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule, nullptr));
+  Py_DECREF(capsule);
+  Tensor tensor(handle);
+  if (tensor.numel() > 0 && !tensor.const_data_ptr()) refuse("expected a tensor with memory");
+  return tensor;
+}
+
+PyObject* to_python(std::span<const Tensor* const> tensors) {
+  PyObject* capsules = required(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    AtenTensorHandle handle = nullptr;  // its own, since torch takes it over
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensors[i]->get(), &handle));
+    PyList_SET_ITEM(capsules, static_cast<Py_ssize_t>(i), required(PyCapsule_New(handle, nullptr, nullptr)));
+  }
+  PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules);
+  Py_DECREF(capsules);
+  PyObject* result = PyList_AsTuple(required(list));
+  Py_DECREF(list);
+  return required(result);
+}
+
+PyObject* to_python(const Tensor& tensor) {
+  const Tensor* const all[] = {&tensor};
+  PyObject* tuple = to_python(std::span(all));
+  PyObject* result = Py_NewRef(PyTuple_GET_ITEM(tuple, 0));
+  Py_DECREF(tuple);
+  return result;
+}
+
+std::string to_string(PyObject* argument) {
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(argument, &size);
+  if (!text) throw PythonError();
+  return std::string(text, static_cast<std::size_t>(size));
+}
+
+std::vector<bool> to_flags(PyObject* argument) {
+  PyObject* sequence = required(PySequence_Fast(argument, "expected a sequence of bools"));
+  std::vector<bool> flags(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence)));
+  for (std::size_t i = 0; i < flags.size(); ++i) {
+    flags[i] = PySequence_Fast_GET_ITEM(sequence, static_cast<Py_ssize_t>(i)) == Py_True;
+  }
+  Py_DECREF(sequence);
+  return flags;
+}
+
+std::int64_t to_int(PyObject* argument) {
+  const std::int64_t value = PyLong_AsLongLong(argument);
+  check_no_error(value == -1);
+  return value;
+}
+
+double to_double(PyObject* argument) {
+  const double value = PyFloat_AsDouble(argument);
+  check_no_error(value == -1.0);
+  return value;
+}
+
+bool to_bool(PyObject* argument) {
+  const int value = PyObject_IsTrue(argument);
+  check_no_error(value == -1);
+  return value != 0;
+}
+
+void put_in_order(PyObject* keywords, PyObject* const* arguments, Py_ssize_t positional, PyObject* given,
+                  std::span<PyObject*> ordered) {
+  const Py_ssize_t keyword_count = PyTuple_GET_SIZE(keywords), given_count = given ? PyTuple_GET_SIZE(given) : 0;
+  const Py_ssize_t first_keyword = static_cast<Py_ssize_t>(ordered.size()) - keyword_count;
+  if (positional != first_keyword || given_count != keyword_count) {
+    refuse("expected all of the op's arguments, those after the * by name");
+  }
+  for (Py_ssize_t i = 0; i < positional; ++i) ordered[i] = arguments[i];
+  for (Py_ssize_t i = 0; i < given_count; ++i) {
+    // Names in programs are interned, as ours are, so that one name is mostly one object.
+    PyObject* name = PyTuple_GET_ITEM(given, i);
+    Py_ssize_t place = 0;
+    while (place < keyword_count && PyTuple_GET_ITEM(keywords, place) != name) ++place;
+    if (place == keyword_count) {
+      for (place = 0; place < keyword_count && PyUnicode_Compare(PyTuple_GET_ITEM(keywords, place), name) != 0;)
+        ++place;
+    }
+    if (place == keyword_count) refuse("expected only arguments of the op");
+    ordered[first_keyword + place] = arguments[positional + i];
+  }
+}
+
+void Functions::add(const char* name, PyCFunction call, std::initializer_list<const char*> keywords) {
+  PyObject* names = required(PyTuple_New(static_cast<Py_ssize_t>(keywords.size())));
+  Py_ssize_t index = 0;
+  for (const char* keyword : keywords) {
+    PyTuple_SET_ITEM(names, index++, required(PyUnicode_InternFromString(keyword)));
+  }
+  auto* definition = new PyMethodDef{name, call, METH_FASTCALL | METH_KEYWORDS, nullptr};  // lives as long as Python
+  PyObject* function = required(PyCFunction_NewEx(definition, names, nullptr));
+  Py_DECREF(names);
+  if (PyModule_AddObject(module_, name, function) != 0) throw PythonError();
+}
+
+void define(PyObject* module) {
+  if (!find_torch()) return;
+  Functions functions(module);
+  add_attention(functions);
+  add_attention_weights(functions);
+  add_linear(functions);
+  add_feed_forward(functions);
+  add_add_norm(functions);
+}
+
+}  // namespace bigmodel::binding::direct

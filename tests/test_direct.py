@@ -1,0 +1,165 @@
+"""Calls past the dispatcher: the same results as through it, never for tensors or moments that need it."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bigmodel_kernels as bmk
+from bigmodel_kernels.ops import direct
+
+pytestmark = pytest.mark.skipif(direct.OPS is None, reason="this torch lacks what converts tensors for direct calls")
+
+DISPATCHED = torch.ops.bigmodel
+NAMES = [name for name in dir(direct.OPS) if not name.startswith("_")]
+
+
+def schema(name):
+    return getattr(DISPATCHED, name).default._schema
+
+
+def test_every_op_can_be_called_directly():
+    names = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("bigmodel::")
+    }
+    assert set(NAMES) == names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_the_schemas_keywords(name):
+    """A call with every keyword of the schema is refused only for its tensors, one with another keyword at once."""
+    arguments = schema(name).arguments
+    positional = [None] * sum(not argument.kwarg_only for argument in arguments)
+    keywords = {argument.name: argument.default_value for argument in arguments if argument.kwarg_only}
+    function = getattr(direct.OPS, name)
+    with pytest.raises(TypeError, match="expected a plain tensor"):
+        function(*positional[:-1], torch.nn.Parameter, **keywords)
+    with pytest.raises(TypeError, match="expected"):
+        function(*positional, **keywords, other=1)
+    with pytest.raises(TypeError, match="expected all"):
+        function(*positional[1:], **keywords)
+
+
+def options(name, **given):
+    return {a.name: a.default_value for a in schema(name).arguments if a.kwarg_only} | given
+
+
+def test_results_are_the_dispatchers():
+    q, k, v = (torch.randn(2, 4, 7, 8) for _ in range(3))
+    given = options("attention", causal="bottom_right", window_left=3, window_right=1, softcap=2.0, dropout_p=0.25)
+    tensors = (q, k, v, torch.randn(7, 7)[None, None], torch.rand(4), torch.randn(4), torch.tensor(5))
+    for ours, theirs in zip(
+        direct.OPS.attention(*tensors, **given), DISPATCHED.attention(*tensors, **given), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def direct_calls(monkeypatch):
+    """Counts the calls that went past the dispatcher."""
+    calls = []
+
+    class Counting:
+        def __getattr__(self, name):
+            calls.append(name)
+            return getattr(_C_DIRECT, name)
+
+    _C_DIRECT = direct.OPS
+    monkeypatch.setattr(direct, "OPS", Counting())
+    return calls
+
+
+def test_plain_calls_are_direct(direct_calls):
+    x = torch.randn(3, 4)
+    bmk.add_norm(x, None, None)
+    assert direct_calls == ["add_norm"]
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def negated(x):
+    """The same values, of which memory holds the negated ones."""
+    return torch._neg_view(-x)
+
+
+X = torch.randn(3, 4)
+UNUSUAL = {
+    "subclass": (X.as_subclass(Subclass), X),
+    "negated": (negated(X), X),
+    "zero tensor": (torch._efficientzerotensor((3, 4)), torch.zeros(3, 4)),
+    "conjugate's imaginary part": (torch.complex(X, -X).conj().imag, X),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_tensors_are_left_to_the_dispatcher(name):
+    x, plain = UNUSUAL[name]
+    weight = torch.randn(5, 4)
+    assert torch.equal(bmk.linear(x, weight), bmk.linear(plain, weight))
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_gradients_are_left_to_the_dispatcher(name):
+    grad, plain = UNUSUAL[name]
+    grads = []
+    for each in (grad, plain):
+        x = torch.arange(6.0).reshape(3, 2).requires_grad_()
+        (got,) = torch.autograd.grad(bmk.linear(x, torch.ones(4, 2)), x, each)
+        grads.append(got)
+    assert torch.equal(*grads)
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_dispatch_modes_see_the_ops():
+    x = torch.randn(3, 4, requires_grad=True)
+    with Recorder() as recorder:
+        bmk.linear(x, torch.randn(5, 4)).sum().backward()
+    assert {"bigmodel::linear", "bigmodel::linear_backward"} <= set(recorder.seen)
+
+
+def test_the_profiler_sees_the_ops():
+    x = torch.randn(3, 4, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        bmk.linear(x, torch.randn(5, 4)).sum().backward()
+    assert {"bigmodel::linear", "bigmodel::linear_backward"} <= {event.name for event in profile.events()}
+
+
+def test_tracing_sees_the_ops():
+    weight = torch.randn(5, 4)
+    traced = torch.jit.trace(lambda x: bmk.linear(x, weight), torch.randn(3, 4))
+    assert "bigmodel::linear" in str(traced.graph)
+    x = torch.randn(3, 4)
+    assert torch.equal(traced(x), bmk.linear(x, weight))
+
+
+def test_forward_mode_is_refused_not_ignored():
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.randn(3, 4), torch.randn(3, 4))
+        with pytest.raises(RuntimeError, match=r"^\[linear\] kernels have no forward-mode derivative"):
+            bmk.linear(x, torch.randn(5, 4))
+        assert forward_ad.unpack_dual(bmk.linear(x, torch.randn(5, 4), backend="reference")).tangent is not None
+
+
+def test_no_memory_is_lost():
+    import resource
+
+    q = torch.randn(1, 1, 1, 4096)
+    peak = None
+    for turn in range(3000):
+        bmk.attention(q, q, q)
+        if turn == 500:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 8 << 10  # kB; the outputs come to 39 MB
