@@ -64,7 +64,7 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) sums[i][v] = accumulate ? load(c + i * c_stride + v * lanes) : zero();
   }
-#pragma GCC unroll 1
+#pragma GCC unroll 4
   for (std::int64_t p = 0; p < k; p += group) {
     decltype(load_lanes(rhs)) b[vectors];
 #pragma GCC unroll 4
