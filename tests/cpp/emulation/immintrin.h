@@ -36,6 +36,29 @@ static inline __m256i emulated_cvtps_ph(__m512 a, int) {
 }
 #define _mm512_cvtps_ph emulated_cvtps_ph
 
+// Two vectors to bfloat16, b's in the lower half: to nearest even, subnormal numbers to zero, as the instruction does.
+static inline __m512i emulated_cvtne2ps_pbh(__m512 a, __m512 b) {
+  std::uint32_t bits[32];
+  std::uint16_t halves[32];
+  std::memcpy(bits, &b, sizeof b);
+  std::memcpy(bits + 16, &a, sizeof a);
+  for (int i = 0; i < 32; ++i) {
+    const std::uint32_t size = bits[i] & 0x7fffffff;
+    if (size > 0x7f800000) {
+      halves[i] = static_cast<std::uint16_t>(bits[i] >> 16 | 0x40);  // NaN stays one
+    } else if (size < 0x00800000) {
+      halves[i] = static_cast<std::uint16_t>(bits[i] >> 16 & 0x8000);
+    } else {
+      halves[i] = static_cast<std::uint16_t>((bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
+    }
+  }
+  __m512i result;
+  std::memcpy(&result, halves, sizeof result);
+  return result;
+}
+#undef _mm512_cvtne2ps_pbh
+#define _mm512_cvtne2ps_pbh emulated_cvtne2ps_pbh
+
 // SIMDe's masked access touches the lanes that are masked out, which the instructions do not.
 template <class Vector, class Element>
 static inline Vector emulated_masked_load(unsigned mask, const void* p) {
