@@ -419,7 +419,8 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 def _packed(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
     """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
-    if ops is reference or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
+    few_rows = x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]
+    if ops is not backends.CPU_OPS or torch.compiler.is_compiling() or few_rows:
         return (None,) * len(weights)
     return [None if weight is None or _needs_gradient(weight) else packed_weights.lookup(weight) for weight in weights]
 

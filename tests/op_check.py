@@ -1,13 +1,22 @@
 """What the tests of all ops do alike with a case: run it with gradients, and hold it against the truth."""
 
+import os
 from functools import cache
 
 import torch
 
+from bigmodel_kernels import backends
 from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Random cases per test: fewer where Triton's interpreter takes seconds for what a kernel does in microseconds.
+EXAMPLES = 10 if os.environ.get("TRITON_INTERPRET") == "1" else 40
 dtype_name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
+
+
+def ops_of(backend: str):
+    """The torch.ops namespace in which a backend's kernels are registered."""
+    return backends.TRITON_OPS if backend == "triton" else backends.CPU_OPS
 
 
 def leaves(inputs: dict) -> dict:

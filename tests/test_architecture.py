@@ -31,7 +31,10 @@ MAY_IMPORT = {
     "cli": {"_C", "backends", "functional", "integrations", "machine", "models", "nn", "training"},
 }
 # The only imports from outside that these parts may have: they are read and run where nothing else is installed.
-ONLY_FROM = {"reference": {"torch", "math"}, "triton": {"torch", "triton", "math"}}
+ONLY_FROM = {
+    "reference": {"torch", "math"},
+    "triton": {"torch", "triton", "math", "contextlib", "dataclasses", "functools", "importlib", "typing"},
+}
 
 SCHEMAS = re.findall(r'library\.def\(\s*"(\w+)\(', (ROOT / "python/src/library.cpp").read_text())
 OPS = [name for name in SCHEMAS if not name.endswith(("_backward", "_pack"))]
