@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import norm_launch
-from .numerics import rounded
-from .tiles import as_rows, inside, nothing, on_device, row_pointers, stride, strides
+from .matrices import inside, matrix, nothing, on_device, row_pointers, vector
+from .tiles import narrow
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _load_sum(input, residual, total, columns, input_column_stride, residual_col
     x = tl.load(input + columns[None, :] * input_column_stride, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
         addend = tl.load(residual + columns[None, :] * residual_column_stride, mask=mask, other=0.0)
-        stored = rounded(x + addend.to(tl.float32), total.dtype.element_ty)
+        stored = narrow(x + addend.to(tl.float32), total.dtype.element_ty)
         if STORE:
             tl.store(total + columns[None, :], stored, mask=mask)
         x = stored.to(tl.float32)
@@ -42,13 +42,19 @@ def _moments(x, columns, width, count, RMS: tl.constexpr):
 
 
 @triton.jit
-def _store_normed(normed, weight, bias, x, mean, rstd, columns, weight_stride, bias_stride, width, mask):
+def load_parameter(x, columns, width):
+    """A Vector's elements as one row, in fp32."""
+    return tl.load(x.data + columns * x.stride, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _store_normed(normed, weight, bias, x, mean, rstd, columns, width, mask):
     y = (x - mean[:, None]) * rstd[:, None]
-    if weight is not None:
-        y *= tl.load(weight + columns * weight_stride, mask=columns < width, other=0.0).to(tl.float32)[None, :]
-    if bias is not None:
-        y += tl.load(bias + columns * bias_stride, mask=columns < width, other=0.0).to(tl.float32)[None, :]
-    tl.store(normed + columns[None, :], rounded(y, normed.dtype.element_ty), mask=mask)
+    if weight.data is not None:
+        y *= load_parameter(weight, columns, width)
+    if bias.data is not None:
+        y += load_parameter(bias, columns, width)
+    tl.store(normed + columns[None, :], narrow(y, normed.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -64,27 +70,21 @@ def add_norm_kernel(
     row_count,
     width,
     eps,
-    input_row_stride,
-    input_column_stride,
-    residual_row_stride,
-    residual_column_stride,
-    weight_stride,
-    bias_stride,
     RMS: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    input = row_pointers(input, rows, input_row_stride)
-    residual = row_pointers(residual, rows, residual_row_stride)
-    total = row_pointers(total, rows, width)
-    normed = row_pointers(normed, rows, width)
+    input_rows, residual_rows = row_pointers(input, rows), row_pointers(residual, rows)
+    total_rows, normed_rows = row_pointers(total, rows), row_pointers(normed, rows)
     lanes = tl.arange(0, BLOCK_COLUMNS)
 
     if WHOLE_ROWS:
         mask = inside(rows, lanes, row_count, width)
-        x = _load_sum(input, residual, total, lanes, input_column_stride, residual_column_stride, mask, True)
+        x = _load_sum(
+            input_rows, residual_rows, total_rows, lanes, input.column_stride, residual.column_stride, mask, True
+        )
         mean, squares = _moments(x, lanes, width, width, RMS)
     else:
         mean = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -92,7 +92,9 @@ def add_norm_kernel(
         for start in range(0, width, BLOCK_COLUMNS):
             columns = start + lanes
             mask = inside(rows, columns, row_count, width)
-            x = _load_sum(input, residual, total, columns, input_column_stride, residual_column_stride, mask, True)
+            x = _load_sum(
+                input_rows, residual_rows, total_rows, columns, input.column_stride, residual.column_stride, mask, True
+            )
             count = tl.minimum(BLOCK_COLUMNS, width - start)
             chunk_mean, chunk_squares = _moments(x, columns, width, count, RMS)
             delta = chunk_mean - mean
@@ -105,13 +107,15 @@ def add_norm_kernel(
         tl.store(mean_out + rows, mean, mask=rows < row_count)
     tl.store(rstd_out + rows, rstd, mask=rows < row_count)
     if WHOLE_ROWS:
-        _store_normed(normed, weight, bias, x, mean, rstd, lanes, weight_stride, bias_stride, width, mask)
+        _store_normed(normed_rows, weight, bias, x, mean, rstd, lanes, width, mask)
     else:
         for start in range(0, width, BLOCK_COLUMNS):
             columns = start + lanes
             mask = inside(rows, columns, row_count, width)
-            x = _load_sum(input, residual, total, columns, input_column_stride, residual_column_stride, mask, False)
-            _store_normed(normed, weight, bias, x, mean, rstd, columns, weight_stride, bias_stride, width, mask)
+            x = _load_sum(
+                input_rows, residual_rows, total_rows, columns, input.column_stride, residual.column_stride, mask, False
+            )
+            _store_normed(normed_rows, weight, bias, x, mean, rstd, columns, width, mask)
 
 
 def add_norm(
@@ -134,25 +138,20 @@ def add_norm(
     row_count = rstd.numel()
     if row_count == 0:
         return total, normed, mean, rstd
-    x, addend = as_rows(input), as_rows(residual)
     blocks = norm_launch(width)
     with on_device(input):
         add_norm_kernel[(triton.cdiv(row_count, blocks.block_rows),)](
-            x,
-            addend,
-            weight,
-            bias,
-            None if residual is None else total,
-            normed,
+            matrix(input),
+            matrix(residual),
+            vector(weight),
+            vector(bias),
+            matrix(None if residual is None else total),
+            matrix(normed),
             mean,
             rstd,
             row_count,
             width,
             eps,
-            *strides(x),
-            *strides(addend),
-            stride(weight),
-            stride(bias),
             RMS=kind == "rms",
             WHOLE_ROWS=blocks.block_columns >= width,
             BLOCK_ROWS=blocks.block_rows,

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .add_norm import load_parameter
 from .launch import norm_launch, programs
-from .numerics import rounded
-from .tiles import as_rows, inside, nothing, on_device, row_pointers, stride, strides
+from .matrices import inside, matrix, nothing, on_device, row_pointers, vector
+from .tiles import narrow
 
 
 @triton.jit
@@ -25,9 +26,9 @@ def _load_row_block(grad_normed, total, mean, rstd, columns, grad_column_stride,
 
 
 @triton.jit
-def _times_weight(grad, weight, columns, weight_stride, width):
-    if weight is not None:
-        grad *= tl.load(weight + columns * weight_stride, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+def _times_weight(grad, weight, columns, width):
+    if weight.data is not None:
+        grad *= load_parameter(weight, columns, width)
     return grad
 
 
@@ -39,7 +40,7 @@ def _store_grad_input(grad_input, grad_sum, grad, n, mean_g, mean_gn, rstd, colu
         if grad_sum is not None:
             further = tl.load(grad_sum + columns[None, :] * grad_sum_column_stride, mask=mask, other=0.0)
             grad += further.to(tl.float32)
-        tl.store(grad_input + columns[None, :], rounded(grad, grad_input.dtype.element_ty), mask=mask)
+        tl.store(grad_input + columns[None, :], narrow(grad, grad_input.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -64,13 +65,6 @@ def add_norm_backward_kernel(
     bias_parts,
     row_count,
     width,
-    grad_row_stride,
-    grad_column_stride,
-    grad_sum_row_stride,
-    grad_sum_column_stride,
-    total_row_stride,
-    total_column_stride,
-    weight_stride,
     RMS: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -87,28 +81,23 @@ def add_norm_backward_kernel(
 
     for first in range(program * BLOCK_ROWS, row_count, tl.num_programs(0) * BLOCK_ROWS):
         rows = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-        grad_rows = row_pointers(grad_normed, rows, grad_row_stride)
-        grad_sum_rows = row_pointers(grad_sum, rows, grad_sum_row_stride)
-        total_rows = row_pointers(total, rows, total_row_stride)
-        grad_input_rows = row_pointers(grad_input, rows, width)
+        grad_rows, grad_sum_rows = row_pointers(grad_normed, rows), row_pointers(grad_sum, rows)
+        total_rows, grad_input_rows = row_pointers(total, rows), row_pointers(grad_input, rows)
         rstd = tl.load(rstd_in + rows, mask=rows < row_count, other=0.0)
-        if RMS:
-            mean = tl.zeros([BLOCK_ROWS], tl.float32)
-        else:
-            mean = tl.load(mean_in + rows, mask=rows < row_count, other=0.0)
+        mean = tl.zeros([BLOCK_ROWS], tl.float32) if RMS else tl.load(mean_in + rows, mask=rows < row_count, other=0.0)
 
         if WHOLE_ROWS:
             mask = inside(rows, lanes, row_count, width)
             grad, n = _load_row_block(
-                grad_rows, total_rows, mean, rstd, lanes, grad_column_stride, total_column_stride, mask
+                grad_rows, total_rows, mean, rstd, lanes, grad_normed.column_stride, total.column_stride, mask
             )
             weight_sums += grad * n
             bias_sums += grad
-            grad = _times_weight(grad, weight, lanes, weight_stride, width)
+            grad = _times_weight(grad, weight, lanes, width)
             mean_gn = tl.sum(grad * n, axis=1) / width
             mean_g = tl.zeros([BLOCK_ROWS], tl.float32) if RMS else tl.sum(grad, axis=1) / width
             _store_grad_input(
-                grad_input_rows, grad_sum_rows, grad, n, mean_g, mean_gn, rstd, lanes, grad_sum_column_stride, mask
+                grad_input_rows, grad_sum_rows, grad, n, mean_g, mean_gn, rstd, lanes, grad_sum.column_stride, mask
             )
         else:
             mean_gn = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -117,11 +106,11 @@ def add_norm_backward_kernel(
                 columns = start + lanes
                 mask = inside(rows, columns, row_count, width)
                 grad, n = _load_row_block(
-                    grad_rows, total_rows, mean, rstd, columns, grad_column_stride, total_column_stride, mask
+                    grad_rows, total_rows, mean, rstd, columns, grad_normed.column_stride, total.column_stride, mask
                 )
                 _add_to_parts(weight_parts, grad * n, columns, width)
                 _add_to_parts(bias_parts, grad, columns, width)
-                grad = _times_weight(grad, weight, columns, weight_stride, width)
+                grad = _times_weight(grad, weight, columns, width)
                 mean_gn += tl.sum(grad * n, axis=1) / width
                 if not RMS:
                     mean_g += tl.sum(grad, axis=1) / width
@@ -129,9 +118,9 @@ def add_norm_backward_kernel(
                 columns = start + lanes
                 mask = inside(rows, columns, row_count, width)
                 grad, n = _load_row_block(
-                    grad_rows, total_rows, mean, rstd, columns, grad_column_stride, total_column_stride, mask
+                    grad_rows, total_rows, mean, rstd, columns, grad_normed.column_stride, total.column_stride, mask
                 )
-                grad = _times_weight(grad, weight, columns, weight_stride, width)
+                grad = _times_weight(grad, weight, columns, width)
                 _store_grad_input(
                     grad_input_rows,
                     grad_sum_rows,
@@ -141,7 +130,7 @@ def add_norm_backward_kernel(
                     mean_gn,
                     rstd,
                     columns,
-                    grad_sum_column_stride,
+                    grad_sum.column_stride,
                     mask,
                 )
     if WHOLE_ROWS:
@@ -158,7 +147,7 @@ def column_sums_kernel(parts, output, part_count, width, BLOCK_PARTS: tl.constex
         rows = first + tl.arange(0, BLOCK_PARTS)
         offsets = rows[:, None].to(tl.int64) * width + columns[None, :]
         sums += tl.load(parts + offsets, mask=inside(rows, columns, part_count, width), other=0.0)
-    tl.store(output + columns, rounded(tl.sum(sums, axis=0), output.dtype.element_ty), mask=columns < width)
+    tl.store(output + columns, narrow(tl.sum(sums, axis=0), output.dtype.element_ty), mask=columns < width)
 
 
 def add_norm_backward(
@@ -188,23 +177,18 @@ def add_norm_backward(
     blocks = norm_launch(width)
     count = min(programs(sum.device), triton.cdiv(row_count, blocks.block_rows))
     parts = [sum.new_zeros(count, width, dtype=torch.float32) if want else None for want in (want_weight, want_bias)]
-    grad, further, x = as_rows(grad_normed), as_rows(grad_sum), as_rows(sum)
     with on_device(sum):
         add_norm_backward_kernel[(count,)](
-            grad,
-            further,
-            x,
-            weight,
+            matrix(grad_normed),
+            matrix(grad_sum),
+            matrix(sum),
+            vector(weight),
             mean.contiguous(),
             rstd.contiguous(),
-            grad_input if want_input else None,
+            matrix(grad_input if want_input else None),
             *parts,
             row_count,
             width,
-            *strides(grad),
-            *strides(further),
-            *strides(x),
-            stride(weight),
             RMS=kind == "rms",
             WHOLE_ROWS=blocks.block_columns >= width,
             BLOCK_ROWS=blocks.block_rows,

@@ -118,7 +118,9 @@ def norm_launch(width: int) -> NormLaunch:
     """Whole rows where they fit into a program's registers, several of them where they are short."""
     largest = _INTERPRETED_NORM_COLUMNS if triton.knobs.runtime.interpret else 8192
     columns = min(triton.next_power_of_2(width), largest)
-    rows = 4 if width > largest else max(1, 1024 // columns)
+    if width > largest:  # in chunks, of several rows, whose parts of the parameters' gradients are then added together
+        return NormLaunch(4, min(largest, 2048), num_warps=8)
+    rows = max(1, 1024 // columns)
     return NormLaunch(rows, columns, num_warps=max(1, min(16, rows * columns // 512)))
 
 
@@ -127,12 +129,13 @@ def programs(device: torch.device) -> int:
     return 3 if triton.knobs.runtime.interpret else 2 * _device_facts(device)[1]
 
 
-def matmul_arithmetic(dtype: torch.dtype, capability: int = 80) -> str:
-    """ "half", "ieee" or, where torch's own switch allows it for fp32, "tf32"."""
+def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
+    """What a product of this dtype is computed in: "half", "ieee" or, where torch's own switch allows it, "tf32"."""
     if dtype != torch.float32:
         return "half"
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" or torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed and capability >= 80 and not triton.knobs.runtime.interpret else "ieee"
+    if device.type != "cuda" or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "ieee"
+    return "tf32" if _device_facts(device)[0] >= 80 else "ieee"
 
 
 @functools.cache
