@@ -128,6 +128,8 @@ def run_grad_weight(
 ) -> tuple[Tensor, Tensor]:
     """grad_output [..., out_features], input [..., in_features] -> (grad_weight, grad_bias), zero elements where not
     wanted. The bias alone takes the programs of the first columns, and gets the same bits."""
+    if not (want_weight or want_bias):
+        return nothing(input), nothing(input)
     g, z, x = transposed(matrix(grad_output)), transposed(matrix(preactivation)), matrix(input)
     rows, (depth, columns) = grad_output.shape[-1], x.data.shape
     how = plan("product", input.dtype, input.device, rows, columns, depth, g, z, x)
@@ -175,7 +177,5 @@ def linear_backward(
     elif given(preactivation) is None:
         preactivation = run_linear(input, weight, bias)
     grad_input = run_grad_input(grad_output, preactivation, weight, activation) if want_input else nothing(input)
-    grad_weight, grad_bias = nothing(input), nothing(input)
-    if want_weight or want_bias:
-        grad_weight, grad_bias = run_grad_weight(grad_output, preactivation, input, activation, want_weight, want_bias)
+    grad_weight, grad_bias = run_grad_weight(grad_output, preactivation, input, activation, want_weight, want_bias)
     return grad_input, grad_weight, grad_bias

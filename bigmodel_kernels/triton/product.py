@@ -98,6 +98,25 @@ def accumulate(sums, a, b, row_end, column_end, depth, BLOCKS: tl.constexpr):
 
 
 @triton.jit
+def accumulate_pair(sums, other_sums, a, b, other_b, row_end, column_end, depth, BLOCKS: tl.constexpr):
+    """(sums + a b, other_sums + a other_b) for a block, reading a once."""
+    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
+    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
+    terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    step = tl.full([], BLOCKS.K, tl.int64)
+    for start in range(0, depth, BLOCKS.K):
+        a_tile = load_factor(a, rows, row_end, terms, depth - start, BLOCKS.EVEN_M, BLOCKS.EVEN_K)
+        b_tile = load_factor(b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
+        other_tile = load_factor(other_b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
+        sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
+        other_sums = product(a_tile, other_tile, other_sums, BLOCKS.PRECISION)
+        a = advance(a, 0, step)
+        b = advance(b, step, 0)
+        other_b = advance(other_b, step, 0)
+    return sums, other_sums
+
+
+@triton.jit
 def accumulate_gradient(
     sums,
     row_sums,
