@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import norm_launch
-from .matrices import inside, matrix, nothing, on_device, row_pointers, vector
+from .launch import norm_launch, run
+from .matrices import inside, matrix, nothing, row_pointers, vector
 from .tiles import narrow
 
 
@@ -139,23 +139,24 @@ def add_norm(
     if row_count == 0:
         return total, normed, mean, rstd
     blocks = norm_launch(width)
-    with on_device(input):
-        add_norm_kernel[(triton.cdiv(row_count, blocks.block_rows),)](
-            matrix(input),
-            matrix(residual),
-            vector(weight),
-            vector(bias),
-            matrix(None if residual is None else total),
-            matrix(normed),
-            mean,
-            rstd,
-            row_count,
-            width,
-            eps,
-            RMS=kind == "rms",
-            WHOLE_ROWS=blocks.block_columns >= width,
-            BLOCK_ROWS=blocks.block_rows,
-            BLOCK_COLUMNS=blocks.block_columns,
-            num_warps=blocks.num_warps,
-        )
+    run(
+        add_norm_kernel,
+        (triton.cdiv(row_count, blocks.block_rows),),
+        matrix(input),
+        matrix(residual),
+        vector(weight),
+        vector(bias),
+        matrix(None if residual is None else total),
+        matrix(normed),
+        mean,
+        rstd,
+        row_count,
+        width,
+        eps,
+        RMS=kind == "rms",
+        WHOLE_ROWS=blocks.block_columns >= width,
+        BLOCK_ROWS=blocks.block_rows,
+        BLOCK_COLUMNS=blocks.block_columns,
+        num_warps=blocks.num_warps,
+    )
     return total, normed, mean, rstd

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .add_norm import load_parameter
-from .launch import norm_launch, programs
-from .matrices import inside, matrix, nothing, on_device, row_pointers, vector
+from .launch import norm_launch, programs, run
+from .matrices import inside, matrix, nothing, row_pointers, vector
 from .tiles import narrow
 
 
@@ -177,27 +177,35 @@ def add_norm_backward(
     blocks = norm_launch(width)
     count = min(programs(sum.device), triton.cdiv(row_count, blocks.block_rows))
     parts = [sum.new_zeros(count, width, dtype=torch.float32) if want else None for want in (want_weight, want_bias)]
-    with on_device(sum):
-        add_norm_backward_kernel[(count,)](
-            matrix(grad_normed),
-            matrix(grad_sum),
-            matrix(sum),
-            vector(weight),
-            mean.contiguous(),
-            rstd.contiguous(),
-            matrix(grad_input if want_input else None),
-            *parts,
-            row_count,
-            width,
-            RMS=kind == "rms",
-            WHOLE_ROWS=blocks.block_columns >= width,
-            BLOCK_ROWS=blocks.block_rows,
-            BLOCK_COLUMNS=blocks.block_columns,
-            num_warps=blocks.num_warps,
-        )
-        for part, output in zip(parts, (grad_weight, grad_bias), strict=True):
-            if part is not None:
-                column_sums_kernel[(triton.cdiv(width, 64),)](
-                    part, output, count, width, BLOCK_PARTS=32, BLOCK_COLUMNS=64
-                )
+    run(
+        add_norm_backward_kernel,
+        (count,),
+        matrix(grad_normed),
+        matrix(grad_sum),
+        matrix(sum),
+        vector(weight),
+        mean.contiguous(),
+        rstd.contiguous(),
+        matrix(grad_input if want_input else None),
+        *parts,
+        row_count,
+        width,
+        RMS=kind == "rms",
+        WHOLE_ROWS=blocks.block_columns >= width,
+        BLOCK_ROWS=blocks.block_rows,
+        BLOCK_COLUMNS=blocks.block_columns,
+        num_warps=blocks.num_warps,
+    )
+    for part, output in zip(parts, (grad_weight, grad_bias), strict=True):
+        if part is not None:
+            run(
+                column_sums_kernel,
+                (triton.cdiv(width, 64),),
+                part,
+                output,
+                count,
+                width,
+                BLOCK_PARTS=32,
+                BLOCK_COLUMNS=64,
+            )
     return grad_input, grad_weight, grad_bias

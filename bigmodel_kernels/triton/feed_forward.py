@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
+from .launch import run
 from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, load_bias, run_linear, store_like
-from .matrices import from_block, inside, matrix, nothing, on_device, transposed, vector
+from .matrices import from_block, inside, matrix, nothing, transposed, vector
 from .product import accumulate_pair, block_of_program, plan
 from .tiles import index
 
@@ -79,24 +80,25 @@ def run_gated_hidden(
     x, w, v, y = matrix(input), transposed(matrix(weight)), transposed(matrix(gate_weight)), matrix(hidden)
     (rows, depth), columns = x.data.shape, weight.shape[0]
     how = plan("pair", input.dtype, input.device, rows, columns, depth, x, w, v, y)
-    with on_device(input):
-        gated_hidden_kernel[how.grid](
-            x,
-            w,
-            v,
-            vector(bias),
-            vector(gate_bias),
-            y,
-            matrix(preactivation),
-            matrix(gate_preactivation),
-            dropout,
-            rows,
-            columns,
-            depth,
-            ACTIVATION=activation,
-            BLOCKS=how.blocks,
-            **how.options,
-        )
+    run(
+        gated_hidden_kernel,
+        how.grid,
+        x,
+        w,
+        v,
+        vector(bias),
+        vector(gate_bias),
+        y,
+        matrix(preactivation),
+        matrix(gate_preactivation),
+        dropout,
+        rows,
+        columns,
+        depth,
+        ACTIVATION=activation,
+        BLOCKS=how.blocks,
+        **how.options,
+    )
     return hidden
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from .activation import value_and_slope
 from .feed_forward import gated_input
+from .launch import run
 from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, load_like, run_linear, store_like
 from .linear_backward import run_grad_weight
-from .matrices import from_block, given, inside, matrix, nothing, on_device
+from .matrices import from_block, given, inside, matrix, nothing
 from .product import accumulate, block_of_program, plan
 from .tiles import index
 
@@ -79,11 +80,21 @@ def run_gate_gradient(
     g, w = matrix(grad_output), matrix(weight)
     others = [matrix(x) for x in (argument, factor, grad_argument, grad_factor, value)]
     (rows, depth), columns = g.data.shape, weight.shape[1]
-    how = plan("product", weight.dtype, weight.device, rows, columns, depth, g, w, *others)
-    with on_device(weight):
-        gate_gradient_kernel[how.grid](
-            g, w, *others, dropout, rows, columns, depth, ACTIVATION=activation, BLOCKS=how.blocks, **how.options
-        )
+    how = plan("gradient", weight.dtype, weight.device, rows, columns, depth, g, w, *others)
+    run(
+        gate_gradient_kernel,
+        how.grid,
+        g,
+        w,
+        *others,
+        dropout,
+        rows,
+        columns,
+        depth,
+        ACTIVATION=activation,
+        BLOCKS=how.blocks,
+        **how.options,
+    )
     return grad_argument, grad_factor, value
 
 

@@ -4,11 +4,15 @@
 choice in front of the table.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,54 +39,93 @@ class NormLaunch:
     num_warps: int
 
 
+class Launch(NamedTuple):
+    """One launch of a kernel: `arguments` by name, compile-time ones among them."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
 # Architectures that share a table; a newer one that is not listed takes the last below it.
 FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
 
-_INTERPRETED = ProductLaunch(32, 32, 32, 1, 1, group_m=2)
+_INTERPRETED = ProductLaunch(64, 64, 64, 1, 1, group_m=2)
 _INTERPRETED_NORM_COLUMNS = 256
 
-# By family and kernel: "product" has one accumulator, "pair" two (both halves of a gated layer). From large blocks to
-# small: the first that gives every multiprocessor a block is taken. Shared memory is what bounds them: 64 KiB on sm_75,
-# 163 on sm_80, 99 on sm_86, 227 on sm_90 and sm_100.
-_HALF = {
-    "sm_75": {
-        "product": (ProductLaunch(128, 128, 32, 8, 2), ProductLaunch(64, 64, 32, 4, 2)),
-        "pair": (ProductLaunch(128, 64, 32, 8, 2), ProductLaunch(64, 32, 32, 4, 2)),
-    },
+# Blocks by family and kind of kernel, from large to small: the first that gives every multiprocessor one is taken.
+# Kinds: "plain" products, with at most a bias and ReLU; "epilogue" with more than that; "gradient", whose epilogue has
+# the derivatives of activation and gate; "derivative", which takes one as it reads, or adds up a bias's gradient;
+# "pair" of accumulators. Shared memory bounds the blocks (163 KiB on sm_80, 99 on sm_86, 227 on sm_90 and sm_100), and
+# so do registers: `bigmodel audit` shows when they spill.
+_HALF_BLOCKS = {
     "sm_80": {
-        "product": (
-            ProductLaunch(128, 256, 64, 8, 3),
-            ProductLaunch(128, 128, 32, 4, 4),
-            ProductLaunch(64, 64, 64, 4, 4),
-        ),
-        "pair": (ProductLaunch(128, 128, 32, 8, 4), ProductLaunch(64, 64, 64, 4, 3)),
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 3), (64, 64, 64, 8, 3)),
+        "derivative": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "pair": ((128, 64, 64, 8, 3), (64, 64, 32, 4, 4)),
     },
     "sm_86": {
-        "product": (ProductLaunch(128, 128, 32, 8, 4), ProductLaunch(64, 64, 64, 4, 3)),
-        "pair": (ProductLaunch(128, 64, 32, 8, 4), ProductLaunch(64, 32, 64, 4, 3)),
+        "plain": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "epilogue": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "gradient": ((128, 64, 32, 8, 4), (64, 64, 64, 8, 3)),
+        "derivative": ((128, 64, 32, 8, 3), (64, 64, 32, 4, 3)),
+        "pair": ((128, 64, 32, 8, 4), (64, 32, 64, 4, 3)),
     },
     "sm_90": {
-        "product": (
-            ProductLaunch(128, 256, 64, 8, 3),
-            ProductLaunch(128, 128, 64, 8, 4),
-            ProductLaunch(64, 64, 64, 4, 4),
-        ),
-        "pair": (ProductLaunch(128, 128, 64, 8, 3), ProductLaunch(64, 64, 64, 4, 4)),
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "derivative": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "pair": ((128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
     },
     "sm_100": {
-        "product": (
-            ProductLaunch(128, 256, 64, 8, 3),
-            ProductLaunch(128, 128, 64, 8, 4),
-            ProductLaunch(128, 64, 64, 4, 4),
-        ),
-        "pair": (ProductLaunch(128, 128, 64, 8, 3), ProductLaunch(128, 64, 64, 4, 4)),
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (128, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 4), (128, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 4),),
+        "derivative": ((128, 128, 32, 8, 4), (128, 64, 64, 8, 3)),
+        "pair": ((128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
     },
 }
-# True fp32 runs on the ordinary units and is bound by registers.
-_FP32 = {"product": (ProductLaunch(64, 64, 16, 4, 3),), "pair": (ProductLaunch(64, 32, 16, 4, 3),)}
-_TF32 = {"product": (ProductLaunch(128, 64, 32, 8, 3),), "pair": (ProductLaunch(64, 64, 32, 8, 3),)}
+_KINDS = ("plain", "epilogue", "gradient", "derivative")
+# True fp32 runs on the ordinary units and is bound by registers; so does fp16 on sm_75, where Triton (3.9) has no
+# tensor-core products.
+_FMA_BLOCKS = dict.fromkeys(_KINDS, ((64, 64, 16, 4, 3),)) | {"pair": ((64, 32, 16, 4, 3),)}
+_HALF_BLOCKS["sm_75"] = _FMA_BLOCKS
+_TF32_BLOCKS = dict.fromkeys(_KINDS, ((128, 64, 32, 8, 3),)) | {"pair": ((64, 64, 32, 8, 3),)}
 
 _overrides: dict[tuple, ProductLaunch] = {}
+
+
+class _Recorder:
+    """While `recorded` runs: what was launched, on a device that need not exist."""
+
+    facts: tuple[int, int] | None = None
+    launches: list[Launch] = []
+
+
+def run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 3, **named) -> None:
+    """Launches a kernel on the device of its tensors."""
+    if _Recorder.facts is not None:
+        bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
+        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages))
+        return
+    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextlib.contextmanager
+def recorded(capability: int, multiprocessors: int) -> Iterator[list[Launch]]:
+    """Collects what would be launched on such a device, of tensors without data, instead of launching it."""
+    _Recorder.facts, _Recorder.launches = (capability, multiprocessors), []
+    try:
+        yield _Recorder.launches
+    finally:
+        _Recorder.facts = None
 
 
 def family(capability: int) -> str:
@@ -92,9 +135,8 @@ def family(capability: int) -> str:
 
 def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[ProductLaunch, ...]:
     """The table's row. arithmetic: "half" (bf16, fp16), "ieee" (true fp32) or "tf32"."""
-    if arithmetic == "half":
-        return _HALF[family(capability)][kind]
-    return (_FP32 if arithmetic == "ieee" else _TF32)[kind]
+    tables = {"half": _HALF_BLOCKS[family(capability)], "ieee": _FMA_BLOCKS, "tf32": _TF32_BLOCKS}
+    return tuple(ProductLaunch(*blocks) for blocks in tables[arithmetic][kind])
 
 
 def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
@@ -138,9 +180,17 @@ def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     return "tf32" if _device_facts(device)[0] >= 80 else "ieee"
 
 
-@functools.cache
+def _leaves(argument) -> Iterator:
+    return iter(argument) if isinstance(argument, tuple) else iter((argument,))
+
+
 def _device_facts(device: torch.device) -> tuple[int, int]:
     """(compute capability as 90, multiprocessors)"""
+    return _Recorder.facts or _facts_of(device)
+
+
+@functools.cache
+def _facts_of(device: torch.device) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .activation import activate
 from .dropout import dropout_constants, dropout_tile, load_seed
-from .matrices import from_block, inside, matrix, nothing, on_device, pointers, transposed, vector
+from .launch import run
+from .matrices import from_block, inside, matrix, nothing, pointers, transposed, vector
 from .product import accumulate, block_of_program, plan
 from .tiles import index, narrow
 
@@ -122,24 +123,28 @@ def run_linear(
     x, w, y = matrix(input), transposed(matrix(weight)), matrix(output)
     z, by, addend = matrix(preactivation), matrix(factor), matrix(residual)
     (rows, depth), columns = x.data.shape, weight.shape[0]
-    how = plan("product", input.dtype, input.device, rows, columns, depth, x, w, y, z, by, addend)
-    with on_device(input):
-        linear_kernel[how.grid](
-            x,
-            w,
-            vector(bias),
-            by,
-            addend,
-            y,
-            z,
-            dropout,
-            rows,
-            columns,
-            depth,
-            ACTIVATION=activation,
-            BLOCKS=how.blocks,
-            **how.options,
-        )
+    plain = activation in ("none", "relu") and dropout.seed is None and residual is None and factor is None
+    how = plan(
+        "plain" if plain else "epilogue", input.dtype, input.device, rows, columns, depth, x, w, y, z, by, addend
+    )
+    run(
+        linear_kernel,
+        how.grid,
+        x,
+        w,
+        vector(bias),
+        by,
+        addend,
+        y,
+        z,
+        dropout,
+        rows,
+        columns,
+        depth,
+        ACTIVATION=activation,
+        BLOCKS=how.blocks,
+        **how.options,
+    )
     return output
 
 

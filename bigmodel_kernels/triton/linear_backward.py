@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import run
 from .linear import run_linear, store_like
-from .matrices import Matrix, from_block, given, inside, matrix, nothing, on_device, transposed
+from .matrices import Matrix, from_block, given, inside, matrix, nothing, transposed
 from .product import accumulate_gradient, block_of_program, plan
 from .tiles import index, narrow
 
@@ -110,11 +111,32 @@ def run_grad_input(grad_output: Tensor, preactivation: Tensor | None, weight: Te
     output = grad_output.new_empty(*grad_output.shape[:-1], weight.shape[1])
     g, z, w, y = matrix(grad_output), matrix(preactivation), matrix(weight), matrix(output)
     (rows, depth), columns = g.data.shape, weight.shape[1]
-    how = plan("product", weight.dtype, weight.device, rows, columns, depth, g, z, w, y)
-    with on_device(weight):
-        grad_input_kernel[how.grid](
-            g, z, w, y, rows, columns, depth, ACTIVATION=activation, BLOCKS=how.blocks, **how.options
-        )
+    how = plan(
+        "plain" if preactivation is None else "derivative",
+        weight.dtype,
+        weight.device,
+        rows,
+        columns,
+        depth,
+        g,
+        z,
+        w,
+        y,
+    )
+    run(
+        grad_input_kernel,
+        how.grid,
+        g,
+        z,
+        w,
+        y,
+        rows,
+        columns,
+        depth,
+        ACTIVATION=activation,
+        BLOCKS=how.blocks,
+        **how.options,
+    )
     return output
 
 
@@ -132,26 +154,28 @@ def run_grad_weight(
         return nothing(input), nothing(input)
     g, z, x = transposed(matrix(grad_output)), transposed(matrix(preactivation)), matrix(input)
     rows, (depth, columns) = grad_output.shape[-1], x.data.shape
-    how = plan("product", input.dtype, input.device, rows, columns, depth, g, z, x)
+    # One kind whether or not the bias is wanted, so that the weight's gradient does not depend on that.
+    how = plan("derivative", input.dtype, input.device, rows, columns, depth, g, z, x)
     if not want_weight:
         columns = min(columns, how.blocks.N)
         how = how._replace(grid=(triton.cdiv(rows, how.blocks.M),))
     grad_weight = input.new_empty(rows, columns)
     grad_bias = input.new_empty(rows) if want_bias else nothing(input)
-    with on_device(input):
-        grad_weight_kernel[how.grid](
-            g,
-            z,
-            x,
-            Matrix(grad_weight, columns, 1),
-            grad_bias if want_bias else None,
-            rows,
-            columns,
-            depth,
-            ACTIVATION=activation,
-            BLOCKS=how.blocks,
-            **how.options,
-        )
+    run(
+        grad_weight_kernel,
+        how.grid,
+        g,
+        z,
+        x,
+        Matrix(grad_weight, columns, 1),
+        grad_bias if want_bias else None,
+        rows,
+        columns,
+        depth,
+        ACTIVATION=activation,
+        BLOCKS=how.blocks,
+        **how.options,
+    )
     return grad_weight if want_weight else nothing(input), grad_bias
 
 

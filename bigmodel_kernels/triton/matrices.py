@@ -1,9 +1,7 @@
 """Matrices and vectors with any strides: what kernels take, and what their launchers ask of tensors."""
 
-import contextlib
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,8 +77,3 @@ def nothing(like: Tensor) -> Tensor:
 def given(saved: Tensor | None) -> Tensor | None:
     """What a forward pass saved; None where it left zero elements because there was nothing to save."""
     return None if saved is None or saved.numel() == 0 else saved
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Kernels launch on the current device, which must be x's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

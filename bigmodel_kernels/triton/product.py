@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .activation import value_and_slope
 from .launch import matmul_arithmetic, product_launch
-from .matrices import Matrix, pointers
+from .matrices import Matrix, from_block, pointers
 from .tiles import index, load_tile, narrow, product
 
 
@@ -68,16 +68,19 @@ def block_of_program(row_count, column_count, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def load_factor(x, rows, row_end, columns, column_end, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr):
-    """A tile of a Matrix, zero beyond its ends."""
-    tile = pointers(x, rows, columns)
-    return load_tile(tile, rows[:, None], row_end, columns[None, :], column_end, not EVEN_ROWS, not EVEN_COLUMNS)
+def load_left(x, start, rows, terms, row_end, depth, BLOCKS: tl.constexpr):
+    """The tile of a left factor [rows, depth] whose terms begin at `start`, zero beyond its ends."""
+    tile = pointers(from_block(x, 0, start), rows, terms)
+    return load_tile(tile, rows[:, None], row_end, terms[None, :], depth - start, not BLOCKS.EVEN_M, not BLOCKS.EVEN_K)
 
 
 @triton.jit
-def advance(x, rows, columns):
-    """A Matrix that begins so many rows and columns later, of which one is zero."""
-    return Matrix(x.data + rows * x.row_stride + columns * x.column_stride, x.row_stride, x.column_stride)
+def load_right(x, start, terms, columns, depth, column_end, BLOCKS: tl.constexpr):
+    """The tile of a right factor [depth, columns] whose terms begin at `start`, zero beyond its ends."""
+    tile = pointers(from_block(x, start, 0), terms, columns)
+    return load_tile(
+        tile, terms[:, None], depth - start, columns[None, :], column_end, not BLOCKS.EVEN_K, not BLOCKS.EVEN_N
+    )
 
 
 @triton.jit
@@ -87,13 +90,10 @@ def accumulate(sums, a, b, row_end, column_end, depth, BLOCKS: tl.constexpr):
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
-    step = tl.full([], BLOCKS.K, tl.int64)
     for start in range(0, depth, BLOCKS.K):
-        a_tile = load_factor(a, rows, row_end, terms, depth - start, BLOCKS.EVEN_M, BLOCKS.EVEN_K)
-        b_tile = load_factor(b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
+        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
         sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
-        a = advance(a, 0, step)
-        b = advance(b, step, 0)
     return sums
 
 
@@ -103,16 +103,12 @@ def accumulate_pair(sums, other_sums, a, b, other_b, row_end, column_end, depth,
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
-    step = tl.full([], BLOCKS.K, tl.int64)
     for start in range(0, depth, BLOCKS.K):
-        a_tile = load_factor(a, rows, row_end, terms, depth - start, BLOCKS.EVEN_M, BLOCKS.EVEN_K)
-        b_tile = load_factor(b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
-        other_tile = load_factor(other_b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
+        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        other_tile = load_right(other_b, start, terms, columns, depth, column_end, BLOCKS)
         sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
         other_sums = product(a_tile, other_tile, other_sums, BLOCKS.PRECISION)
-        a = advance(a, 0, step)
-        b = advance(b, step, 0)
-        other_b = advance(other_b, step, 0)
     return sums, other_sums
 
 
@@ -136,18 +132,14 @@ def accumulate_gradient(
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
-    step = tl.full([], BLOCKS.K, tl.int64)
     for start in range(0, depth, BLOCKS.K):
-        g = load_factor(a, rows, row_end, terms, depth - start, BLOCKS.EVEN_M, BLOCKS.EVEN_K)
-        b_tile = load_factor(b, terms, depth - start, columns, column_end, BLOCKS.EVEN_K, BLOCKS.EVEN_N)
+        g = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
         if preactivation.data is not None:
-            at = load_factor(preactivation, rows, row_end, terms, depth - start, BLOCKS.EVEN_M, BLOCKS.EVEN_K)
-            _, slope = value_and_slope(at.to(tl.float32), ACTIVATION)
+            z = load_left(preactivation, start, rows, terms, row_end, depth, BLOCKS)
+            _, slope = value_and_slope(z.to(tl.float32), ACTIVATION)
             g = narrow(g.to(tl.float32) * slope, g.dtype)
-            preactivation = advance(preactivation, 0, step)
         sums = product(g, b_tile, sums, BLOCKS.PRECISION)
         if ROW_SUMS:
             row_sums = product(g, tl.full([BLOCKS.K, row_sums.shape[1]], 1.0, g.dtype), row_sums, BLOCKS.PRECISION)
-        a = advance(a, 0, step)
-        b = advance(b, step, 0)
     return sums, row_sums
