@@ -37,11 +37,11 @@ test: build test-cpp
 
 # Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
 test-triton: build
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton $(OP_TESTS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton tests/test_triton.py $(OP_TESTS)
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build
-	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats)' $(OP_TESTS)
+	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats) or test_triton' tests/test_triton.py $(OP_TESTS)
 
 # The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
 # targets, since sanitized kernels compile slowly and every target has the same sources.

@@ -72,7 +72,7 @@ _HALF_BLOCKS = {
         "plain": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
         "epilogue": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
         "gradient": ((128, 64, 32, 8, 4), (64, 64, 64, 8, 3)),
-        "derivative": ((128, 64, 32, 8, 3), (64, 64, 32, 4, 3)),
+        "derivative": ((128, 64, 32, 4, 3), (64, 64, 32, 4, 3)),
         "pair": ((128, 64, 32, 8, 4), (64, 32, 64, 4, 3)),
     },
     "sm_90": {
@@ -161,7 +161,7 @@ def norm_launch(width: int) -> NormLaunch:
     largest = _INTERPRETED_NORM_COLUMNS if triton.knobs.runtime.interpret else 8192
     columns = min(triton.next_power_of_2(width), largest)
     if width > largest:  # in chunks, of several rows, whose parts of the parameters' gradients are then added together
-        return NormLaunch(4, min(largest, 2048), num_warps=8)
+        return NormLaunch(4, 2048 if width > 8192 else largest, num_warps=8)
     rows = max(1, 1024 // columns)
     return NormLaunch(rows, columns, num_warps=max(1, min(16, rows * columns // 512)))
 
