@@ -14,23 +14,34 @@ SANITIZERS := address,undefined
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
 NO_PYTHON := '$(PYTHON) is not Python 3.11 or newer, which bigmodel_kernels needs: make PYTHON=python3.11'
 NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 11 or newer \
     (apt-get install g++), or name another: make CXX=clang++'
 
-.PHONY: demo test test-cpp test-isa bench lint format build clean
+.PHONY: demo test test-triton test-gpu test-cpp test-isa bench lint format build clean
 
 demo: build
 	$(BIN)/bigmodel info
 	$(BIN)/bigmodel train --compare --epochs 3
 	$(BIN)/bigmodel bench --quick
 
-# pytest last, so that its summary is the closing line. Its workers share the processors, so waiting threads must sleep:
+# The Triton kernels first, interpreted, where Triton is installed. pytest last, so that its summary is the closing
+# line. Its workers share the processors, so waiting threads must sleep:
 # spinning ones take the time of those that work.
 test: build test-cpp
+	@if $(BIN)/python -c 'import triton' 2> /dev/null; then $(MAKE) --no-print-directory test-triton; fi
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS)
+
+# Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
+test-triton: build
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton tests/test_triton.py $(OP_TESTS)
+
+# The same cases on a CUDA device, compiled.
+test-gpu: build
+	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats) or test_triton' tests/test_triton.py $(OP_TESTS)
 
 # The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
 # targets, since sanitized kernels compile slowly and every target has the same sources.

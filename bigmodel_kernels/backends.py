@@ -1,11 +1,14 @@
 """Which implementation runs an op: named by the user, or chosen by device and dtype.
 
-A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu"), or the module `reference`. A backend
-that was named never falls back: what it cannot run raises with the reasons. Automatic choice takes the first of
-`AUTOMATIC_ORDER` that has no reason against it; `explain()` tells what was chosen and why the others were not.
+A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu"), `torch.ops.bigmodel_triton`
+("triton"), or the module `reference`. A backend that was named never falls back: what it cannot run raises with the
+reasons. Automatic choice takes the first of `AUTOMATIC_ORDER` that has no reason against it; `explain()` tells what was
+chosen and why the others were not.
 """
 
+import functools
 import importlib.util
+import os
 import platform
 import threading
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import reference
+from . import ops, reference
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
@@ -23,7 +26,12 @@ REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
 # Meta tensors have no data; the ops' fakes, registered beside the CPU kernels, give their shapes.
 _CPU_DEVICES = ("cpu", "meta")
-_CPU_OPS = torch.ops.bigmodel
+CPU_OPS = torch.ops.bigmodel
+
+# Empty until `_load_triton` has imported the kernels.
+TRITON_OPS = torch.ops.bigmodel_triton
+TRITON_CAPABILITY = (7, 5)
+TRITON_BFLOAT16_CAPABILITY = (8, 0)
 
 
 class _Forced(threading.local):
@@ -67,7 +75,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     if name is None:
         return _namespace(_automatic(op, device, dtype))
     _check_name(op, name)
-    reasons = _reasons(name, device, dtype)
+    reasons = _reasons(name, op, device, dtype)
     if reasons:
         raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
     return _namespace(name)
@@ -76,7 +84,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
 def resolve_for(op: str, x: Tensor, name: str | None = None):
     """`resolve` by a call's first tensor; the common case first, without the cost of looking at x's device."""
     if is_plain(x, name):
-        return _CPU_OPS
+        return CPU_OPS
     return resolve(op, x.device, x.dtype, name)
 
 
@@ -98,10 +106,10 @@ def unsupported_reasons(
     # Every option of an op is supported wherever the op is, so that devices and dtypes decide alone.
     del options
     if not tensors:
-        return _backend_reasons(backend)
+        return [*_backend_reasons(backend)] or [*_op_reasons(backend, op)]
     reasons = []
     for tensor in tensors:
-        reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
+        reasons += [reason for reason in _reasons(backend, op, tensor.device, tensor.dtype) if reason not in reasons]
     return reasons
 
 
@@ -157,7 +165,7 @@ def info() -> dict:
         "cpu_target": _C.cpu_target(),
         "supported_cpu_targets": _C.supported_cpu_targets(),
         "build": _C.build_info(),
-        "backends": {name: _backend_reasons(name) for name in BACKENDS},
+        "backends": {name: [*_backend_reasons(name)] for name in BACKENDS},
     }
 
 
@@ -168,40 +176,86 @@ def _check_name(op: str, name: str) -> None:
 
 def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
     for name in AUTOMATIC_ORDER:
-        if not _reasons(name, device, dtype):
+        # On CPU tensors Triton only interprets its kernels: a test of them, and never a choice.
+        if not (name == "triton" and device.type == "cpu") and not _reasons(name, op, device, dtype):
             return name
-    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
+    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', op, device, dtype))}")
 
 
-def _backend_reasons(name: str) -> list[str]:
+# What these functions return is decided when a call is traced: no compiler need follow how.
+@torch.compiler.assume_constant_result
+def _backend_reasons(name: str) -> tuple[str, ...]:
     """Why a backend is not available at all."""
-    reasons = []
     if name == "cuda":
-        reasons.append("this version has no CUDA kernels")
-        if not torch.cuda.is_available():
-            reasons.append("torch sees no CUDA device")
-    elif name == "triton":
-        reasons.append("this version has no Triton kernels")
-        if importlib.util.find_spec("triton") is None:
-            reasons.append("the package triton is not installed")
-    return reasons
+        missing = () if torch.cuda.is_available() else ("torch sees no CUDA device",)
+        return "this version has no CUDA kernels", *missing
+    return _load_triton() if name == "triton" else ()
 
 
-def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    reasons = _backend_reasons(name)
+@torch.compiler.assume_constant_result
+def _op_reasons(name: str, op: str) -> tuple[str, ...]:
+    """Why a backend that is available cannot run an op."""
+    if name == "triton" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"bigmodel_triton::{op}", "CUDA"):
+        return (f"this version has no Triton kernel for {op}",)
+    return ()
+
+
+@torch.compiler.assume_constant_result
+def _triton_device_reasons(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Why Triton cannot run tensors of this device and dtype."""
+    if device.type == "cpu" and _interpreting():
+        return ()
+    if device.type != "cuda" or not torch.cuda.is_available():
+        hint = "" if device.type != "cpu" else ", and CPU tensors where TRITON_INTERPRET=1 was set before the start"
+        return (f"the tensors are on {device}; the triton backend reads cuda tensors{hint}",)
+    capability = torch.cuda.get_device_capability(device)
+    name = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < TRITON_CAPABILITY:
+        return (f"{device} has {name}; the triton backend needs {TRITON_CAPABILITY[0]}.{TRITON_CAPABILITY[1]}",)
+    if dtype == torch.bfloat16 and capability < TRITON_BFLOAT16_CAPABILITY:
+        return (f"the dtype is torch.bfloat16, which {device} with {name} cannot multiply; float16 and float32 run",)
+    return ()
+
+
+@functools.cache
+def _load_triton() -> tuple[str, ...]:
+    """Registers the Triton kernels with their fakes and gradients if they can run here, or says why they cannot."""
+    reasons = []
+    if importlib.util.find_spec("triton") is None:
+        reasons.append("the package triton is not installed")
+    if not torch.cuda.is_available() and not _interpreting():
+        reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
+    if not reasons:
+        try:
+            from . import triton
+        except ImportError as error:  # a triton too old, or broken: no reason to fail where another backend can run
+            return (f"the package triton cannot be used: {error}",)
+        ops.register(triton.NAMESPACE)
+    return tuple(reasons)
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
+
+
+def _reasons(name: str, op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    reasons = [*_backend_reasons(name)] or [*_op_reasons(name, op)]
     if reasons:
         return reasons
     if name == "reference":
         if dtype not in REFERENCE_DTYPES:
             reasons.append(f"the dtype is {dtype}; the reference computes float64, float32, bfloat16 and float16")
         return reasons
-    devices = _CPU_DEVICES if name == "cpu" else ("cuda",)
-    if device.type not in devices:
-        reasons.append(f"the tensors are on {device}; the {name} backend reads {devices[0]} tensors")
+    if name == "triton":
+        reasons += _triton_device_reasons(device, dtype)
+    elif name == "cpu" and device.type not in _CPU_DEVICES:
+        reasons.append(f"the tensors are on {device}; the cpu backend reads cpu tensors")
     if dtype not in KERNEL_DTYPES:
         reasons.append(f"the dtype is {dtype}; the {name} backend computes float32, bfloat16 and float16")
     return reasons
 
 
 def _namespace(name: str):
-    return reference if name == "reference" else _CPU_OPS
+    if name == "reference":
+        return reference
+    return TRITON_OPS if name == "triton" else CPU_OPS

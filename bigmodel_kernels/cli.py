@@ -1,4 +1,4 @@
-"""`bigmodel`: info, bench, compare and train from the command line. What they do lives elsewhere; this only talks."""
+"""`bigmodel`: info, bench, compare, audit and train. What they do lives elsewhere; this only talks."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -121,6 +121,38 @@ def compare(
     if picture:
         comparison.draw(*records, picture)
         console.print(f"Chart: {picture}", highlight=False)
+
+
+@app.command()
+def audit(
+    arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
+) -> None:
+    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code."""
+    from . import audit as auditing
+    from .audit import report
+
+    console = report.report_console()
+    architectures = arch or auditing.ARCHITECTURES
+    selected = {
+        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES)) for each in architectures
+    }
+    rows = []
+    with _progress(console) as progress:
+        task = progress.add_task("compiling", total=sum(map(len, selected.values())))
+        for each, cases in selected.items():
+            progress.update(task, description=f"compiling for {each}")
+            for row in auditing.audit(each, cases):
+                rows.append(row)
+                progress.advance(task)
+    report.print_rows(rows, console)
+    if json:
+        report.save(rows, json)
+    if markdown:
+        markdown.write_text(report.markdown(rows))
 
 
 def _default(name: str, text: str, **options) -> typer.models.OptionInfo:

@@ -426,7 +426,8 @@ def _needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def _packed(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
     """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
-    if ops is reference or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
+    on_cpu = ops is direct.OPS or ops is backends.CPU_OPS
+    if not on_cpu or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
         return (None,) * len(weights)
     return [None if w is None or _needs_gradient((w,)) else packed_weights.lookup(w) for w in weights]
 

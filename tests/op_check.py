@@ -1,13 +1,27 @@
 """What the tests of all ops do alike with a case: run it with gradients, and hold it against the truth."""
 
+import os
 from functools import cache
 
 import torch
 
+from bigmodel_kernels import backends
 from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Random cases per test: fewer where Triton's interpreter takes seconds for what a kernel does in microseconds.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EXAMPLES = 10 if INTERPRETED else 40
 dtype_name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
+
+
+def ops_of(backend: str):
+    """The torch.ops namespace in which a backend's kernels are registered."""
+    return backends.TRITON_OPS if backend == "triton" else backends.CPU_OPS
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
 
 
 def leaves(inputs: dict) -> dict:
@@ -26,13 +40,14 @@ def grad_outputs(outputs: dict, dtype: torch.dtype) -> dict:
         grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype).to(output.dtype)
         if grad.dim() > 1:
             grad = grad.transpose(-1, -2).contiguous().transpose(-1, -2)
-        grads[name] = grad
+        grads[name] = grad.to(output.device)
     return grads
 
 
 def run_with_gradients(case, inputs: dict, dtype: torch.dtype, backend: str) -> tuple[dict, dict]:
     """Outputs, and the gradients of every differentiable input."""
-    inputs = leaves(inputs)
+    device = device_of(backend)
+    inputs = leaves({name: x if x is None else x.to(device) for name, x in inputs.items()})
     outputs = case.run(inputs, backend)
     wanted = {name: x for name, x in inputs.items() if x is not None and x.requires_grad}
     given = grad_outputs(outputs, dtype)
@@ -41,7 +56,9 @@ def run_with_gradients(case, inputs: dict, dtype: torch.dtype, backend: str) -> 
     for name, grad in given.items():
         assert torch.equal(grad, before[name]), f"the gradient of {name} was written"
     filled = (torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, wanted.values(), strict=True))
-    return {name: x.detach() for name, x in outputs.items()}, dict(zip(wanted, filled, strict=True))
+    return {name: x.detach().cpu() for name, x in outputs.items()}, dict(
+        zip(wanted, (grad.cpu() for grad in filled), strict=True)
+    )
 
 
 @cache

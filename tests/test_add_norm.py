@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
+from op_check import DTYPES, EXAMPLES, check_case, check_repeats, dtype_name, leaves, ops_of
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.testing import ADD_NORM_CASES, AddNormCase
@@ -37,7 +37,9 @@ def any_case(draw):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=any_case(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
@@ -105,7 +107,7 @@ def test_opcheck(backend):
     for name in ("three_dimensions_layer", "no_residual_rms", "no_bias_rms", "no_parameters_layer", "transposed_layer"):
         inputs = leaves(CASE[name].inputs(torch.float32))
         result = torch.library.opcheck(
-            torch.ops.bigmodel.add_norm.default, tuple(inputs.values()), {"kind": CASE[name].kind}
+            ops_of(backend).add_norm.default, tuple(inputs.values()), {"kind": CASE[name].kind}
         )
         assert set(result.values()) == {"SUCCESS"}
 

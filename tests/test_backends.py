@@ -1,5 +1,8 @@
 """The choice of backends: named ones never fall back, automatic choice explains itself."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,12 +14,12 @@ from bigmodel_kernels import backends, reference
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_available_or_says_why_not(name):
-    reasons = backends.unsupported_reasons("attention", name)
+    reasons = backends.unsupported_reasons("linear", name)
     assert bmk.info()["backends"][name] == reasons
     if reasons:
-        x = torch.randn(1, 1, 2, 4)
-        with pytest.raises(RuntimeError, match=rf"^\[attention\] the {name} backend cannot run this: {reasons[0]}"):
-            bmk.attention(x, x, x, backend=name)
+        x = torch.randn(2, 4)
+        with pytest.raises(RuntimeError, match=rf"^\[linear\] the {name} backend cannot run this: {reasons[0]}"):
+            bmk.linear(x, x, backend=name)
         pytest.skip(f"{name} cannot run here: {'; '.join(reasons)}")
 
 
@@ -124,3 +127,48 @@ def test_meta_tensors_have_shapes_without_data():
     x = torch.empty(2, 3, 5, 8, device="meta")
     assert bmk.attention(x, x, x).shape == (2, 3, 5, 8)
     assert bmk.linear(x, torch.empty(7, 8, device="meta"), activation="gelu").shape == (2, 3, 5, 7)
+
+
+class TestTriton:
+    """Triton is imported only where it can run; interpreted, it serves who names it, and is never chosen."""
+
+    @staticmethod
+    def run(code: str, **environment: str) -> str:
+        header = "import sys, torch, bigmodel_kernels as bmk; x = torch.ones(2, 3); "
+        variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+        command = [sys.executable, "-c", header + code]
+        return subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout.strip()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+    def test_is_not_imported_without_a_gpu(self):
+        code = "bmk.linear(x, x); print(bmk.explain('linear', x)); print('bigmodel_kernels.triton' in sys.modules)"
+        output = self.run(code)
+        assert "triton: torch sees no CUDA device, and TRITON_INTERPRET is not set" in output
+        assert output.endswith("False")
+
+    def test_missing_package_is_a_reason(self):
+        code = (
+            "import importlib.util as u; find = u.find_spec; "
+            "u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest); "
+            "print(bmk.explain('linear', x)); bmk.linear(x, x)"
+        )
+        assert "triton: the package triton is not installed" in self.run(code, TRITON_INTERPRET="1")
+
+    def test_interpreted_serves_who_names_it(self):
+        pytest.importorskip("triton")
+        code = (
+            "print(bmk.explain('linear', x).backend, torch.equal(bmk.linear(x, x, backend='triton'), x @ x.t())); "
+            "print(bmk.explain('linear', x.double(), backend='triton'))"
+        )
+        output = self.run(code, TRITON_INTERPRET="1")
+        assert output.startswith("cpu True")
+        assert "linear runs on: nothing (triton was named" in output and "float64" in output
+
+    def test_weights_are_not_packed_for_it(self):
+        pytest.importorskip("triton")
+        code = (
+            "from bigmodel_kernels.ops import packed_weights; x = torch.randn(17, 130); w = torch.randn(140, 130)\n"
+            "for _ in range(3): bmk.linear(x, w, backend='triton')\n"
+            "print(packed_weights.packed_bytes())"
+        )
+        assert self.run(code, TRITON_INTERPRET="1") == "0"

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
+from op_check import DTYPES, EXAMPLES, check_case, check_repeats, dtype_name, leaves, ops_of
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.reference.philox import dropout_keep
@@ -42,7 +42,9 @@ def any_case(draw):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=any_case(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
@@ -74,7 +76,7 @@ def test_recomputed_preactivations_give_the_same_gradients(backend):
         grads = []
         for save in (True, False):
             options = {"activation": case.activation, "gate": case.gate or "none", "save_preactivation": save}
-            output, preactivation, _ = torch.ops.bigmodel.feed_forward(*arguments, **options)
+            output, preactivation, _ = ops_of(backend).feed_forward(*arguments, **options)
             assert (preactivation.numel() > 0) == save
             grads.append(torch.autograd.grad(output.sin().sum(), wanted))
         for saved, recomputed in zip(*grads, strict=True):
@@ -115,7 +117,7 @@ def test_opcheck(backend):
                 "dropout_p": case.dropout_p,
                 "save_preactivation": save,
             }
-            result = torch.library.opcheck(torch.ops.bigmodel.feed_forward.default, arguments, options)
+            result = torch.library.opcheck(ops_of(backend).feed_forward.default, arguments, options)
             assert set(result.values()) == {"SUCCESS"}
 
 

@@ -5,9 +5,10 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU_DISPATCHES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
+from op_check import DTYPES, EXAMPLES, check_case, check_repeats, dtype_name, leaves, ops_of
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.ops import packed_weights
@@ -41,7 +42,9 @@ def any_case(draw):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=any_case(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
@@ -84,8 +87,11 @@ def test_opcheck(backend):
         arguments = tuple(inputs.get(name) for name in ("x", "weight", "bias", "residual"))
         for save in (False, True):
             options = {"activation": case.activation or "none", "save_preactivation": save}
-            result = torch.library.opcheck(torch.ops.bigmodel.linear.default, arguments, options)
+            result = torch.library.opcheck(ops_of(backend).linear.default, arguments, options)
             assert set(result.values()) == {"SUCCESS"}
+
+
+def test_opcheck_of_packing():
     # Not the checks that compare packed bytes: those between the panels are never written or read.
     result = torch.library.opcheck(
         torch.ops.bigmodel.linear_pack.default,
@@ -150,6 +156,7 @@ def test_autocast_gives_torch_s_dtype(residual_dtype, backend):
     assert weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
 class TestPackedWeights:
     """The cache of packed weights is invisible: right results whatever happens to the weight."""
 

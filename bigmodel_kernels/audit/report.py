@@ -1,0 +1,95 @@
+"""The audit as a table for a terminal, as Markdown and as JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .architectures import BY_CAPABILITY
+from .rows import Row
+
+_COLUMNS = (
+    "kernel",
+    "dtype",
+    "warps",
+    "registers",
+    "spills",
+    "shared KiB",
+    "blocks/SM",
+    "tensor-core instructions",
+    "global loads",
+    "exp",
+    "limiter: clocks of an iteration",
+)
+_WIDTH = 230  # of a table that is not shown in a terminal
+_PREDICTED = "Predicted from machine code, not measured"
+
+
+def report_console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def print_rows(rows: Sequence[Row], console: Console) -> None:
+    for arch, of_arch in _by_architecture(rows):
+        table = Table(title=f"{arch} ({_device(arch)}). {_PREDICTED}.", title_justify="left")
+        for column in _COLUMNS:
+            table.add_column(column, overflow="fold")
+        for row in of_arch:
+            table.add_row(*_cells(row))
+        console.print(table, highlight=False, markup=False)
+    console.print(
+        f"{len(rows)} kernels, {sum(row.spills > 0 for row in rows)} with spills. {_PREDICTED}.", highlight=False
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    lines = [
+        "# Audit of the Triton kernels",
+        "",
+        f"{_PREDICTED}: no GPU has run these kernels for this page. Every figure is read from the machine code",
+        "that the compiler made for the default launches, or follows from it by arithmetic.",
+        "",
+        "Tensor-core instructions: found in the code / needed by one iteration of the inner loop (the code may hold",
+        "the loop more than once). Global loads: instructions by width in bits. Limiter: the unit with the most clocks",
+        "for one iteration of one block, at the peak rates of the device in the heading.",
+    ]
+    for arch, of_arch in _by_architecture(rows):
+        lines += ["", f"## {arch} ({_device(arch)}), predicted", ""]
+        lines += ["| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in of_arch]
+    return "\n".join(lines) + "\n"
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+
+
+def _by_architecture(rows: Sequence[Row]) -> Iterable[tuple[str, Iterable[Row]]]:
+    return groupby(rows, key=lambda row: row.arch)
+
+
+def _device(arch: str) -> str:
+    return next(each.device for each in BY_CAPABILITY.values() if each.name == arch)
+
+
+def _cells(row: Row) -> list[str]:
+    clocks = ", ".join(f"{unit} {clocks:.0f}" for unit, clocks in row.clocks.items())
+    mma = ", ".join(f"{name} {count}" for name, count in row.mma.items())
+    return [
+        row.kernel,
+        row.dtype,
+        str(row.warps),
+        str(row.registers),
+        str(row.spills),
+        f"{(row.static_shared + row.dynamic_shared) / 1024:.1f}",
+        f"{row.blocks_per_multiprocessor} ({row.blocks_limited_by})",
+        f"{mma} / {row.mma_expected:g}" if mma else "none",
+        ", ".join(f"{width}: {count}" for width, count in row.global_loads.items()),
+        str(row.exps),
+        f"{row.limiter}: {clocks}" if clocks else row.limiter,
+    ]

@@ -1,0 +1,51 @@
+"""The Triton backend: the ops of `torch.ops.bigmodel` once more, as `torch.ops.bigmodel_triton`.
+
+Importing this package registers them, for CUDA tensors, and under TRITON_INTERPRET=1, where Triton runs kernels in
+numpy, for CPU tensors too. `backends.py` imports it where it can run, and attaches fakes and gradients.
+"""
+
+import importlib
+import importlib.util
+
+import torch
+import triton
+
+NAMESPACE = "bigmodel_triton"
+
+# Where the function of each op lives. Its parameters are those of the op's schema, and it assumes checked tensors.
+_MODULES = {
+    "attention": "attention_forward",
+    "attention_backward": "attention_backward",
+    "attention_weights": "attention_weights",
+    "attention_weights_backward": "attention_weights_backward",
+    "linear": "linear",
+    "linear_backward": "linear_backward",
+    "feed_forward": "feed_forward",
+    "feed_forward_backward": "feed_forward_backward",
+    "add_norm": "add_norm",
+    "add_norm_backward": "add_norm_backward",
+}
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in numpy, on the CPU."""
+    return triton.knobs.runtime.interpret
+
+
+def _register() -> torch.library.Library:
+    """Defines the schemas, read from torch.ops.bigmodel so that they cannot differ, and what runs them."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    # linear_pack has no kernel here: a GPU reads weights as they lie.
+    for op in (*_MODULES, "linear_pack"):
+        schema = str(getattr(torch.ops.bigmodel, op).default._schema)
+        library.define(schema.removeprefix("bigmodel::"))
+    for op, module in _MODULES.items():
+        if importlib.util.find_spec(f".{module}", __name__) is None:
+            continue
+        function = getattr(importlib.import_module(f".{module}", __name__), op)
+        for key in ("CUDA", "CPU") if interpreted() else ("CUDA",):
+            library.impl(op, function, key)
+    return library
+
+
+_library = _register()  # the ops last as long as this object

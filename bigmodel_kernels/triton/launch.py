@@ -1,0 +1,199 @@
+"""How each kernel is launched: explicit tables by architecture, with no search at the first call.
+
+`product_launch` and `norm_launch` are the only places where a launcher finds its blocks; `override` puts a measured
+choice in front of the table.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProductLaunch:
+    """Blocks of a matrix product: rows m and columns n of the result, k of the terms summed at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    group_m: int = 8  # rows of blocks that run one after another, so that the L2 cache serves their columns again
+
+    def blocks(self, m: int, n: int) -> int:
+        return triton.cdiv(m, self.block_m) * triton.cdiv(n, self.block_n)
+
+
+@dataclass(frozen=True)
+class NormLaunch:
+    """Blocks of add_norm: rows and columns that a program holds at a time."""
+
+    block_rows: int
+    block_columns: int
+    num_warps: int
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel: `arguments` by name, compile-time ones among them."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+# Architectures that share a table; a newer one that is not listed takes the last below it.
+FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
+
+_INTERPRETED = ProductLaunch(64, 64, 64, 1, 1, group_m=2)
+_INTERPRETED_NORM_COLUMNS = 256
+
+# Blocks by family and kind of kernel, from large to small: the first that gives every multiprocessor one is taken.
+# Kinds: "plain" products, with at most a bias and ReLU; "epilogue" with more than that; "gradient", whose epilogue has
+# the derivatives of activation and gate; "derivative", which takes one as it reads, or adds up a bias's gradient;
+# "pair" of accumulators. Shared memory bounds the blocks (163 KiB on sm_80, 99 on sm_86, 227 on sm_90 and sm_100), and
+# so do registers: `bigmodel audit` shows when they spill.
+_HALF_BLOCKS = {
+    "sm_80": {
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 3), (64, 64, 64, 8, 3)),
+        "derivative": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "pair": ((128, 64, 64, 8, 3), (64, 64, 32, 4, 4)),
+    },
+    "sm_86": {
+        "plain": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "epilogue": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "gradient": ((128, 64, 32, 8, 4), (64, 64, 64, 8, 3)),
+        "derivative": ((128, 64, 32, 4, 3), (64, 64, 32, 4, 3)),
+        "pair": ((128, 64, 32, 8, 4), (64, 32, 64, 4, 3)),
+    },
+    "sm_90": {
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 4), (64, 64, 64, 4, 4)),
+        "derivative": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
+        "pair": ((128, 128, 64, 8, 3), (64, 64, 64, 4, 4)),
+    },
+    "sm_100": {
+        "plain": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (128, 64, 64, 4, 4)),
+        "epilogue": ((128, 128, 64, 8, 4), (128, 64, 64, 4, 4)),
+        "gradient": ((128, 64, 64, 8, 4),),
+        "derivative": ((128, 128, 32, 8, 4), (128, 64, 64, 8, 3)),
+        "pair": ((128, 128, 64, 8, 3), (128, 64, 64, 4, 4)),
+    },
+}
+_KINDS = ("plain", "epilogue", "gradient", "derivative")
+# True fp32 runs on the ordinary units and is bound by registers; so does fp16 on sm_75, where Triton (3.9) has no
+# tensor-core products.
+_FMA_BLOCKS = dict.fromkeys(_KINDS, ((64, 64, 16, 4, 3),)) | {"pair": ((64, 32, 16, 4, 3),)}
+_HALF_BLOCKS["sm_75"] = _FMA_BLOCKS
+_TF32_BLOCKS = dict.fromkeys(_KINDS, ((128, 64, 32, 8, 3),)) | {"pair": ((64, 64, 32, 8, 3),)}
+
+_overrides: dict[tuple, ProductLaunch] = {}
+
+
+class _Recorder:
+    """While `recorded` runs: what was launched, on a device that need not exist."""
+
+    facts: tuple[int, int] | None = None
+    launches: list[Launch] = []
+
+
+def run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 3, **named) -> None:
+    """Launches a kernel on the device of its tensors."""
+    if _Recorder.facts is not None:
+        bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
+        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages))
+        return
+    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextlib.contextmanager
+def recorded(capability: int, multiprocessors: int) -> Iterator[list[Launch]]:
+    """Collects what would be launched on such a device, of tensors without data, instead of launching it."""
+    _Recorder.facts, _Recorder.launches = (capability, multiprocessors), []
+    try:
+        yield _Recorder.launches
+    finally:
+        _Recorder.facts = None
+
+
+def family(capability: int) -> str:
+    """The table's name for a compute capability, as 90 for 9.0."""
+    return FAMILIES[max(each for each in FAMILIES if each <= capability)]
+
+
+def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[ProductLaunch, ...]:
+    """The table's row. arithmetic: "half" (bf16, fp16), "ieee" (true fp32) or "tf32"."""
+    tables = {"half": _HALF_BLOCKS[family(capability)], "ieee": _FMA_BLOCKS, "tf32": _TF32_BLOCKS}
+    return tuple(ProductLaunch(*blocks) for blocks in tables[arithmetic][kind])
+
+
+def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
+    """The launch of an m x n product of k terms each."""
+    if triton.knobs.runtime.interpret:
+        return _INTERPRETED
+    capability, multiprocessors = _device_facts(device)
+    chosen = _overrides.get((capability, kind, arithmetic, _size_class(m), _size_class(n), _size_class(k)))
+    if chosen is not None:
+        return chosen
+    launches = product_launches(capability, kind, arithmetic)
+    return next((each for each in launches if each.blocks(m, n) >= multiprocessors), launches[-1])
+
+
+def override(capability: int, kind: str, arithmetic: str, m: int, n: int, k: int, launch: ProductLaunch) -> None:
+    """Uses a launch, instead of the table's, for products whose sizes are of the same powers of two."""
+    _overrides[capability, kind, arithmetic, _size_class(m), _size_class(n), _size_class(k)] = launch
+
+
+def norm_launch(width: int) -> NormLaunch:
+    """Whole rows where they fit into a program's registers, several of them where they are short."""
+    largest = _INTERPRETED_NORM_COLUMNS if triton.knobs.runtime.interpret else 8192
+    columns = min(triton.next_power_of_2(width), largest)
+    if width > largest:  # in chunks, of several rows, whose parts of the parameters' gradients are then added together
+        return NormLaunch(4, 2048 if width > 8192 else largest, num_warps=8)
+    rows = max(1, 1024 // columns)
+    return NormLaunch(rows, columns, num_warps=max(1, min(16, rows * columns // 512)))
+
+
+def programs(device: torch.device) -> int:
+    """How many programs share the rows where each keeps partial sums of its own."""
+    return 3 if triton.knobs.runtime.interpret else 2 * _device_facts(device)[1]
+
+
+def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
+    """What a product of this dtype is computed in: "half", "ieee" or, where torch's own switch allows it, "tf32"."""
+    if dtype != torch.float32:
+        return "half"
+    if device.type != "cuda" or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "ieee"
+    return "tf32" if _device_facts(device)[0] >= 80 else "ieee"
+
+
+def _leaves(argument) -> Iterator:
+    return iter(argument) if isinstance(argument, tuple) else iter((argument,))
+
+
+def _device_facts(device: torch.device) -> tuple[int, int]:
+    """(compute capability as 90, multiprocessors)"""
+    return _Recorder.facts or _facts_of(device)
+
+
+@functools.cache
+def _facts_of(device: torch.device) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def _size_class(size: int) -> int:
+    return triton.next_power_of_2(size)

@@ -1,0 +1,139 @@
+"""The kernels of add_norm, linear and feed_forward with their default launches, for `bigmodel audit`.
+
+The launches are those of the launchers themselves, run on tensors without data.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from . import launch
+from .add_norm import add_norm
+from .add_norm_backward import add_norm_backward
+from .audit_case import AuditCase, specialization
+from .feed_forward import feed_forward
+from .feed_forward_backward import feed_forward_backward
+from .linear import linear
+from .linear_backward import ONES, linear_backward
+
+# What a typical device of the architecture has: T4, A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
+_MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ROWS, _WIDTH, _HIDDEN, _FEW_ROWS = 8192, 4096, 16384, 256
+
+
+def audit_cases(arch: int) -> list[AuditCase]:
+    """Every kernel of these ops as it is launched by default on an architecture (80 is sm_80)."""
+    cases = []
+    for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16"):
+        for op, calls in (("add_norm", _add_norm), ("linear", _linear), ("feed_forward", _feed_forward)):
+            for name, call in calls(_DTYPES[dtype]).items():
+                with launch.recorded(arch, _MULTIPROCESSORS[arch]) as launches:
+                    call()
+                cases += _named([_case(op, name, dtype, each) for each in launches])
+    return cases
+
+
+def _named(cases: list[AuditCase]) -> list[AuditCase]:
+    """The different kernels of one call, numbered where several have one name."""
+    different = list({(case.name, str(case.signature), str(case.constexprs)): case for case in cases}.values())
+    names = [case.name for case in different]
+    return [
+        replace(case, name=f"{case.name}, {names[: i + 1].count(case.name)}") if names.count(case.name) > 1 else case
+        for i, case in enumerate(different)
+    ]
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _add_norm(dtype: torch.dtype) -> dict[str, Callable]:
+    def forward(kind: str, width: int) -> Callable:
+        x, weight = _empty(_ROWS, width, dtype=dtype), _empty(width, dtype=dtype)
+        return lambda: add_norm(x, x, weight, weight if kind == "layer" else None, kind=kind)
+
+    def backward(kind: str, width: int) -> Callable:
+        x, weight, rows = (
+            _empty(_ROWS, width, dtype=dtype),
+            _empty(width, dtype=dtype),
+            _empty(_ROWS, dtype=torch.float32),
+        )
+        return lambda: add_norm_backward(
+            x, x, x, weight, rows, rows, kind=kind, output_mask=(True, True, kind == "layer")
+        )
+
+    sizes = (("layer", 1024), ("layer", _WIDTH), ("rms", _WIDTH), ("layer", 65536))
+    return {
+        f"{kind} {width}{suffix}": call(kind, width)
+        for call, suffix in ((forward, ""), (backward, " backward"))
+        for kind, width in sizes
+    }
+
+
+def _linear(dtype: torch.dtype) -> dict[str, Callable]:
+    weight, bias = _empty(_WIDTH, _WIDTH, dtype=dtype), _empty(_WIDTH, dtype=dtype)
+
+    def forward(rows: int, **options) -> Callable:
+        x = _empty(rows, _WIDTH, dtype=dtype)
+        return lambda: linear(x, weight, bias, x, **options)
+
+    x = _empty(_ROWS, _WIDTH, dtype=dtype)
+    return {
+        "bias residual": forward(_ROWS),
+        "few rows": forward(_FEW_ROWS),
+        "gelu": forward(_ROWS, activation="gelu", save_preactivation=True),
+        "backward": lambda: linear_backward(x, x, weight, bias),
+        "gelu backward": lambda: linear_backward(x, x, weight, bias, x, activation="gelu"),
+    }
+
+
+def _feed_forward(dtype: torch.dtype) -> dict[str, Callable]:
+    x, h = _empty(_ROWS, _WIDTH, dtype=dtype), _empty(_ROWS, _HIDDEN, dtype=dtype)
+    w1, w2 = _empty(_HIDDEN, _WIDTH, dtype=dtype), _empty(_WIDTH, _HIDDEN, dtype=dtype)
+    seed = _empty(dtype=torch.int64)
+    return {
+        "gelu dropout": lambda: feed_forward(
+            x, w1, None, w2, None, dropout_seed=seed, activation="gelu", dropout_p=0.1
+        ),
+        "swiglu": lambda: feed_forward(x, w1, None, w2, None, w1, activation="silu", gate="hidden"),
+        "gelu backward": lambda: feed_forward_backward(x, x, w1, None, w2, None, preactivation=h, activation="gelu"),
+        "swiglu backward": lambda: feed_forward_backward(
+            x, x, w1, None, w2, None, w1, None, h, h, activation="silu", gate="hidden"
+        ),
+    }
+
+
+def _case(op: str, name: str, dtype: str, each: launch.Launch) -> AuditCase:
+    signature, constexprs, divisible = specialization(each.kernel, each.arguments)
+    dots, bytes_loaded = _iteration(each, _DTYPES[dtype].itemsize)
+    return AuditCase(
+        op,
+        f"{each.kernel.__name__.removesuffix('_kernel')} ({name})",
+        each.kernel,
+        signature,
+        constexprs,
+        divisible,
+        each.num_warps,
+        each.num_stages,
+        dtype,
+        dots=dots,
+        bytes_loaded=bytes_loaded,
+    )
+
+
+def _iteration(each: launch.Launch, itemsize: int) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """The products of one iteration of the kernel's inner loop, and the bytes that it loads."""
+    blocks = each.arguments.get("BLOCKS")
+    if blocks is None:
+        return (), 0
+    product = (blocks.M, blocks.N, blocks.K)
+    left, right = blocks.M * blocks.K * itemsize, blocks.K * blocks.N * itemsize
+    if "gate_weight" in each.arguments:
+        return (product, product), left + 2 * right
+    derivative = "preactivation" in each.arguments and each.kernel.__name__.startswith("grad_")
+    left *= 2 if derivative and each.arguments["preactivation"].data is not None else 1
+    if each.arguments.get("grad_bias") is not None:  # whose sums are a product with ones
+        return (product, (blocks.M, ONES.value, blocks.K)), left + right
+    return (product,), left + right

@@ -1,0 +1,145 @@
+"""Matrix products, block by block: which block a program computes, and the sums over the inner dimension."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .activation import value_and_slope
+from .launch import matmul_arithmetic, product_launch
+from .matrices import Matrix, from_block, pointers
+from .tiles import index, load_tile, narrow, product
+
+
+class Blocks(NamedTuple):
+    """What a kernel of products is compiled for: sizes of its blocks; which of the matrix's sizes they divide, so that
+    loads need no masks; whether offsets inside a block are 64 bits wide; what fp32 is multiplied in."""
+
+    M: Any
+    N: Any
+    K: Any
+    GROUP_M: Any
+    EVEN_M: Any
+    EVEN_N: Any
+    EVEN_K: Any
+    WIDE: Any
+    PRECISION: Any
+
+
+class Plan(NamedTuple):
+    """How a product is launched."""
+
+    grid: tuple[int]
+    blocks: Blocks
+    options: dict[str, int]
+
+
+def plan(kind: str, dtype: torch.dtype, device: torch.device, m: int, n: int, k: int, *matrices: Matrix) -> Plan:
+    """The launch of an m x n product of k terms; `matrices`: all that the kernel reads and writes."""
+    arithmetic = matmul_arithmetic(dtype, device)
+    chosen = product_launch(device, kind, arithmetic, m, n, k)
+    reach = max(chosen.block_m, chosen.block_n, chosen.block_k)
+    blocks = Blocks(
+        chosen.block_m,
+        chosen.block_n,
+        chosen.block_k,
+        chosen.group_m,
+        m % chosen.block_m == 0,
+        n % chosen.block_n == 0,
+        k % chosen.block_k == 0,
+        any(reach * (x.row_stride + x.column_stride) >= 2**31 for x in matrices),
+        "tf32" if arithmetic == "tf32" else "ieee",
+    )
+    return Plan((chosen.blocks(m, n),), blocks, {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages})
+
+
+@triton.jit
+def block_of_program(row_count, column_count, BLOCKS: tl.constexpr):
+    """(first row, first column) of the program's block: GROUP_M block rows go through all columns together, so that
+    what they read of the second factor is still in the L2 cache."""
+    block_rows = tl.cdiv(row_count, BLOCKS.M)
+    block_columns = tl.cdiv(column_count, BLOCKS.N)
+    program = tl.program_id(0)
+    first = program // (BLOCKS.GROUP_M * block_columns) * BLOCKS.GROUP_M
+    height = tl.minimum(block_rows - first, BLOCKS.GROUP_M)
+    within = program % (BLOCKS.GROUP_M * block_columns)
+    return (first + within % height) * BLOCKS.M, within // height * BLOCKS.N
+
+
+@triton.jit
+def load_left(x, start, rows, terms, row_end, depth, BLOCKS: tl.constexpr):
+    """The tile of a left factor [rows, depth] whose terms begin at `start`, zero beyond its ends."""
+    tile = pointers(from_block(x, 0, start), rows, terms)
+    return load_tile(tile, rows[:, None], row_end, terms[None, :], depth - start, not BLOCKS.EVEN_M, not BLOCKS.EVEN_K)
+
+
+@triton.jit
+def load_right(x, start, terms, columns, depth, column_end, BLOCKS: tl.constexpr):
+    """The tile of a right factor [depth, columns] whose terms begin at `start`, zero beyond its ends."""
+    tile = pointers(from_block(x, start, 0), terms, columns)
+    return load_tile(
+        tile, terms[:, None], depth - start, columns[None, :], column_end, not BLOCKS.EVEN_K, not BLOCKS.EVEN_N
+    )
+
+
+@triton.jit
+def accumulate(sums, a, b, row_end, column_end, depth, BLOCKS: tl.constexpr):
+    """sums + a b for a block. a [rows, depth] and b [depth, columns] begin at the block, and row_end and column_end are
+    how many of its rows and columns exist."""
+    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
+    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
+    terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    for start in range(0, depth, BLOCKS.K):
+        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
+    return sums
+
+
+@triton.jit
+def accumulate_pair(sums, other_sums, a, b, other_b, row_end, column_end, depth, BLOCKS: tl.constexpr):
+    """(sums + a b, other_sums + a other_b) for a block, reading a once."""
+    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
+    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
+    terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    for start in range(0, depth, BLOCKS.K):
+        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        other_tile = load_right(other_b, start, terms, columns, depth, column_end, BLOCKS)
+        sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
+        other_sums = product(a_tile, other_tile, other_sums, BLOCKS.PRECISION)
+    return sums, other_sums
+
+
+@triton.jit
+def accumulate_gradient(
+    sums,
+    row_sums,
+    a,
+    preactivation,
+    b,
+    row_end,
+    column_end,
+    depth,
+    ACTIVATION: tl.constexpr,
+    ROW_SUMS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """(sums + g b, row_sums + g ones) for a block, where g is a times the activation's derivative at preactivation, a
+    Matrix of a's shape, or a itself where that is absent. The sums of g's rows are a product with ones because the
+    tensor cores have the operand at hand."""
+    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
+    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
+    terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    for start in range(0, depth, BLOCKS.K):
+        g = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        if preactivation.data is not None:
+            z = load_left(preactivation, start, rows, terms, row_end, depth, BLOCKS)
+            _, slope = value_and_slope(z.to(tl.float32), ACTIVATION)
+            g = narrow(g.to(tl.float32) * slope, g.dtype)
+        sums = product(g, b_tile, sums, BLOCKS.PRECISION)
+        if ROW_SUMS:
+            row_sums = product(g, tl.full([BLOCKS.K, row_sums.shape[1]], 1.0, g.dtype), row_sums, BLOCKS.PRECISION)
+    return sums, row_sums

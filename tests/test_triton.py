@@ -1,0 +1,77 @@
+"""What the cases of the ops do not reach in the Triton backend: 64-bit offsets, the widest rows, tables of launches."""
+
+import pytest
+import torch
+
+import bigmodel_kernels as bmk
+
+pytest.importorskip("triton")
+if bmk.info()["backends"]["triton"]:
+    pytest.skip("; ".join(bmk.info()["backends"]["triton"]), allow_module_level=True)
+
+from op_check import device_of
+
+from bigmodel_kernels.triton import launch
+from bigmodel_kernels.triton.launch import ProductLaunch
+from bigmodel_kernels.triton.matrices import matrix
+from bigmodel_kernels.triton.product import plan
+
+DEVICE = torch.device(device_of("triton"))
+
+
+def far_apart(rows: int, columns: int) -> torch.Tensor:
+    """A matrix whose rows lie 2^25 elements apart: a block of 64 of them spans more than 32 bits."""
+    storage = torch.empty((rows - 1) * 2**25 + columns, dtype=torch.float16, device=DEVICE)
+    x = storage.as_strided((rows, columns), (2**25, 1))
+    return x.copy_(torch.randn(rows, columns))
+
+
+def test_offsets_of_64_bits():
+    x, weight = far_apart(3, 40), far_apart(2, 40)
+    how = plan("plain", x.dtype, x.device, 3, 2, 40, matrix(x), matrix(weight))
+    assert how.blocks.WIDE
+    wide = bmk.linear(x, weight, activation="silu", backend="triton")
+    assert torch.equal(wide, bmk.linear(x.clone(), weight.clone(), activation="silu", backend="triton"))
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_widest_rows(kind):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(5, 65536, generator=generator).to(DEVICE) for _ in range(2))
+    weight = torch.randn(65536, generator=generator).to(DEVICE)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        tensors = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
+        _, normed = bmk.add_norm(tensors[0], None, tensors[1], kind=kind, backend=backend)
+        results.append([normed, *torch.autograd.grad(normed, tensors, grad.to(dtype))])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("capability", sorted(launch.FAMILIES))
+@pytest.mark.parametrize("arithmetic", ["half", "ieee", "tf32"])
+def test_every_table_has_every_kind(capability, arithmetic):
+    for kind in ("plain", "epilogue", "gradient", "derivative", "pair"):
+        launches = launch.product_launches(capability, kind, arithmetic)
+        sizes = [each.block_m * each.block_n for each in launches]
+        assert sizes == sorted(sizes, reverse=True), "from large blocks to small"
+
+
+def test_an_unlisted_architecture_takes_the_last_below_it():
+    assert launch.family(103) == launch.family(100) == "sm_100"
+    assert launch.family(121) == launch.family(120)
+    assert launch.family(88) == "sm_86"
+
+
+def test_a_group_of_multiprocessors_chooses_the_block(monkeypatch):
+    """Large blocks where they give every multiprocessor one, small blocks otherwise; a measured choice before both."""
+    monkeypatch.setattr(launch.triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(launch, "_overrides", {})
+    with launch.recorded(80, 108):
+        large = launch.product_launch(DEVICE, "plain", "half", 8192, 8192, 512)
+        small = launch.product_launch(DEVICE, "plain", "half", 64, 512, 512)
+        assert large.block_m * large.block_n > small.block_m * small.block_n
+        chosen = ProductLaunch(16, 16, 16, 1, 1)
+        launch.override(80, "plain", "half", 64, 512, 512, chosen)
+        assert launch.product_launch(DEVICE, "plain", "half", 60, 500, 400) == chosen
+        assert launch.product_launch(DEVICE, "plain", "half", 8192, 8192, 512) == large
