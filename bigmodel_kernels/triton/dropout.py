@@ -44,7 +44,7 @@ def dropout_factor(seed_lo, seed_hi, batch, head, row, column, threshold, scale)
     even = tl.where(column % 4 < 2, w0, w2)
     odd = tl.where(column % 4 < 2, w1, w3)
     word = tl.where(column % 2 == 0, even, odd)
-    return tl.where(word >= threshold.to(tl.uint32, bitcast=True), scale, 0.0)
+    return tl.where(word >= tl.cast(threshold, tl.uint32, bitcast=True), scale, 0.0)
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def dropout_tile(
     row: an integer tensor [rows, 1], and the result is [rows, COLUMNS]; or, TRANSPOSED, [1, rows] and [COLUMNS, rows].
     first_column: an integer scalar, a multiple of 4. batch, head: scalars, or tensors that broadcast against row.
     """
-    limit = threshold.to(tl.uint32, bitcast=True)
+    limit = tl.cast(threshold, tl.uint32, bitcast=True)
     group = first_column // 4 + tl.arange(0, COLUMNS // 4)
     group = group[:, None] if TRANSPOSED else group[None, :]
     w0, w1, w2, w3 = _words(seed_lo, seed_hi, batch, head, row, group)

@@ -1,0 +1,65 @@
+"""What all attention kernels do with tiles: load, store, multiply, and take them in an order that suits the cache."""
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter multiplies bfloat16 by its bits, as integers, and rounds to it with a carry lost; `product` and
+# `narrow` do these two by hand there.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def product(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a b in fp32; accumulator may be None. PRECISION is "ieee" or "tf32" and matters to fp32 alone."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """x, in fp32, rounded to the nearest number of dtype, to even in a tie."""
+    if INTERPRETED:
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.uint32, bitcast=True)
+            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def index(positions, WIDE: tl.constexpr):
+    """Positions as the type in which they may be multiplied by a stride: 64 bits where 32 could overflow."""
+    if WIDE:
+        return positions.to(tl.int64)
+    return positions
+
+
+@triton.jit
+def load_tile(pointers, rows, row_end, columns, column_end, BOUND_ROWS: tl.constexpr, BOUND_COLUMNS: tl.constexpr):
+    """The elements at `pointers`, 0 beyond row_end or column_end where that is asked for. rows and columns broadcast to
+    the shape of pointers; without a bound there is no predicate, so that loads are as wide as they can be."""
+    if BOUND_ROWS and BOUND_COLUMNS:
+        return tl.load(pointers, mask=(rows < row_end) & (columns < column_end), other=0.0)
+    if BOUND_ROWS:
+        return tl.load(pointers, mask=rows < row_end, other=0.0)
+    if BOUND_COLUMNS:
+        return tl.load(pointers, mask=columns < column_end, other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def store_tile(pointers, x, rows, row_end, columns, column_end):
+    """Stores x, in fp32, in the type of the pointers, within the bounds."""
+    tl.store(pointers, narrow(x, pointers.dtype.element_ty), mask=(rows < row_end) & (columns < column_end))
+
+
+@triton.jit
+def take(program, tiles, heads, section):
+    """(tile, head) of a program. Neighbours take the same tile of neighbouring heads, so that the heads of a section,
+    chosen to fit the cache together, go through their keys and values at the same time; sections follow each other."""
+    first = program // (tiles * section) * section
+    width = tl.minimum(section, heads - first)
+    within = program - first * tiles
+    return within // width, first + within % width
