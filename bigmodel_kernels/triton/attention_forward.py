@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_inputs import Inputs, View, empty_in_order_of, padded, prepare, view
-from .attention_launch import attention_launch, device_of, heads_per_section, key_splits
+from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, prepare, view
+from .attention_launch import Call, Device, attention_launch, device_of, heads_per_section, key_splits
 from .dropout import dropout_tile, load_seed
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
 from .scores import LN2, LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
@@ -280,67 +280,46 @@ def attention(
     output = empty_in_order_of(query, value.shape[3])
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     if lse.numel() and key.shape[2]:
-        _launch(inputs, features, output, lse)
+        for call in forward_calls(inputs, features, output, lse, query.dtype, device_of(query)):
+            call.run()
     elif lse.numel():
         output.zero_()
         lse.copy_(lse.new_full((), -torch.inf) if sinks is None else sinks[:, None])
     return output, lse
 
 
-def _launch(inputs: Inputs, features, output: Tensor, lse: Tensor) -> None:
+def forward_calls(
+    inputs: Inputs, features: Features, output: Tensor, lse: Tensor, dtype: torch.dtype, device: Device
+) -> list[Call]:
+    """The launches that compute output and lse; there is at least one query and one key."""
     sizes = inputs.sizes
-    dtype = output.dtype
-    device = device_of(output)
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     launch = attention_launch("forward", device.capability, max(block_d, block_v), dtype)
-    # Few queries of grouped heads: the group becomes rows, as long as tiles are not mostly empty without.
+    # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
     group = sizes.group if folded else 1
     heads = sizes.batch * sizes.heads // group
     programs = triton.cdiv(sizes.q_len * group, launch.block_m) * heads
     splits = key_splits(programs, triton.cdiv(_keys_seen(inputs, features, launch.block_m), launch.block_n), device)
-    kv_bytes = sizes.kv_len * (sizes.head_dim + sizes.value_dim) * output.element_size()
+    kv_bytes = sizes.kv_len * (sizes.head_dim + sizes.value_dim) * dtype.itemsize
     section = heads_per_section(kv_bytes, sizes.group // group, device)
     target, target_lse = output, lse
     if splits > 1:
         target = output.new_empty(splits * sizes.batch, *output.shape[1:], dtype=torch.float32)
         target_lse = lse.new_empty(splits * sizes.batch, *lse.shape[1:])
-    _attention_forward_kernel[programs, splits](
-        inputs,
-        view(target),
-        View(target_lse, *target_lse.stride(), 1),
-        section,
-        splits,
-        features,
-        folded,
-        splits > 1,
-        launch.block_m,
-        launch.block_n,
-        block_d,
-        block_v,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        enable_fp_fusion=True,
-    )
+    lse_view = View(target_lse, *target_lse.stride(), 1)
+    blocks = (launch.block_m, launch.block_n, block_d, block_v)
+    arguments = (inputs, view(target), lse_view, section, splits, features, folded, splits > 1, *blocks)
+    grid = (programs, splits)
+    calls = [Call("forward", _attention_forward_kernel, grid, arguments, launch.num_warps, launch.num_stages)]
     if splits > 1:
         block = max(1, 2048 // block_v)
-        _merge_kernel[(triton.cdiv(lse.numel(), block),)](
-            target,
-            target_lse,
-            view(output),
-            lse,
-            inputs.sinks,
-            sizes,
-            splits,
-            block,
-            block_v,
-            features.sinks,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        arguments = (target, target_lse, view(output), lse, inputs.sinks, sizes, splits, block, block_v, features.sinks)
+        calls.append(Call("merge", _merge_kernel, (triton.cdiv(lse.numel(), block),), arguments))
+    return calls
 
 
-def _keys_seen(inputs: Inputs, features, block_m: int) -> int:
+def _keys_seen(inputs: Inputs, features: Features, block_m: int) -> int:
     """At most how many keys a tile of queries sees."""
     if features.before and features.after:
         return min(inputs.sizes.kv_len, inputs.band.before + inputs.band.after + block_m)

@@ -5,7 +5,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,6 +22,21 @@ class Launch:
     block_n: int
     num_warps: int
     num_stages: int
+
+
+class Call(NamedTuple):
+    """One kernel launch: what a launcher is about to run, and what the audit compiles."""
+
+    name: str  # of the pass, or of a kernel beside the passes
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def run(self) -> None:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        self.kernel[self.grid](*self.arguments, **options)
 
 
 class Device(NamedTuple):
