@@ -49,7 +49,7 @@ class Device(NamedTuple):
 
 # Small, so that tests meet every boundary soon; four multiprocessors, so that long rows of keys are split.
 INTERPRETER = Device(80, 4, 1 << 14)
-_INTERPRETER_LAUNCH = Launch(32, 32, 4, 1)
+_INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
 _overrides: dict[tuple[str, int, int, torch.dtype], Launch] = {}
 
