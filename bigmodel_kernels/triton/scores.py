@@ -33,28 +33,27 @@ def tanh(x):
 def score_unit(inputs, FEATURES: tl.constexpr):
     """What the scores of tile_scores are still to be multiplied by: where nothing but removals follows the scale, it is
     left to the multiply-add that subtracts the softmax's maximum."""
-    if FEATURES.plain:
-        return inputs.rules.scale
-    return 1.0
+    return inputs.rules.scale if FEATURES.plain else 1.0
 
 
 @triton.jit
 def load_slopes(inputs, batch, head, FEATURES: tl.constexpr):
     """The ALiBi slopes of these heads, in units of log2; 0 without ALiBi."""
+    slope = 0.0
     if FEATURES.alibi:
-        slopes = inputs.slopes
-        return tl.load(slopes.data + batch * slopes.batch + head * slopes.head) * LOG2E
-    return 0.0
+        slope = tl.load(inputs.slopes.data + batch * inputs.slopes.batch + head * inputs.slopes.head) * LOG2E
+    return slope
 
 
 @triton.jit
 def mask_offset(inputs, batch, head, query, FEATURES: tl.constexpr):
     """Offset of the rows of the mask that these queries have, in 64 bits; 0 without a mask."""
+    rows = 0
     if FEATURES.mask != "none":
         mask = inputs.mask
         rows = tl.minimum(query, inputs.sizes.q_len - 1).to(tl.int64) * mask.row
-        return rows + (tl.cast(batch, tl.int64) * mask.batch + tl.cast(head, tl.int64) * mask.head)
-    return 0
+        rows += tl.cast(batch, tl.int64) * mask.batch + tl.cast(head, tl.int64) * mask.head
+    return rows
 
 
 @triton.jit
