@@ -13,8 +13,8 @@ from .attention_gradient import (
     grad_sinks_kernel,
     row_terms_kernel,
 )
-from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, prepare, view
-from .attention_launch import Call, Device, Launch, attention_launch, device_of, heads_per_section
+from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, precision, prepare, view
+from .attention_launch import Call, Device, Launch, arithmetic_of, attention_launch, device_of, heads_per_section
 from .attention_mask_gradient import grad_mask_kernel
 
 
@@ -190,7 +190,8 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 
 def _launch(name: str, inputs: Inputs, device: Device) -> Launch:
     features = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
-    return attention_launch(name, device.capability, features, inputs.query.data.dtype)
+    arithmetic = arithmetic_of(inputs.query.data.dtype, precision(inputs.query.data, features))
+    return attention_launch(name, device.capability, features, arithmetic)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, prepare, view
-from .attention_launch import Call, Device, attention_launch, device_of, heads_per_section, key_splits
+from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of, heads_per_section, key_splits
 from .dropout import dropout_tile, load_seed
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
 from .scores import LN2, LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
@@ -294,7 +294,9 @@ def forward_calls(
     """The launches that compute output and lse; there is at least one query and one key."""
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
-    launch = attention_launch("forward", device.capability, max(block_d, block_v), dtype)
+    launch = attention_launch(
+        "forward", device.capability, max(block_d, block_v), arithmetic_of(dtype, features.precision)
+    )
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
     group = sizes.group if folded else 1

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
 
 LOG2E = 1 / math.log(2)
@@ -167,7 +168,7 @@ def prepare(
         wide=any(_needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
         head_exact=head_dim == padded(head_dim),
         value_exact=value_dim == padded(value_dim),
-        precision=precision(query),
+        precision=precision(query, max(padded(head_dim), padded(value_dim))),
     )
     return inputs, features
 
@@ -202,10 +203,12 @@ def check(
         raise ValueError(f"[{op}] dropout_seed is missing, and dropout_p is {dropout_p}")
 
 
-def precision(x: Tensor) -> str:
-    """TF32 only where torch's own switches allow it for this tensor's matrix products."""
-    allowed = x.is_cuda and x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed else "ieee"
+def precision(x: Tensor, features: int) -> str:
+    """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where torch's own
+    switch allows that for fp32."""
+    matmul = torch.backends.cuda.matmul
+    allowed = x.is_cuda and x.dtype == torch.float32 and (matmul.fp32_precision == "tf32" or matmul.allow_tf32)
+    return "tf32" if allowed and features <= LARGEST_TF32 else "ieee"
 
 
 def empty_in_order_of(x: Tensor, features: int) -> Tensor:

@@ -51,7 +51,62 @@ class Device(NamedTuple):
 INTERPRETER = Device(80, 4, 1 << 14)
 _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
-_overrides: dict[tuple[str, int, int, torch.dtype], Launch] = {}
+# Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
+# shared memory per block where sm_80 has 163, and the same kind of tensor cores as far as Triton uses them.
+_FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
+
+# (block_m, block_n, num_warps, num_stages) for heads of up to 64, 128, 256 and 512 features. What bounds the tiles is
+# registers, then shared memory: they are the largest tried that spill nothing up to 128 features (`bigmodel audit`
+# shows what the rest spill), within 64 KiB of shared memory on sm_75, 99 on sm_86, 163 on sm_80, 227 on the others.
+_HALF = {
+    "sm_80": {
+        "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_mask": ((32, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
+        "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
+    },
+    "sm_86": {
+        "forward": ((128, 64, 4, 3), (128, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 1)),
+    },
+    "sm_90": {
+        "forward": ((128, 128, 8, 2), (128, 128, 8, 2), (128, 64, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
+    },
+    "sm_100": {
+        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 16, 8, 1)),
+    },
+    # Triton multiplies without tensor cores here, and holds whole rows of both factors in registers to do so.
+    "sm_75": {
+        "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1)),
+        "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1)),
+        "grad_mask": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "weights": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+}
+# True fp32 runs without tensor cores everywhere.
+_IEEE = {
+    "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1), (8, 8, 8, 1)),
+    "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1), (8, 8, 8, 1)),
+    "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+}
+_TF32 = {
+    "forward": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_key_value": ((32, 64, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "grad_query": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "grad_mask": ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
+}
+# TF32 with more features would need more shared memory than most devices have.
+LARGEST_TF32 = 256
+
+_overrides: dict[tuple[str, int, int, str], Launch] = {}
 
 
 def device_of(x: Tensor) -> Device:
@@ -65,28 +120,40 @@ def _device(index: int) -> Device:
     return Device(capability, properties.multi_processor_count, properties.L2_cache_size)
 
 
-def override(name: str, capability: int, features: int, dtype: torch.dtype, launch: Launch | None) -> None:
-    """Launches pass `name` (of PASSES) for this capability, padded head size and dtype so; None: by the table again."""
+def override(name: str, capability: int, features: int, arithmetic: str, launch: Launch | None) -> None:
+    """From now on attention_launch gives this launch for these arguments of its; None: the table's again."""
     if name not in PASSES:
         raise ValueError(f"[override] '{name}' is not a pass of attention; expected one of {', '.join(PASSES)}")
     if launch is None:
-        _overrides.pop((name, capability, features, dtype), None)
+        _overrides.pop((name, capability, features, arithmetic), None)
     else:
-        _overrides[name, capability, features, dtype] = launch
+        _overrides[name, capability, features, arithmetic] = launch
 
 
-def attention_launch(name: str, capability: int, features: int, dtype: torch.dtype) -> Launch:
-    """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded."""
-    chosen = _overrides.get((name, capability, features, dtype))
+def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
+    """What products multiply: "half" for fp16 and bf16, else "ieee" or "tf32"."""
+    return precision if dtype == torch.float32 else "half"
+
+
+def attention_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+    """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
+    arithmetic_of."""
+    chosen = _overrides.get((name, capability, features, arithmetic))
     if chosen is not None:
         return chosen
     if triton.knobs.runtime.interpret:
         return _INTERPRETER_LAUNCH
-    return table_launch(name, capability, features, dtype)
+    return table_launch(name, capability, features, arithmetic)
 
 
-def table_launch(name: str, capability: int, features: int, dtype: torch.dtype) -> Launch:
-    return Launch(64, 64, 4, 2)
+def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+    """The default of attention_launch."""
+    family = _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
+    if arithmetic == "half":
+        rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
+    else:
+        rows = _IEEE if arithmetic == "ieee" or family == "sm_75" else _TF32
+    return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
 
 
 def heads_per_section(kv_bytes_per_head: int, group: int, device: Device) -> int:

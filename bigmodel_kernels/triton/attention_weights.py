@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import Features, Inputs, View, padded, prepare, view
-from .attention_launch import Call, Device, attention_launch, device_of
+from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of
 from .dropout import dropout_tile, load_seed
 from .scores import LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
 from .tiles import index, load_tile, product, store_tile
@@ -150,7 +150,8 @@ def weights_call(
     """The launch that computes the weights; there is at least one."""
     sizes = inputs.sizes
     block_d = padded(sizes.head_dim)
-    launch = attention_launch("weights", device.capability, block_d, inputs.query.data.dtype)
+    arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
+    launch = attention_launch("weights", device.capability, block_d, arithmetic)
     heads_added = sizes.heads if average_heads else 1
     tiles = triton.cdiv(sizes.q_len, launch.block_m) * triton.cdiv(sizes.kv_len, launch.block_n)
     arguments = (inputs, View(lse, *lse.stride(), 0), view(weights), heads_added, features)
