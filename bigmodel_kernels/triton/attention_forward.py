@@ -15,7 +15,7 @@ from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded,
 from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of, heads_per_section, key_splits
 from .dropout import dropout_tile, load_seed
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
-from .scores import LN2, LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
+from .scores import LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
 from .tiles import index, load_tile, narrow, product, store_tile, take
 
 

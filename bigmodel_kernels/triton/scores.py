@@ -85,10 +85,7 @@ def tile_scores(
         scores -= slope * tl.abs(query + inputs.band.diagonal - key).to(tl.float32)
     if FEATURES.mask != "none":
         pointers = inputs.mask.data + mask_offset + index(key, FEATURES.wide) * inputs.mask.column
-        if BOUNDED:
-            mask = tl.load(pointers, mask=key < inputs.sizes.kv_len, other=0)
-        else:
-            mask = tl.load(pointers)
+        mask = tl.load(pointers, mask=key < inputs.sizes.kv_len, other=0) if BOUNDED else tl.load(pointers)
         if FEATURES.mask == "bool":
             scores = tl.where(mask, scores, float("-inf"))
         else:

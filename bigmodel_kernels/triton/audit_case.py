@@ -1,0 +1,81 @@
+"""One kernel with its default launch, as `bigmodel audit` compiles it ahead of time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Path = tuple[int, ...]
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.bool: "*i1",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """What the compiler must know of a launch, and what the machine code is then held against.
+
+    signature: every parameter of the kernel in order, with its type: "*bf16", "i32", "fp32" ..., "constexpr", or a
+    tuple of these for a parameter that is one. constexprs: the values of the constexpr ones, by path: the position of
+    the parameter, followed by the position in it where it is a tuple. divisible_by_16: paths of what the launcher finds
+    to be a multiple of 16 (pointers: their address).
+    dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials; bytes_loaded:
+    what it reads from global memory.
+    """
+
+    op: str
+    name: str
+    kernel: Any
+    signature: dict[str, Any]
+    constexprs: dict[Path, Any]
+    divisible_by_16: tuple[Path, ...]
+    num_warps: int
+    num_stages: int
+    dtype: str  # "fp32", "bf16" or "fp16": what the products multiply, or for a kernel without products reads
+    head_dim: int | None = None
+    dots: tuple[tuple[int, int, int], ...] = ()
+    exps: int = 0
+    bytes_loaded: int = 0
+
+    @property
+    def mma_flops(self) -> int:
+        """Floating point operations of the matrix products of one iteration."""
+        return sum(2 * m * n * k for m, n, k in self.dots)
+
+
+def specialization(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, Any], tuple[Path, ...]]:
+    """(signature, constexprs, divisible_by_16) of a launch with these arguments by name, as Triton's launcher finds
+    them. Tensors need no data and count as aligned."""
+    constexprs: dict[Path, Any] = {}
+    divisible: list[Path] = []
+
+    def type_of(argument: Any, path: Path) -> Any:
+        if isinstance(argument, tuple):
+            return type(argument)(*(type_of(each, (*path, i)) for i, each in enumerate(argument)))
+        if isinstance(argument, Tensor):
+            divisible.append(path)
+            return _POINTERS[argument.dtype]
+        if argument is None or isinstance(argument, bool) or (isinstance(argument, int) and argument == 1):
+            constexprs[path] = argument
+            return "constexpr"
+        if isinstance(argument, float):
+            return "fp32"
+        if argument % 16 == 0:
+            divisible.append(path)
+        return "i32" if -(2**31) <= argument < 2**31 else "i64"
+
+    signature = {}
+    for position, parameter in enumerate(kernel.params):
+        argument = arguments[parameter.name]
+        if parameter.is_constexpr:
+            constexprs[position,] = argument
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = type_of(argument, (position,))
+    return signature, constexprs, tuple(divisible)
