@@ -96,6 +96,11 @@ _IEEE = {
     "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
     "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
 }
+# What 64 KiB of shared memory ask for beyond that.
+_IEEE_SM_75 = _IEEE | {
+    "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
+    "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
+}
 _TF32 = {
     "forward": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
     "grad_key_value": ((32, 64, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
@@ -151,8 +156,10 @@ def table_launch(name: str, capability: int, features: int, arithmetic: str) -> 
     family = _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
     if arithmetic == "half":
         rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
+    elif family == "sm_75":
+        rows = _IEEE_SM_75
     else:
-        rows = _IEEE if arithmetic == "ieee" or family == "sm_75" else _TF32
+        rows = _IEEE if arithmetic == "ieee" else _TF32
     return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
 
 
