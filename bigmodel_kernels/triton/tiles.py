@@ -1,4 +1,4 @@
-"""What all attention kernels do with tiles: load, store, multiply, and take them in an order that suits the cache."""
+"""What kernels do with tiles: load, store, multiply, and take them in an order that suits the cache."""
 
 import triton
 import triton.language as tl
@@ -23,16 +23,16 @@ def narrow(x, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(dtype)
+        x = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        x = x.to(dtype)
+    return x
 
 
 @triton.jit
 def index(positions, WIDE: tl.constexpr):
     """Positions as the type in which they may be multiplied by a stride: 64 bits where 32 could overflow."""
-    if WIDE:
-        return positions.to(tl.int64)
-    return positions
+    return positions.to(tl.int64) if WIDE else positions
 
 
 @triton.jit
@@ -40,12 +40,14 @@ def load_tile(pointers, rows, row_end, columns, column_end, BOUND_ROWS: tl.const
     """The elements at `pointers`, 0 beyond row_end or column_end where that is asked for. rows and columns broadcast to
     the shape of pointers; without a bound there is no predicate, so that loads are as wide as they can be."""
     if BOUND_ROWS and BOUND_COLUMNS:
-        return tl.load(pointers, mask=(rows < row_end) & (columns < column_end), other=0.0)
-    if BOUND_ROWS:
-        return tl.load(pointers, mask=rows < row_end, other=0.0)
-    if BOUND_COLUMNS:
-        return tl.load(pointers, mask=columns < column_end, other=0.0)
-    return tl.load(pointers)
+        x = tl.load(pointers, mask=(rows < row_end) & (columns < column_end), other=0.0)
+    elif BOUND_ROWS:
+        x = tl.load(pointers, mask=rows < row_end, other=0.0)
+    elif BOUND_COLUMNS:
+        x = tl.load(pointers, mask=columns < column_end, other=0.0)
+    else:
+        x = tl.load(pointers)
+    return x
 
 
 @triton.jit

@@ -1,0 +1,178 @@
+"""How the attention kernels are launched: explicit tables by architecture, head size and pass, no search at first call.
+
+`attention_launch` is the one place where launchers ask; `override` puts a choice of the caller's before the tables.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+PASSES = ("forward", "grad_key_value", "grad_query", "grad_mask", "weights")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """block_m queries by block_n keys at a time, in so many warps; num_stages tiles are loaded ahead."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+class Call(NamedTuple):
+    """One kernel launch: what a launcher is about to run, and what the audit compiles."""
+
+    name: str  # of the pass, or of a kernel beside the passes
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple
+    num_warps: int = 4
+    num_stages: int = 1
+
+    def run(self) -> None:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        self.kernel[self.grid](*self.arguments, **options)
+
+
+class Device(NamedTuple):
+    """capability is 10 * major + minor."""
+
+    capability: int
+    multiprocessors: int
+    l2_bytes: int
+
+
+# Small, so that tests meet every boundary soon; four multiprocessors, so that long rows of keys are split.
+INTERPRETER = Device(80, 4, 1 << 14)
+_INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
+
+# Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
+# shared memory per block where sm_80 has 163, and the same kind of tensor cores as far as Triton uses them.
+_FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
+
+# (block_m, block_n, num_warps, num_stages) for heads of up to 64, 128, 256 and 512 features. What bounds the tiles is
+# registers, then shared memory: they are the largest tried that spill nothing up to 128 features (`bigmodel audit`
+# shows what the rest spill), within 64 KiB of shared memory on sm_75, 99 on sm_86, 163 on sm_80, 227 on the others.
+_HALF = {
+    "sm_80": {
+        "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_mask": ((32, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
+        "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
+    },
+    "sm_86": {
+        "forward": ((128, 64, 4, 3), (128, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 1)),
+    },
+    "sm_90": {
+        "forward": ((128, 128, 8, 2), (128, 128, 8, 2), (128, 64, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
+    },
+    "sm_100": {
+        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 16, 8, 1)),
+    },
+    # Triton multiplies without tensor cores here, and holds whole rows of both factors in registers to do so.
+    "sm_75": {
+        "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1)),
+        "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1)),
+        "grad_mask": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "weights": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+}
+# True fp32 runs without tensor cores everywhere.
+_IEEE = {
+    "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1), (8, 8, 8, 1)),
+    "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1), (8, 8, 8, 1)),
+    "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+}
+# What 64 KiB of shared memory ask for beyond that.
+_IEEE_SM_75 = _IEEE | {
+    "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
+    "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
+}
+_TF32 = {
+    "forward": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_key_value": ((32, 64, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "grad_query": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "grad_mask": ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
+}
+# TF32 with more features would need more shared memory than most devices have.
+LARGEST_TF32 = 256
+
+_overrides: dict[tuple[str, int, int, str], Launch] = {}
+
+
+def device_of(x: Tensor) -> Device:
+    return INTERPRETER if triton.knobs.runtime.interpret else _device(x.device.index)
+
+
+@functools.cache
+def _device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    capability = 10 * properties.major + properties.minor
+    return Device(capability, properties.multi_processor_count, properties.L2_cache_size)
+
+
+def override(name: str, capability: int, features: int, arithmetic: str, launch: Launch | None) -> None:
+    """From now on attention_launch gives this launch for these arguments of its; None: the table's again."""
+    if name not in PASSES:
+        raise ValueError(f"[override] '{name}' is not a pass of attention; expected one of {', '.join(PASSES)}")
+    if launch is None:
+        _overrides.pop((name, capability, features, arithmetic), None)
+    else:
+        _overrides[name, capability, features, arithmetic] = launch
+
+
+def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
+    """What products multiply: "half" for fp16 and bf16, else "ieee" or "tf32"."""
+    return precision if dtype == torch.float32 else "half"
+
+
+def attention_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+    """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
+    arithmetic_of."""
+    chosen = _overrides.get((name, capability, features, arithmetic))
+    if chosen is not None:
+        return chosen
+    if triton.knobs.runtime.interpret:
+        return _INTERPRETER_LAUNCH
+    return table_launch(name, capability, features, arithmetic)
+
+
+def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+    """The default of attention_launch."""
+    family = _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
+    if arithmetic == "half":
+        rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
+    elif family == "sm_75":
+        rows = _IEEE_SM_75
+    else:
+        rows = _IEEE if arithmetic == "ieee" else _TF32
+    return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
+
+
+def heads_per_section(kv_bytes_per_head: int, group: int, device: Device) -> int:
+    """How many query heads run side by side: those whose keys and values half of the L2 cache holds."""
+    return group * max(1, device.l2_bytes // 2 // max(kv_bytes_per_head, 1))
+
+
+def key_splits(programs: int, key_blocks: int, device: Device) -> int:
+    """Into how many parts to split the keys: 1 where the programs fill the device or there is little to split; else the
+    fewest parts that leave the device nearly as busy as the best number would."""
+    if programs == 0 or programs >= 0.8 * device.multiprocessors or key_blocks <= 4:
+        return 1
+    waves = [programs * splits / device.multiprocessors for splits in range(1, min(key_blocks // 2, 64) + 1)]
+    busy = [wave / -(-wave // 1) for wave in waves]
+    return next(splits for splits, share in enumerate(busy, 1) if share >= 0.85 * max(busy))

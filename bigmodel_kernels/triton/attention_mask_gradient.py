@@ -1,0 +1,141 @@
+"""The gradient of an additive mask: that of the scores, added up in a fixed order over the dimensions that the mask
+does not have."""
+
+import triton
+import triton.language as tl
+
+from .attention_gradient import load_grad_weights, tile_gradients
+from .scores import key_ranges, load_slopes, mask_offset
+from .tiles import index, load_tile, product, store_tile
+
+
+@triton.jit
+def _score_gradients(
+    inputs,
+    incoming,
+    batch,
+    head,
+    query,
+    key,
+    first_key,
+    FEATURES: tl.constexpr,
+    SOURCE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """The gradient of one tile of scores of one head; 0 beyond the last query or key. batch and head are 64 bits wide,
+    query is [BLOCK_M, 1] and key [1, BLOCK_N]."""
+    sizes = inputs.sizes
+    kv_head = head // sizes.group
+    d = index(tl.arange(0, BLOCK_D), FEATURES.wide)
+    e = index(tl.arange(0, BLOCK_V), FEATURES.wide)
+    row, column = query.to(tl.int64), key.to(tl.int64)
+    queries = inputs.query.data + batch * inputs.query.batch + head * inputs.query.head
+    pointers = queries + row * inputs.query.row + d[None, :] * inputs.query.column
+    q = load_tile(pointers, query, sizes.q_len, d[None, :], sizes.head_dim, True, not FEATURES.head_exact)
+    keys = inputs.key.data + batch * inputs.key.batch + kv_head * inputs.key.head
+    pointers = keys + column * inputs.key.row + d[:, None] * inputs.key.column
+    k = load_tile(pointers, key, sizes.kv_len, d[:, None], sizes.head_dim, True, not FEATURES.head_exact)
+    products = product(q, k, None, FEATURES.precision)
+    grad_weights = tl.zeros_like(products)
+    if SOURCE == "output":
+        given = incoming.output
+        outputs = given.data + batch * given.batch + head * given.head
+        pointers = outputs + row * given.row + e[None, :] * given.column
+        x = load_tile(pointers, query, sizes.q_len, e[None, :], sizes.value_dim, True, not FEATURES.value_exact)
+        values = inputs.value.data + batch * inputs.value.batch + kv_head * inputs.value.head
+        pointers = values + column * inputs.value.row + e[:, None] * inputs.value.column
+        v = load_tile(pointers, key, sizes.kv_len, e[:, None], sizes.value_dim, True, not FEATURES.value_exact)
+        grad_weights = product(x, v, None, FEATURES.precision)
+    if SOURCE == "weights":
+        grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
+    terms = (batch * sizes.heads + head) * sizes.q_len + query
+    lse = tl.load(incoming.lse + terms, mask=query < sizes.q_len, other=float("inf"))
+    delta = tl.load(incoming.delta + terms, mask=query < sizes.q_len, other=0.0)
+    _, grad_scores, _ = tile_gradients(
+        products,
+        grad_weights,
+        query,
+        key,
+        lse,
+        delta,
+        inputs,
+        batch,
+        head,
+        load_slopes(inputs, batch, head, FEATURES),
+        mask_offset(inputs, batch, head, query, FEATURES),
+        first_key,
+        FEATURES,
+        True,
+        True,
+        False,
+        BLOCK_N,
+    )
+    return grad_scores
+
+
+@triton.jit
+def grad_mask_kernel(
+    inputs,
+    incoming,
+    grad_mask,
+    mask_batch,
+    mask_heads,
+    FEATURES: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ADD_QUERIES: tl.constexpr,
+    ADD_KEYS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One tile of the scores of one of the mask's mask_batch x mask_heads matrices, from all batches and heads that
+    share it. grad_mask is [mask_batch, mask_heads, q_len, kv_len]; with ADD_QUERIES or ADD_KEYS a tile leaves one row
+    or one column behind, and the dimension counts tiles."""
+    sizes = inputs.sizes
+    row_tiles = tl.cdiv(sizes.q_len, BLOCK_M)
+    tile = tl.program_id(0)
+    matrix = tl.program_id(1)
+    first_query = tile % row_tiles * BLOCK_M
+    first_key = tile // row_tiles * BLOCK_N
+    query = first_query + tl.arange(0, BLOCK_M)[:, None]
+    key = first_key + tl.arange(0, BLOCK_N)[None, :]
+    last_query = tl.minimum(first_query + BLOCK_M, sizes.q_len) - 1
+    first, _, _, end = key_ranges(first_query, last_query, inputs, FEATURES, BLOCK_N)
+    # A tile that no query sees has nothing to add up.
+    seen = (first_key >= first) & (first_key < end)
+    batches = tl.where(seen, sizes.batch // mask_batch, 0)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for b in tl.range(0, batches):
+        for h in tl.range(0, sizes.heads // mask_heads):
+            # Shared dimensions have size 1 in the mask: one of each pair is 0.
+            total += _score_gradients(
+                inputs,
+                incoming,
+                tl.cast(b, tl.int64) + matrix // mask_heads,
+                tl.cast(h, tl.int64) + matrix % mask_heads,
+                query,
+                key,
+                first_key,
+                FEATURES,
+                SOURCE,
+                BLOCK_N,
+                BLOCK_D,
+                BLOCK_V,
+            )
+    rows = query.to(tl.int64)
+    columns = key
+    row_end = sizes.q_len
+    column_end = sizes.kv_len
+    if ADD_QUERIES:
+        total = tl.sum(total, 0)[None, :]
+        rows = tl.zeros((1, 1), tl.int64) + tile % row_tiles
+        row_end = row_tiles
+    if ADD_KEYS:
+        total = tl.sum(total, 1)[:, None]
+        columns = tl.zeros((1, 1), tl.int32) + tile // row_tiles
+        column_end = tl.cdiv(sizes.kv_len, BLOCK_N)
+    at = tl.cast(matrix // mask_heads, tl.int64) * grad_mask.batch + matrix % mask_heads * grad_mask.head
+    store_tile(grad_mask.data + at + rows * grad_mask.row + columns, total, rows, row_end, columns, column_end)
