@@ -37,16 +37,17 @@ def mma_expected(case: AuditCase, architecture: Architecture) -> float:
     return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / 16) for m, n, k in case.dots)
 
 
-def predict(case: AuditCase, architecture: Architecture, code: MachineCode, multiprocessors_share: float) -> Prediction:
-    """multiprocessors_share: how often a block of the loop's operands that memory delivers is used, by L2."""
+def predict(case: AuditCase, architecture: Architecture, code: MachineCode, l2_reuse: float) -> Prediction:
+    """l2_reuse: how many blocks read an operand from the L2 cache once memory has delivered it."""
     if not case.dots:
         return Prediction("memory: no products, each element is read once", {})
-    rate = architecture.fp32_flops if case.dtype == "fp32" else architecture.mma_flops
+    # Without tensor-core instructions the products run on the ordinary units, whatever their dtype.
+    unit, rate = ("mma", architecture.mma_flops) if code.mma else ("fp32", architecture.fp32_flops)
     clocks = {
-        "mma" if case.dtype != "fp32" else "fp32": case.mma_flops / rate,
+        unit: case.mma_flops / rate,
         "exp": case.exps / architecture.exps,
         "shared memory": _shared_bytes(case, architecture, code) / architecture.shared_load_bytes,
-        "memory": case.bytes_loaded / multiprocessors_share / architecture.memory_bytes,
+        "memory": case.bytes_loaded / l2_reuse / architecture.memory_bytes,
     }
     clocks = {unit: value for unit, value in clocks.items() if value > 0}
     return Prediction(max(clocks, key=clocks.get), clocks)

@@ -50,7 +50,7 @@ class Launch(NamedTuple):
 
 
 # Architectures that share a table; a newer one that is not listed takes the last below it.
-FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
+FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
 
 _INTERPRETED = ProductLaunch(64, 64, 64, 1, 1, group_m=2)
 _INTERPRETED_NORM_COLUMNS = 256
@@ -72,7 +72,7 @@ _HALF_BLOCKS = {
         "plain": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
         "epilogue": ((128, 128, 32, 8, 4), (64, 64, 64, 4, 3)),
         "gradient": ((128, 64, 32, 8, 4), (64, 64, 64, 8, 3)),
-        "derivative": ((128, 64, 32, 4, 3), (64, 64, 32, 4, 3)),
+        "derivative": ((128, 64, 32, 8, 3), (64, 64, 32, 4, 3)),
         "pair": ((128, 64, 32, 8, 4), (64, 32, 64, 4, 3)),
     },
     "sm_90": {
@@ -95,6 +95,8 @@ _KINDS = ("plain", "epilogue", "gradient", "derivative")
 # tensor-core products.
 _FMA_BLOCKS = dict.fromkeys(_KINDS, ((64, 64, 16, 4, 3),)) | {"pair": ((64, 32, 16, 4, 3),)}
 _HALF_BLOCKS["sm_75"] = _FMA_BLOCKS
+# As sm_86, but for what its compiler spills.
+_HALF_BLOCKS["sm_120"] = _HALF_BLOCKS["sm_86"] | {"derivative": ((64, 64, 64, 4, 3),)}
 _TF32_BLOCKS = dict.fromkeys(_KINDS, ((128, 64, 32, 8, 3),)) | {"pair": ((64, 64, 32, 8, 3),)}
 
 _overrides: dict[tuple, ProductLaunch] = {}
