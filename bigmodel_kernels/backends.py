@@ -90,7 +90,8 @@ def resolve_for(op: str, x: Tensor, name: str | None = None):
 
 def is_plain(x: Tensor, name: str | None = None) -> bool:
     """Whether automatic choice gives a call, by its first tensor and the backend that it names, to the CPU kernels."""
-    return name is None and x.is_cpu and x.dtype in KERNEL_DTYPES and _forced.name is None
+    plain = name is None and isinstance(x, Tensor) and x.is_cpu and x.dtype in KERNEL_DTYPES
+    return plain and _forced.name is None
 
 
 def unsupported_reasons(

@@ -6,8 +6,6 @@ Every function is differentiable (twice through the reference), honours torch.au
 torch.compile(fullgraph=True).
 """
 
-import functools
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,55 +13,24 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import backends, checks, reference
-from .ops import direct, gradients, packed_weights
-
-
-class _Checking(threading.local):
-    """Whether this thread repeats a call that has failed, to find the words for its error."""
-
-    def __init__(self):
-        self.after_failure = False
-
-
-_checking = _Checking()
-
-
-def _kernels_check_first(function: Callable) -> Callable:
-    """Kernels check the tensors that they are given, in a fraction of the time that Python takes, which small models
-    feel. So a call that goes straight to them leaves its tensors to them, and is made again with all the checks of this
-    module and through the dispatcher once it has failed: to name the arguments as they are documented, or because a
-    tensor is of a kind that only the dispatcher knows. See `_straight_to_kernels`."""
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        if torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        try:
-            return function(*args, **kwargs)
-        except Exception:
-            if _checking.after_failure:
-                raise
-        _checking.after_failure = True
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _checking.after_failure = False
-
-    return call
+from .ops import direct, gradients, packed_weights, repeats
 
 
 def _straight_to_kernels(x: Tensor, backend: str | None) -> bool:
     """Whether a call, of which x is the first tensor, needs nothing from this module but its options: no cast, no
     choice of a backend, and no check of tensors that kernels do not make (and none that they have refused)."""
-    return (
-        not _checking.after_failure
+    straight = (
+        not repeats.current.running
         and backends.is_plain(x, backend)
         and direct.possible()
         and not torch._C._is_any_autocast_enabled()
     )
+    if straight:
+        repeats.current.possible = True
+    return straight
 
 
-@_kernels_check_first
+@repeats.repeated
 def attention(
     query: Tensor,
     key: Tensor,
@@ -124,7 +91,7 @@ def attention(
         sinks = sinks.to(_statistics_dtype(query))
     options = _score_options("attention", causal, scale, window, softcap, dropout_p)
     if dropout_p > 0 and dropout_seed is None:
-        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+        dropout_seed = repeats.dropout_seed(query)
     ops = direct.OPS if straight else backends.resolve_for("attention", query, backend)
     inputs = (
         *((query, key, value) if query.dim() == 4 else _four_dims(query, key, value)),
@@ -138,7 +105,7 @@ def attention(
     return (output, outputs[1].reshape(query.shape[:-1])) if return_lse else output
 
 
-@_kernels_check_first
+@repeats.repeated
 def attention_weights(
     query: Tensor,
     key: Tensor,
@@ -231,7 +198,7 @@ def scaled_dot_product_attention(
     return attention(query, key, value, mask=attn_mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
 
 
-@_kernels_check_first
+@repeats.repeated
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -269,7 +236,7 @@ def linear(
     return output if added_after is None else output + added_after
 
 
-@_kernels_check_first
+@repeats.repeated
 def feed_forward(
     x: Tensor,
     w1: Tensor,
@@ -324,7 +291,7 @@ def feed_forward(
     if dropout_p != 0 or dropout_seed is not None:
         checks.dropout(op, dropout_p, dropout_seed)
     if dropout_p > 0 and dropout_seed is None:
-        dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
+        dropout_seed = repeats.dropout_seed(x)
     ops = direct.OPS if straight else backends.resolve_for(op, x, backend)
     learned = (x, w1, b1, w2, b2, w_gate, b_gate)
     packed = _packed(ops, x, w1, w2, w_gate)
@@ -338,7 +305,7 @@ def feed_forward(
     return output if added_after is None else output + added_after
 
 
-@_kernels_check_first
+@repeats.repeated
 def add_norm(
     x: Tensor,
     residual: Tensor | None,

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.ops import direct
@@ -151,6 +153,96 @@ def test_forward_mode_is_refused_not_ignored():
         with pytest.raises(RuntimeError, match=r"^\[linear\] kernels have no forward-mode derivative"):
             bmk.linear(x, torch.randn(5, 4))
         assert forward_ad.unpack_dual(bmk.linear(x, torch.randn(5, 4), backend="reference")).tangent is not None
+
+
+def test_function_modes_see_the_ops():
+    class Mode(torch.overrides.TorchFunctionMode):
+        seen = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Mode() as mode:
+        bmk.linear(torch.randn(3, 4), torch.randn(5, 4))
+    assert any("bigmodel" in name for name in mode.seen)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_graphs_hold_the_ops(pre_dispatch):
+    weight = torch.randn(5, 4)
+    graph = make_fx(lambda x: bmk.linear(x, weight) * 2, pre_dispatch=pre_dispatch)(torch.randn(3, 4))
+    x = torch.randn(3, 4)
+    assert torch.equal(graph(x), bmk.linear(x, weight) * 2)
+
+
+def ops_of(x):
+    """A call of every op that saves tensors for the backward pass, as a function of x [2, 6, 8]."""
+    w, v = torch.ones(8, 8) / 8, torch.ones(8)
+    lse = torch.full((2, 6), 3.0)
+    return {
+        "attention": lambda: bmk.attention(x, x, x),
+        "attention_weights": lambda: bmk.attention_weights(x[:1, None], x[:1, None], lse[:1, None]),
+        "linear": lambda: bmk.linear(x, w, activation="relu"),
+        "feed_forward": lambda: bmk.feed_forward(x, w, None, w, None, "gelu"),
+        "add_norm": lambda: bmk.add_norm(x, x, v)[1],
+    }
+
+
+@pytest.mark.parametrize("op", ops_of(torch.zeros(2, 6, 8)))
+def test_checkpoints_recompute(op):
+    """torch's checkpoint ends the recomputation by an exception out of a hook, which must not start the call anew."""
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    (want,) = torch.autograd.grad(ops_of(x)[op]().square().sum(), x)
+    output = checkpoint(lambda x: ops_of(x)[op](), x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(output.square().sum(), x)[0], want)
+
+
+def test_hooks_run_once():
+    calls = []
+
+    def pack(x):
+        calls.append(x)
+        raise TypeError("of the hook")
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), pytest.raises(TypeError, match="of the hook"):
+        bmk.linear(x, torch.randn(5, 4))
+    assert len(calls) == 1
+
+
+def test_batched_gradients():
+    x = torch.randn(3, 4, requires_grad=True)
+    output = bmk.linear(x, torch.randn(5, 4))
+    grads = torch.randn(2, 3, 5)
+    (batched,) = torch.autograd.grad(output, x, grads, retain_graph=True, is_grads_batched=True)
+    for each, grad in zip(batched, grads, strict=True):
+        assert torch.equal(each, torch.autograd.grad(output, x, grad, retain_graph=True)[0])
+
+
+def test_dropout_of_a_refused_call_draws_once():
+    q = torch.randn(1, 2, 9, 8)
+    outputs, next_numbers = [], []
+    for query in (q, q.as_subclass(Subclass)):
+        torch.manual_seed(3)
+        outputs.append(bmk.attention(query, q, q, dropout_p=0.5))
+        next_numbers.append(torch.rand(()))
+    assert torch.equal(outputs[0], outputs[1])
+    assert next_numbers[0] == next_numbers[1]
+
+
+def test_a_tensor_whose_memory_is_gone_is_refused():
+    x = torch.randn(3, 4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"^\[linear\] input has elements but no memory"):
+        bmk.linear(x, torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("ops", [DISPATCHED, direct.OPS], ids=["dispatched", "direct"])
+def test_output_masks_have_a_flag_for_every_gradient(ops):
+    x, w, grad = torch.randn(3, 4), torch.randn(5, 4), torch.randn(3, 5)
+    with pytest.raises(RuntimeError, match=r"^\[linear_backward\] output_mask has 0 elements, expected 3"):
+        ops.linear_backward(grad, x, w, None, None, activation="none", output_mask=[])
 
 
 def test_no_memory_is_lost():

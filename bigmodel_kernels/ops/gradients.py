@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, repeats
 
 # op -> the autograd.Function that calls it; see `attach`.
 _functions: dict[Callable, type[torch.autograd.Function]] = {}
@@ -20,8 +20,8 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
     Args: `backward(ops, ctx, *grad_outputs)` calls the backward op in the namespace `ops`; `setup_context` is torch's.
     """
     dispatched = getattr(torch.ops, namespace)
-    shortcut = direct.OPS if namespace == direct.NAMESPACE else None
-    shortcut_op = getattr(shortcut, name, None)
+    shortcut = direct.First(dispatched) if direct.OPS is not None and namespace == direct.NAMESPACE else None
+    direct_op = None if shortcut is None else getattr(direct.OPS, name)
     torch.library.register_autograd(f"{namespace}::{name}", partial(backward, dispatched), setup_context=setup_context)
 
     class Differentiable(torch.autograd.Function):
@@ -29,8 +29,9 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
         def forward(ctx, *arguments):
             options, op, returned = arguments[-3:]
             tensors = arguments[:-3]
-            if op is shortcut_op:
+            if op is direct_op:
                 output = op(*tensors, **options)
+                repeats.current.possible = False
             else:
                 with torch._C._AutoDispatchBelowAutograd():
                     output = op(*tensors, **options)
@@ -39,16 +40,13 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
 
         @staticmethod
         def backward(ctx, *grad_outputs):
-            if shortcut is not None and direct.possible():
-                try:
-                    return *backward(shortcut, ctx, *grad_outputs), None, None, None
-                except TypeError:  # an unusual gradient, refused: for the dispatcher
-                    pass
-            return *backward(dispatched, ctx, *grad_outputs), None, None, None
+            ops = shortcut if shortcut is not None and direct.possible() else dispatched
+            return *backward(ops, ctx, *grad_outputs), None, None, None
 
+    Differentiable.__name__ = Differentiable.__qualname__ = name.title().replace("_", "")
     _functions[getattr(dispatched, name)] = Differentiable
-    if shortcut_op is not None:
-        _functions[shortcut_op] = Differentiable
+    if direct_op is not None:
+        _functions[direct_op] = Differentiable
 
 
 def call(op: Callable, tensors: Sequence[Tensor | None], options: dict, returned: int):

@@ -86,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_backward(const Tensor& grad_normed, 
                                                      const Tensor& mean, const Tensor& rstd, const std::string& kind,
                                                      const std::vector<bool>& output_mask) {
   const Call call("add_norm_backward", "sum", sum);
+  call.check_output_mask(output_mask, 3);
   OptionalTensor normed_copy, grad_sum_copy, sum_copy, mean_copy, rstd_copy;
   AddNormBackwardArgs args;
   args.sum = check_input(call, "sum", sum, sum_copy);

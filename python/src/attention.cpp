@@ -88,6 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     const std::string& causal, std::optional<double> scale, std::int64_t window_left, std::int64_t window_right,
     double softcap, double dropout_p, const std::vector<bool>& output_mask) {
   const Call call("attention_backward", "query", query);
+  call.check_output_mask(output_mask, gradient_count);
   const CheckedAttention checked = check_attention(call, {query, key, &value, mask, alibi_slopes, &sinks, dropout_seed},
                                                    {causal, scale, window_left, window_right, softcap, dropout_p});
   const auto& [shape, inputs] = checked;

@@ -39,6 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_weights_backward(
     std::optional<double> scale, std::int64_t window_left, std::int64_t window_right, double softcap, double dropout_p,
     bool average_heads, const std::vector<bool>& output_mask) {
   const Call call("attention_weights_backward", "query", query);
+  call.check_output_mask(output_mask, 4);
   const auto [shape, inputs] = check_attention(call, {query, key, nullptr, mask, alibi_slopes, nullptr, dropout_seed},
                                                {causal, scale, window_left, window_right, softcap, dropout_p});
   const std::int64_t lse_sizes[] = {shape.batch, shape.heads, shape.q_len};

@@ -223,12 +223,17 @@ void Call::check_device(const char* name, const Tensor& tensor) const {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
   check(type == device_type_ && index == device_index_, name, " is on another device than the first argument");
+  check(tensor.numel() == 0 || tensor.const_data_ptr(), name, " has elements but no memory");
 }
 
 void Call::check_float32(const char* name, const Tensor& tensor, Sizes shape) const {
   check_device(name, tensor);
   if (dtype_of(tensor) != DType::float32) fail_dtype(name, tensor, "float32");
   if (!matches(Layout(tensor).sizes, shape)) fail_shape(name, tensor, shape);
+}
+
+void Call::check_output_mask(const std::vector<bool>& output_mask, std::size_t gradients) const {
+  check(output_mask.size() == gradients, "output_mask has ", output_mask.size(), " elements, expected ", gradients);
 }
 
 void Call::fail_shape(const char* name, const Tensor& tensor, Sizes expected) const {

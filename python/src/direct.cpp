@@ -50,9 +50,13 @@ Tensor to_tensor(PyObject* argument) {
   PyObject* capsule = required(PyObject_CallOneArg(torch.to_handle, argument));
   auto* handle = static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule, nullptr));
   Py_DECREF(capsule);
-  Tensor tensor(handle);
-  if (tensor.numel() > 0 && !tensor.const_data_ptr()) refuse("expected a tensor with memory");
-  return tensor;
+  if (!handle) throw PythonError();
+  const Tensor tensor(handle);
+  try {
+    if (tensor.numel() == 0 || tensor.const_data_ptr()) return tensor;
+  } catch (const std::exception&) {  // torch knows no address for it: sparse, batched ...
+  }
+  refuse("expected a tensor with memory");
 }
 
 PyObject* to_python(std::span<const Tensor* const> tensors) {
@@ -88,7 +92,7 @@ std::vector<bool> to_flags(PyObject* argument) {
   PyObject* sequence = required(PySequence_Fast(argument, "expected a sequence of bools"));
   std::vector<bool> flags(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence)));
   for (std::size_t i = 0; i < flags.size(); ++i) {
-    flags[i] = PySequence_Fast_GET_ITEM(sequence, static_cast<Py_ssize_t>(i)) == Py_True;
+    flags[i] = to_bool(PySequence_Fast_GET_ITEM(sequence, static_cast<Py_ssize_t>(i)));
   }
   Py_DECREF(sequence);
   return flags;

@@ -108,6 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_
     const OptionalTensor& preactivation, const OptionalTensor& gate_preactivation, const OptionalTensor& dropout_seed,
     const std::string& activation, const std::string& gate, double dropout_p, const std::vector<bool>& output_mask) {
   const Call call("feed_forward_backward", "input", input);
+  call.check_output_mask(output_mask, 7);
   OptionalTensor input_copy, grad_output_copy, preactivation_copy, gate_copy;
   FeedForwardBackwardArgs args;
   args.input = call.rows("input", input, any_size, input_copy);

@@ -67,6 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, co
                                                    const std::string& activation,
                                                    const std::vector<bool>& output_mask) {
   const Call call("linear_backward", "input", input);
+  call.check_output_mask(output_mask, 3);
   OptionalTensor grad_output_copy, input_copy, preactivation_copy;
   LinearBackwardArgs args;
   args.input = call.rows("input", input, any_size, input_copy);
