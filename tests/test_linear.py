@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from op_check import DTYPES, EXAMPLES, check_case, check_repeats, dtype_name, leaves, ops_of
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels.ops import packed_weights
+from bigmodel_kernels.ops import direct, packed_weights
 from bigmodel_kernels.testing import FORWARD, LINEAR_CASES, LinearCase, assert_as_exact
 from bigmodel_kernels.testing.layouts import LAYOUTS
 
@@ -193,10 +193,31 @@ class TestPackedWeights:
         self.check(x, weight, backend)
         weight.detach().numpy()[:] *= 3
         self.check(x, weight, backend)
+        weight.data[3].zero_()
+        self.check(x, weight, backend)
+        weight.detach().numpy()[:, 5] = 0
+        self.check(x, weight, backend)
+        weight.data[139, 129] += 1
+        self.check(x, weight, backend)
         optimizer = torch.optim.SGD([weight], lr=0.1)
         bmk.linear(x, weight, backend=backend).square().sum().backward()
         optimizer.step()
         self.check(x, weight, backend)
+
+    @pytest.mark.parametrize("layout", ["rows", "columns", "spread"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+    def test_fingerprints_tell_every_element(self, dtype, layout, backend):
+        shape = {"rows": (5, 71), "columns": (71, 5), "spread": (10, 142)}[layout]
+        weight = torch.randn(shape, dtype=dtype)
+        weight = {"rows": weight, "columns": weight.t(), "spread": weight[::2, ::2]}[layout]
+        fingerprint = direct.OPS.weight_fingerprint
+        seen = {fingerprint(weight)}
+        assert seen == {fingerprint(weight)}
+        for i in range(5):
+            for j in range(71):
+                weight[i, j] += 1
+                seen.add(fingerprint(weight))
+        assert len(seen) == 5 * 71 + 1
 
     def test_views_of_one_weight(self, backend):
         x, weight = torch.randn(17, 130), torch.randn(280, 130)

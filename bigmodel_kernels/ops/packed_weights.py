@@ -1,10 +1,10 @@
 """Weights in the kernels' own layout, kept while they stay unchanged, so that inference lays each weight out once.
 
 A weight is packed at its second use without a change between, so that weights used once cost nothing. An entry is
-valid while the weight's address, version counter, CPU target and a sampled fingerprint (a write through `.data` or
-numpy leaves the counter alone) are the same; it goes when the weight dies. Memory is bounded: a newcomer may push out
-only what was last used before the newcomer's own previous use, so that a model too large for the limit keeps part of
-its weights packed instead of packing all of them anew in every pass.
+valid while the weight's address, version counter, CPU target and a fingerprint of all its elements (a write through
+`.data` or numpy leaves the counter alone) are the same; it goes when the weight dies. Memory is bounded: a newcomer may
+push out only what was last used before the newcomer's own previous use, so that a model too large for the limit keeps
+part of its weights packed instead of packing all of them anew in every pass.
 
 Called in eager mode only, for more than FEW_ROWS rows and weights that take no gradient in the call.
 """
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _C
+from . import direct
+
 LIMIT_BYTES = int(os.environ.get("BIGMODEL_PACKED_WEIGHTS_MB", "1024")) << 20
 MAX_ENTRIES = 8192
-SAMPLES = 16
 MIN_ELEMENTS = 16384  # packing a smaller weight on the way costs about as much as looking it up
 FEW_ROWS = 8  # so few rows the kernels multiply by the weight as it lies (csrc/cpu/few_rows.h)
 
@@ -97,7 +99,7 @@ def lookup(weight: Tensor) -> Tensor | None:
     """The packed form of a weight [out_features, in_features], or None where packing on the way is better."""
     if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type != "cpu" or weight.is_inference():
         return None
-    if weight.numel() < MIN_ELEMENTS or torch._C._len_torch_dispatch_stack() > 0:
+    if weight.dim() != 2 or weight.numel() < MIN_ELEMENTS or weight.is_neg() or not direct.possible():
         return None
     return _cache.lookup(weight)
 
@@ -116,11 +118,5 @@ def packed_bytes() -> int:
 
 def _state(weight: Tensor) -> tuple:
     """What changes when the weight's contents may have: see the module's docstring."""
-    from .. import _C
-
-    rows, columns = weight.shape
-    row_stride, column_stride = weight.stride()
-    # A diagonal through the matrix meets many rows and many columns.
-    step = rows // SAMPLES * row_stride + columns // SAMPLES * column_stride
-    sample = weight.detach().as_strided((SAMPLES,), (step,)).tolist()
-    return weight.data_ptr(), weight._version, weight.dtype, _C.cpu_target(), sample
+    fingerprint = direct.OPS.weight_fingerprint(weight)
+    return weight.data_ptr(), weight._version, weight.dtype, _C.cpu_target(), fingerprint

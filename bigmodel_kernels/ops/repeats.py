@@ -1,9 +1,9 @@
 """Calls that are made twice.
 
-Kernels check the tensors that they are given, in a fraction of the time that Python takes, which small models feel. So
-a call that goes straight to them leaves its tensors to them, and is made again, with all checks in Python and through the
-dispatcher, once they have refused it: to name the arguments as they are documented, or because a tensor is of a kind
-that only the dispatcher knows.
+Kernels check the tensors that they are given, in a fraction of the time that Python takes, which small models feel.
+So a call that goes straight to them leaves its tensors to them, and is made again, with all checks in Python and
+through the dispatcher, once they have refused it: to name the arguments as they are documented, or because a tensor is
+of a kind that only the dispatcher knows.
 """
 
 import functools

@@ -29,6 +29,7 @@ struct KernelTable {
   Kernel<LinearBackwardArgs> linear_backward;
   std::int64_t (*linear_packed_bytes)(const TensorView& weight);
   Kernel<LinearPackArgs> linear_pack;
+  std::uint64_t (*fingerprint)(const TensorView& matrix);
   Kernel<FeedForwardForwardArgs> feed_forward_forward;
   Kernel<FeedForwardBackwardArgs> feed_forward_backward;
   Kernel<AddNormForwardArgs> add_norm_forward;

@@ -21,6 +21,7 @@ void linear_backward(const LinearBackwardArgs&);
 std::int64_t linear_packed_bytes(const TensorView& weight);
 std::int64_t linear_pack_workspace(const LinearPackArgs&);
 void linear_pack(const LinearPackArgs&);
+std::uint64_t fingerprint(const TensorView& matrix);
 
 std::int64_t feed_forward_forward_workspace(const FeedForwardForwardArgs&);
 void feed_forward_forward(const FeedForwardForwardArgs&);

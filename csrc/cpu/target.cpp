@@ -16,6 +16,7 @@ extern constinit const KernelTable kernel_table = {
     .linear_backward = {linear_backward_workspace, linear_backward},
     .linear_packed_bytes = linear_packed_bytes,
     .linear_pack = {linear_pack_workspace, linear_pack},
+    .fingerprint = fingerprint,
     .feed_forward_forward = {feed_forward_forward_workspace, feed_forward_forward},
     .feed_forward_backward = {feed_forward_backward_workspace, feed_forward_backward},
     .add_norm_forward = {add_norm_forward_workspace, add_norm_forward},

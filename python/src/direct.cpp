@@ -81,6 +81,8 @@ PyObject* to_python(const Tensor& tensor) {
   return result;
 }
 
+PyObject* to_python(std::int64_t number) { return required(PyLong_FromLongLong(number)); }
+
 std::string to_string(PyObject* argument) {
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(argument, &size);

@@ -34,8 +34,9 @@ std::int64_t to_int(PyObject* argument);
 double to_double(PyObject* argument);
 bool to_bool(PyObject* argument);
 
-// And back: one tensor, or a tuple of several; a new reference.
+// And back: one tensor, a tuple of several, or a number; a new reference.
 PyObject* to_python(const Tensor& tensor);
+PyObject* to_python(std::int64_t number);
 PyObject* to_python(std::span<const Tensor* const> tensors);
 
 template <class T>

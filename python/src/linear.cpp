@@ -106,12 +106,19 @@ Tensor linear_pack(const Tensor& weight) {
   return packed;
 }
 
+// Of a weight's contents; not an op, since no graph needs it.
+std::int64_t weight_fingerprint(const Tensor& weight) {
+  const Call call("weight_fingerprint", "weight", weight);
+  return static_cast<std::int64_t>(cpu::kernels().fingerprint(check_weight(call, weight, any_size)));
+}
+
 }  // namespace
 
 void direct::add_linear(Functions& functions) {
   functions.add<&linear>("linear", {"activation", "save_preactivation"});
   functions.add<&linear_backward>("linear_backward", {"activation", "output_mask"});
   functions.add<&linear_pack>("linear_pack", {});
+  functions.add<&weight_fingerprint>("weight_fingerprint", {});
 }
 
 }  // namespace bigmodel::binding
