@@ -18,7 +18,7 @@ OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights 
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
 NO_PYTHON := '$(PYTHON) is not Python 3.11 or newer, which bigmodel_kernels needs: make PYTHON=python3.11'
-NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 11 or newer \
+NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 12 or newer \
     (apt-get install g++), or name another: make CXX=clang++'
 
 .PHONY: demo test test-triton test-gpu test-cpp test-isa bench lint format build clean

@@ -34,8 +34,8 @@ def require_compiler():
         if shutil.which(check[0]) and subprocess.run(check, capture_output=True).returncode == 0:
             return
     sys.exit(
-        f"bigmodel_kernels needs a C++20 compiler and {compiler or 'c++'} is none: install g++ 11 or newer "
-        "(apt-get install g++) or clang++ 14 or newer, or name one in the environment variable CXX."
+        f"bigmodel_kernels needs a C++20 compiler and {compiler or 'c++'} is none: install g++ 12 or newer "
+        "(apt-get install g++) or clang++ 15 or newer, or name one in the environment variable CXX."
     )
 
 

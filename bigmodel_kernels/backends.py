@@ -75,7 +75,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     if name is None:
         return _namespace(_automatic(op, device, dtype))
     _check_name(op, name)
-    reasons = _reasons(name, op, device, dtype)
+    reasons = _reasons(name, device, dtype)
     if reasons:
         raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
     return _namespace(name)
@@ -107,10 +107,10 @@ def unsupported_reasons(
     # Every option of an op is supported wherever the op is, so that devices and dtypes decide alone.
     del options
     if not tensors:
-        return [*_backend_reasons(backend)] or [*_op_reasons(backend, op)]
+        return [*_backend_reasons(backend)]
     reasons = []
     for tensor in tensors:
-        reasons += [reason for reason in _reasons(backend, op, tensor.device, tensor.dtype) if reason not in reasons]
+        reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
     return reasons
 
 
@@ -178,9 +178,9 @@ def _check_name(op: str, name: str) -> None:
 def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
     for name in AUTOMATIC_ORDER:
         # On CPU tensors Triton only interprets its kernels: a test of them, and never a choice.
-        if not (name == "triton" and device.type == "cpu") and not _reasons(name, op, device, dtype):
+        if not (name == "triton" and device.type == "cpu") and not _reasons(name, device, dtype):
             return name
-    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', op, device, dtype))}")
+    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
 
 
 # What these functions return is decided when a call is traced: no compiler need follow how.
@@ -191,14 +191,6 @@ def _backend_reasons(name: str) -> tuple[str, ...]:
         missing = () if torch.cuda.is_available() else ("torch sees no CUDA device",)
         return "this version has no CUDA kernels", *missing
     return _load_triton() if name == "triton" else ()
-
-
-@torch.compiler.assume_constant_result
-def _op_reasons(name: str, op: str) -> tuple[str, ...]:
-    """Why a backend that is available cannot run an op."""
-    if name == "triton" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"bigmodel_triton::{op}", "CUDA"):
-        return (f"this version has no Triton kernel for {op}",)
-    return ()
 
 
 @torch.compiler.assume_constant_result
@@ -239,8 +231,8 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
-def _reasons(name: str, op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    reasons = [*_backend_reasons(name)] or [*_op_reasons(name, op)]
+def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    reasons = [*_backend_reasons(name)]
     if reasons:
         return reasons
     if name == "reference":

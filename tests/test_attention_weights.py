@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
+from op_check import DTYPES, EXAMPLES, check_case, check_repeats, dtype_name, leaves, ops_of
 from test_attention import any_case
 
 import bigmodel_kernels as bmk
@@ -21,7 +21,9 @@ def test_case(case, dtype, backend):
     check_case(case, dtype, backend)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=any_case(), average=st.booleans(), dtype=st.sampled_from(DTYPES))
 def test_random_case(backend, case, average, dtype):
     check_case(AttentionWeightsCase(case, average), dtype, backend)
@@ -69,7 +71,7 @@ def test_opcheck(average, backend):
     names = ("query", "key", "lse", "mask", "alibi_slopes", "dropout_seed")
     options = {"causal": "bottom_right", "dropout_p": 0.2, "average_heads": average}
     result = torch.library.opcheck(
-        torch.ops.bigmodel.attention_weights.default, tuple(inputs[name] for name in names), options
+        ops_of(backend).attention_weights.default, tuple(inputs[name] for name in names), options
     )
     assert set(result.values()) == {"SUCCESS"}
 

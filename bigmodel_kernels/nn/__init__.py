@@ -10,7 +10,9 @@ the computation. They differ from torch.nn in what follows, and in nothing else:
 - ``is_causal=True`` is believed also beside ``key_padding_mask`` and ``need_weights``, when the mask is square;
 - dropout draws other random numbers, of the same distribution, from the same ``torch.manual_seed``;
 - hooks on ``MultiheadAttention.out_proj`` run;
-- torch.jit.script does not compile them (torch.compile, torch.export and torch.jit.trace do).
+- torch.jit.script does not compile them and torch.fx.symbolic_trace does not trace them (torch.compile, torch.export,
+  make_fx and torch.jit.trace do);
+- torch.func's transforms and forward-mode derivatives raise errors, unless the reference is named (`use_backend`).
 
 Nested tensors take torch.nn's own path.
 """

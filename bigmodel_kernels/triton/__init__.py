@@ -5,7 +5,6 @@ numpy, for CPU tensors too. `backends.py` imports it where it can run, and attac
 """
 
 import importlib
-import importlib.util
 
 import torch
 import triton
@@ -40,8 +39,6 @@ def _register() -> torch.library.Library:
         schema = str(getattr(torch.ops.bigmodel, op).default._schema)
         library.define(schema.removeprefix("bigmodel::"))
     for op, module in _MODULES.items():
-        if importlib.util.find_spec(f".{module}", __name__) is None:
-            continue
         function = getattr(importlib.import_module(f".{module}", __name__), op)
         for key in ("CUDA", "CPU") if interpreted() else ("CUDA",):
             library.impl(op, function, key)
