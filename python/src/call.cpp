@@ -246,8 +246,15 @@ void Call::fail_dtype(const char* name, const Tensor& tensor, const char* expect
 
 Workspace::Workspace(const Call& call, std::int64_t bytes) {
   if (bytes <= 0) return;
-  constexpr std::int64_t line = 64;
-  data_ = std::aligned_alloc(line, static_cast<std::size_t>((bytes + line - 1) / line * line));
+  constexpr std::int64_t line = 64, most_small = 256 * 1024;
+  if (bytes > most_small) {
+    // torch aligns fresh CPU memory to lines already; the spare one makes sure with any allocator.
+    large_ = call.bytes(bytes + line);
+    const auto address = reinterpret_cast<std::uintptr_t>(large_->mutable_data_ptr());
+    data_ = reinterpret_cast<void*>((address + line - 1) / line * line);
+    return;
+  }
+  data_ = small_ = std::aligned_alloc(line, static_cast<std::size_t>((bytes + line - 1) / line * line));
   call.check(data_, "needs a workspace of ", bytes, " bytes, which the system does not give");
 }
 

@@ -97,18 +97,20 @@ class Call {
   std::int32_t device_type_, device_index_;
 };
 
-// Bytes for a kernel's workspace, aligned to cache lines: nothing is allocated where nothing is needed. Straight from
-// the C library, as torch's CPU allocator has them too: a tensor for them takes longer than a small kernel's loops.
+// Bytes for a kernel's workspace, aligned to cache lines: nothing is allocated where nothing is needed. Large ones are
+// torch's, whose profiler then sees them; small ones come from the C library, since a tensor takes longer than a small
+// kernel's loops.
 class Workspace {
  public:
   Workspace(const Call& call, std::int64_t bytes);
-  ~Workspace() { std::free(data_); }
+  ~Workspace() { std::free(small_); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   void* data() const { return data_; }
 
  private:
-  void* data_ = nullptr;
+  OptionalTensor large_;
+  void *small_ = nullptr, *data_ = nullptr;
 };
 
 // Runs one kernel of the table in use, with the workspace that it asks for.
