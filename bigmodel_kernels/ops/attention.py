@@ -9,7 +9,7 @@ from .. import reference
 from .gradients import attach, differentiable_again, needed
 
 # Positions of the differentiable inputs in the schema.
-QUERY, KEY, VALUE, MASK, SLOPES, SINKS = range(6)
+SLOPES, SINKS = 4, 5
 
 
 def register(namespace: str) -> None:
@@ -77,32 +77,37 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 
 def _backward(ops, ctx, grad_output, grad_lse=None):
-    *inputs, output, lse = ctx.saved_tensors
-    wanted = needed(ctx, QUERY, KEY, VALUE, MASK, SLOPES, SINKS)
-    wanted[VALUE] = wanted[VALUE] and grad_output is not None  # the lse does not depend on value
+    query, key, value, mask, alibi_slopes, sinks, dropout_seed, output, lse = ctx.saved_tensors
+    want_query, want_key, want_value, want_mask, want_slopes, want_sinks = needed(ctx, *range(SINKS + 1))
+    want_value = want_value and grad_output is not None  # the lse does not depend on value
     if grad_output is None and grad_lse is None:
-        return (None,) * len(inputs)
+        return None, None, None, None, None, None, None
     if torch.is_grad_enabled():
         function = partial(reference.attention, **ctx.options)
-        grads = differentiable_again(function, inputs, [*wanted, False], (grad_output, grad_lse))
-        return tuple(grads)
-    grads = ops.attention_backward(
+        inputs = (query, key, value, mask, alibi_slopes, sinks, dropout_seed)
+        wanted = (want_query, want_key, want_value, want_mask, want_slopes, want_sinks, False)
+        return tuple(differentiable_again(function, inputs, wanted, (grad_output, grad_lse)))
+    grad_query, grad_key, grad_value, grad_mask, grad_sinks = ops.attention_backward(
         grad_output,
         grad_lse,
-        *inputs[: VALUE + 1],
+        query,
+        key,
+        value,
         output,
         lse,
-        *inputs[MASK:],
-        output_mask=[*wanted[: MASK + 1], wanted[SINKS]],
+        mask,
+        alibi_slopes,
+        sinks,
+        dropout_seed,
+        output_mask=(want_query, want_key, want_value, want_mask, want_sinks),
         **ctx.options,
     )
-    query, key, value, mask, sinks = grads
     return (
-        query if wanted[QUERY] else None,
-        key if wanted[KEY] else None,
-        value if wanted[VALUE] else None,
-        mask if wanted[MASK] else None,
+        grad_query if want_query else None,
+        grad_key if want_key else None,
+        grad_value if want_value else None,
+        grad_mask if want_mask else None,
         None,
-        sinks if wanted[SINKS] else None,
+        grad_sinks if want_sinks else None,
         None,
     )

@@ -50,10 +50,13 @@ class First:
         self._dispatched = dispatched
 
     def __getattr__(self, name: str) -> Callable:
+        op = getattr(OPS, name)
+
         def call(*tensors, **options):
             try:
-                return getattr(OPS, name)(*tensors, **options)
+                return op(*tensors, **options)
             except TypeError:  # refused: a tensor is not plain
                 return getattr(self._dispatched, name)(*tensors, **options)
 
+        setattr(self, name, call)  # found without this function from now on
         return call

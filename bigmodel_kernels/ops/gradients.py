@@ -6,10 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import direct, repeats
+from . import direct
+from .repeats import current
 
-# op -> the autograd.Function that calls it; see `attach`.
-_functions: dict[Callable, type[torch.autograd.Function]] = {}
+# op -> what calls it through an autograd.Function; see `attach`.
+_recorded: dict[Callable, Callable] = {}
 
 
 def attach(namespace: str, name: str, backward: Callable, setup_context: Callable) -> None:
@@ -31,7 +32,7 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
             tensors = arguments[:-3]
             if op is direct_op:
                 output = op(*tensors, **options)
-                repeats.current.possible = False
+                current.possible = False
             else:
                 with torch._C._AutoDispatchBelowAutograd():
                     output = op(*tensors, **options)
@@ -44,19 +45,16 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
             return *backward(ops, ctx, *grad_outputs), None, None, None
 
     Differentiable.__name__ = Differentiable.__qualname__ = name.title().replace("_", "")
-    _functions[getattr(dispatched, name)] = Differentiable
+    _recorded[getattr(dispatched, name)] = Differentiable.apply
     if direct_op is not None:
-        _functions[direct_op] = Differentiable
+        # What Function.apply comes to without transforms, which direct calls exclude: it looks for them at length.
+        _recorded[direct_op] = super(torch.autograd.Function, Differentiable).apply
 
 
 def call(op: Callable, tensors: Sequence[Tensor | None], options: dict, returned: int):
     """op(*tensors, **options), recorded for the backward pass; all of the op's arguments are given. Of several outputs
     only the first `returned` come back: recording each one takes time."""
-    function = _functions[op]
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*tensors, options, op, returned)  # says what it cannot do
-    # What Function.apply comes to without transforms: it looks for them at length.
-    return super(torch.autograd.Function, function).apply(*tensors, options, op, returned)
+    return _recorded[op](*tensors, options, op, returned)
 
 
 def needed(ctx, *positions: int) -> list[bool]:
