@@ -223,7 +223,8 @@ class AttentionTest {
       each_query([&](std::int64_t b, std::int64_t h, std::int64_t i) {
         const Row r = row(b, h, i);
         for (std::int64_t j = 0; j < c_.kv_len; ++j) {
-          // A weight is e^(s - lse): what is lost in the exponent, whose terms are larger than it, is lost of the weight.
+          // A weight is e^(s - lse): what is lost in the exponent, whose terms are larger than it, is lost of the
+          // weight.
           const double weight = r.p[j] * r.dropped[j] / (average ? double(c_.heads) : 1.0);
           Sum& sum = average ? want.at(b, 0, 1, i, j) : want.at(b, h, c_.heads, i, j);
           sum.value += weight;
