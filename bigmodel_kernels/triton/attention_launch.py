@@ -52,8 +52,9 @@ INTERPRETER = Device(80, 4, 1 << 14)
 _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
 # Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
-# shared memory per block where sm_80 has 163, and the same kind of tensor cores as far as Triton uses them.
-_FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_86"}
+# shared memory per block where sm_80 has 163, and the same kind of tensor cores as far as Triton uses them. What a
+# family does not list is as on sm_80.
+_FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
 
 # (block_m, block_n, num_warps, num_stages) for heads of up to 64, 128, 256 and 512 features. What bounds the tiles is
 # registers, then shared memory: they are the largest tried that spill nothing up to 128 features (`bigmodel audit`
@@ -63,14 +64,17 @@ _HALF = {
         "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
         "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
         "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
-        "grad_mask": ((32, 64, 4, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
+        "grad_mask": ((32, 64, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
         "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
     },
     "sm_86": {
         "forward": ((128, 64, 4, 3), (128, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 1)),
     },
+    "sm_120": {
+        "forward": ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 1)),
+    },
     "sm_90": {
-        "forward": ((128, 128, 8, 2), (128, 128, 8, 2), (128, 64, 8, 2), (64, 16, 8, 1)),
+        "forward": ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 16, 8, 1)),
         "grad_key_value": ((64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
         "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
     },
@@ -84,7 +88,7 @@ _HALF = {
         "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
         "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1)),
         "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1)),
-        "grad_mask": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_mask": ((32, 32, 8, 1), (8, 8, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
         "weights": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
     },
 }
@@ -96,10 +100,21 @@ _IEEE = {
     "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
     "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
 }
-# What 64 KiB of shared memory ask for beyond that.
-_IEEE_SM_75 = _IEEE | {
-    "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
-    "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
+_IEEE_BY_FAMILY = {
+    # 64 KiB of shared memory ask for less.
+    "sm_75": {
+        "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
+        "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
+    },
+    # Code for these architectures takes more registers.
+    **dict.fromkeys(
+        ("sm_90", "sm_100", "sm_120"),
+        {
+            "forward": (_IEEE["forward"][0], (16, 32, 8, 1), *_IEEE["forward"][2:]),
+            "grad_key_value": (_IEEE["grad_key_value"][0], (8, 8, 8, 1), *_IEEE["grad_key_value"][2:]),
+            "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
+        },
+    ),
 }
 _TF32 = {
     "forward": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
@@ -156,10 +171,10 @@ def table_launch(name: str, capability: int, features: int, arithmetic: str) -> 
     family = _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
     if arithmetic == "half":
         rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
-    elif family == "sm_75":
-        rows = _IEEE_SM_75
+    elif arithmetic == "ieee" or family == "sm_75":
+        rows = _IEEE | _IEEE_BY_FAMILY.get(family, {})
     else:
-        rows = _IEEE if arithmetic == "ieee" else _TF32
+        rows = _TF32
     return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
 
 
