@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bigmodel_kernels as bmk
+from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 
 pytest.importorskip("triton")
 if bmk.info()["backends"]["triton"]:
@@ -40,12 +41,13 @@ def test_widest_rows(kind):
     x, grad = (torch.randn(5, 65536, generator=generator).to(DEVICE) for _ in range(2))
     weight = torch.randn(65536, generator=generator).to(DEVICE)
     results = []
-    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
         tensors = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
         _, normed = bmk.add_norm(tensors[0], None, tensors[1], kind=kind, backend=backend)
         results.append([normed, *torch.autograd.grad(normed, tensors, grad.to(dtype))])
-    for ours, truth in zip(*results, strict=True):
-        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-4)
+    for name, ours, reference, truth in zip(("normed", "x", "weight"), *results, strict=True):
+        factor = FORWARD if name == "normed" else GRADIENT
+        assert_as_exact(name, ours, reference, truth, factor, torch.float32)
 
 
 @pytest.mark.parametrize("capability", sorted(launch.FAMILIES))
