@@ -42,7 +42,7 @@ class _Forced(threading.local):
         self.name = None
 
 
-_forced = _Forced()
+forced = _Forced()
 
 
 class use_backend:
@@ -58,11 +58,11 @@ class use_backend:
         self.name = name
 
     def __enter__(self) -> None:
-        self.previous = _forced.name
-        _forced.name = self.name
+        self.previous = forced.name
+        forced.name = self.name
 
     def __exit__(self, *exception) -> None:
-        _forced.name = self.previous
+        forced.name = self.previous
 
 
 def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None = None):
@@ -71,7 +71,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     Args: `name` a backend, or None for the one forced by `use_backend`, or else automatic choice.
     Raises: ValueError for an unknown name; RuntimeError, with every reason, if the named backend cannot run this.
     """
-    name = _forced.name if name is None else name
+    name = forced.name if name is None else name
     if name is None:
         return _namespace(_automatic(op, device, dtype))
     _check_name(op, name)
@@ -83,15 +83,9 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
 
 def resolve_for(op: str, x: Tensor, name: str | None = None):
     """`resolve` by a call's first tensor; the common case first, without the cost of looking at x's device."""
-    if is_plain(x, name):
+    if name is None and forced.name is None and x.is_cpu and x.dtype in KERNEL_DTYPES:
         return CPU_OPS
     return resolve(op, x.device, x.dtype, name)
-
-
-def is_plain(x: Tensor, name: str | None = None) -> bool:
-    """Whether automatic choice gives a call, by its first tensor and the backend that it names, to the CPU kernels."""
-    plain = name is None and isinstance(x, Tensor) and x.is_cpu and x.dtype in KERNEL_DTYPES
-    return plain and _forced.name is None
 
 
 def unsupported_reasons(
@@ -143,7 +137,7 @@ def explain(op: str, *tensors: Tensor, **options) -> Explanation:
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TypeError(f"[explain] expected the tensors that {op} would be called with")
     named = options.pop("backend", None)
-    named = _forced.name if named is None else named
+    named = forced.name if named is None else named
     first = tensors[:1]
     reasons = {name: unsupported_reasons(op, name, first, options) for name in BACKENDS}
     if named is None:

@@ -19,14 +19,11 @@ from .ops import direct, gradients, packed_weights, repeats
 def _straight_to_kernels(x: Tensor, backend: str | None) -> bool:
     """Whether a call, of which x is the first tensor, needs nothing from this module but its options: no cast, no
     choice of a backend, and no check of tensors that kernels do not make (and none that they have refused)."""
-    straight = (
-        not repeats.current.running
-        and backends.is_plain(x, backend)
-        and direct.possible()
-        and not torch._C._is_any_autocast_enabled()
+    if torch.compiler.is_compiling():
+        return False
+    repeats.current.straight = straight = (
+        backend is None and not repeats.current.running and backends.forced.name is None and direct.takes(x)
     )
-    if straight:
-        repeats.current.possible = True
     return straight
 
 
@@ -79,7 +76,8 @@ def attention(
     straight = _straight_to_kernels(query, backend)
     if not straight:
         query, key, value, mask = _autocast_attention("attention", query, key, value, mask)
-    if not straight or query.dim() != 4:  # kernels see four dimensions
+    four_dims = query.dim() == 4
+    if not straight or not four_dims:
         checks.is_tensor("attention", "value", value)
         checks.attention_tensors("attention", query, key, value)
     if mask is not None:
@@ -94,14 +92,14 @@ def attention(
         dropout_seed = repeats.dropout_seed(query)
     ops = direct.OPS if straight else backends.resolve_for("attention", query, backend)
     inputs = (
-        *((query, key, value) if query.dim() == 4 else _four_dims(query, key, value)),
+        *((query, key, value) if four_dims else _four_dims(query, key, value)),
         mask if mask is None else _mask_of_four_dims(mask, query),
         alibi_slopes if alibi_slopes is None else _checked_slopes("attention", alibi_slopes, query),
         sinks,
         dropout_seed,
     )
     outputs = _call(ops, ops.attention, inputs, options, returned=2 if return_lse else 1)
-    output = outputs[0] if query.dim() == 4 else outputs[0].reshape(*query.shape[:-1], value.shape[-1])
+    output = outputs[0] if four_dims else outputs[0].reshape(*query.shape[:-1], value.shape[-1])
     return (output, outputs[1].reshape(query.shape[:-1])) if return_lse else output
 
 
@@ -353,16 +351,14 @@ def add_norm(
 def _call(ops, op: Callable, inputs: Sequence[Tensor | None], options: dict, returned: int = 1):
     """Calls an op, of whose outputs the first `returned` are wanted, though more may come back. What needs no gradient
     skips the autograd layer, which costs a small call more than its kernel."""
+    if ops is direct.OPS:
+        return gradients.call(op, inputs, options, returned) if _needs_gradient(inputs) else op(*inputs, **options)
     if ops is reference:
         if _autocast_dtype(inputs[0]) is None:
             return op(*inputs, **options)
         with torch.autocast(inputs[0].device.type, enabled=False):  # inputs are cast already
             return op(*inputs, **options)
-    if ops is not direct.OPS:
-        return _call_dispatched(op, inputs, options, returned)
-    if _needs_gradient(inputs):
-        return gradients.call(op, inputs, options, returned)
-    return op(*inputs, **options)
+    return _call_dispatched(op, inputs, options, returned)
 
 
 def _call_dispatched(op: Callable, inputs: Sequence[Tensor | None], options: dict, returned: int):

@@ -219,6 +219,22 @@ class TestPackedWeights:
                 seen.add(fingerprint(weight))
         assert len(seen) == 5 * 71 + 1
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+    def test_fingerprints_tell_changes_that_might_undo_each_other(self, dtype, backend):
+        """Neighbours of one hash change by multiples of each other, and in their signs alone."""
+        fingerprint = direct.OPS.weight_fingerprint
+        bits = torch.zeros(40, 5, dtype=torch.int32 if dtype == torch.float32 else torch.int16)
+        top = -(2 ** (bits.element_size() * 8 - 1))
+        changes = [top, *(sign * factor for factor in (1, 2, 31, 32, 33, 1024) for sign in (1, -1))]
+        seen = {fingerprint(bits.view(dtype))}
+        for row in range(8):
+            for first in changes:
+                for second in changes:
+                    bits[row, 0], bits[row + 1, 0] = first, second
+                    seen.add(fingerprint(bits.view(dtype)))
+                    bits[row, 0] = bits[row + 1, 0] = 0
+        assert len(seen) == 8 * len(changes) ** 2 + 1
+
     def test_views_of_one_weight(self, backend):
         x, weight = torch.randn(17, 130), torch.randn(280, 130)
         for _ in range(3):

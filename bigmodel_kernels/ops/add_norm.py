@@ -50,7 +50,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ops, ctx, grad_sum, grad_normed, *_):
     total, weight, bias, mean, rstd = ctx.saved_tensors
-    want_input, want_residual, want_weight, want_bias = needed(ctx, INPUT, RESIDUAL, WEIGHT, BIAS)
+    want_input, want_residual, want_weight, want_bias = needed(ctx, BIAS + 1)
     wanted = [want_input or want_residual, want_weight, want_bias]
     if grad_normed is None:
         grad_input, grad_weight, grad_bias = grad_sum, None, None

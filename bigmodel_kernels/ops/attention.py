@@ -78,7 +78,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ops, ctx, grad_output, grad_lse=None):
     query, key, value, mask, alibi_slopes, sinks, dropout_seed, output, lse = ctx.saved_tensors
-    want_query, want_key, want_value, want_mask, want_slopes, want_sinks = needed(ctx, *range(SINKS + 1))
+    want_query, want_key, want_value, want_mask, want_slopes, want_sinks = needed(ctx, SINKS + 1)
     want_value = want_value and grad_output is not None  # the lse does not depend on value
     if grad_output is None and grad_lse is None:
         return None, None, None, None, None, None, None

@@ -51,7 +51,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ops, ctx, grad_weights):
     inputs = ctx.saved_tensors
-    wanted = needed(ctx, QUERY, KEY, LSE, MASK)
+    wanted = needed(ctx, MASK + 1)
     if grad_weights is None:
         return (None,) * len(inputs)
     if torch.is_grad_enabled():

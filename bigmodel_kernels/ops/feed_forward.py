@@ -59,8 +59,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ops, ctx, grad_output, *_):
     *inputs, dropout_seed, preactivation, gate_preactivation = ctx.saved_tensors
-    wanted = needed(ctx, *range(RESIDUAL))
-    (want_residual,) = needed(ctx, RESIDUAL)
+    *wanted, want_residual = needed(ctx, RESIDUAL + 1)
     if grad_output is None or not any(wanted):
         grads = [None] * len(inputs)
     elif torch.is_grad_enabled():

@@ -32,7 +32,7 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
             tensors = arguments[:-3]
             if op is direct_op:
                 output = op(*tensors, **options)
-                current.possible = False
+                current.straight = False  # accepted
             else:
                 with torch._C._AutoDispatchBelowAutograd():
                     output = op(*tensors, **options)
@@ -57,15 +57,13 @@ def call(op: Callable, tensors: Sequence[Tensor | None], options: dict, returned
     return _recorded[op](*tensors, options, op, returned)
 
 
-def needed(ctx, *positions: int) -> list[bool]:
-    """Whether the inputs at these positions of the op's schema need a gradient.
+def needed(ctx, count: int) -> tuple[bool, ...]:
+    """Whether the first inputs of the op's schema need a gradient.
 
     The dispatcher leaves out trailing arguments that have their default value, and so does ctx.
     """
-    flags = ctx.needs_input_grad
-    if positions[-1] < len(flags):
-        return [flags[position] for position in positions]
-    return [position < len(flags) and flags[position] for position in positions]
+    flags = ctx.needs_input_grad[:count]
+    return flags if len(flags) == count else (*flags, *(False,) * (count - len(flags)))
 
 
 def differentiable_again(

@@ -50,7 +50,7 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 def _backward(ops, ctx, grad_output, *_):
     input, weight, bias, preactivation = ctx.saved_tensors
-    *wanted, want_residual = needed(ctx, INPUT, WEIGHT, BIAS, RESIDUAL)
+    *wanted, want_residual = needed(ctx, RESIDUAL + 1)
     if grad_output is None or not any(wanted):
         return None, None, None, grad_output if want_residual else None, None
     if torch.is_grad_enabled():

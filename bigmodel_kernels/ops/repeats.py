@@ -15,10 +15,11 @@ from torch import Tensor
 
 
 class _Current(threading.local):
-    """Of the running call in this thread. possible: it has gone straight to the kernels, which have not accepted it
-    yet; what fails later, a hook of the user's say, must not happen twice. running: it is made again. seed: drawn."""
+    """Of the latest call in this thread. straight: it went straight to the kernels, and what fails is a refusal, until
+    they have accepted it: what fails then, a hook of the user's say, must not happen twice. running: it is made again.
+    seed: drawn for it."""
 
-    possible = False
+    straight = False
     running = False
     seed: Tensor | None = None
 
@@ -27,20 +28,17 @@ current = _Current()
 
 
 def repeated(function: Callable) -> Callable:
-    """A function that is called again if it fails while `current.possible`."""
+    """A function that is called again if it fails while `current.straight`, which it sets whenever it is called."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        if torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        outer, current.possible, current.seed = current.possible, False, None
+        if kwargs and not torch.compiler.is_compiling():
+            current.seed = None
         try:
             return function(*args, **kwargs)
         except Exception:
-            if not current.possible:
+            if torch.compiler.is_compiling() or not current.straight:
                 raise
-        finally:
-            current.possible = outer
         current.running = True
         try:
             return function(*args, **kwargs)

@@ -6,15 +6,22 @@
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
 
-// Four vectors of hashes, as one would wait for the latency of its three operations. Each step is a bijection of what
-// was before, and of the new words, so that no single change is lost; 33 is odd.
+// One round of XXH32 (Collet, 2012): a bijection of what was before, and of the new words, so that no single change is
+// lost. Multiplying carries a change upwards and the rotation brings it down again, so that a second change cannot undo
+// it by chance.
+BIGMODEL_INLINE I32 mixed(I32 hash, F32 words) {
+  constexpr std::int32_t prime_1 = -1640531535, prime_2 = -2048144777;
+  const I32 sum = hash + as_int(words) * set1_int(prime_2);
+  return (shift_left<13>(sum) | (shift_right<19>(sum) & set1_int(0x1fff))) * set1_int(prime_1);
+}
+
+// Four vectors of hashes, as one would wait for the latency of its operations.
 struct Hashes {
   I32 chain[4];
   int next = 0;
 
   void take(F32 words) {
-    I32& hash = chain[next];
-    hash = hash + shift_left<5>(hash) + as_int(words);
+    chain[next] = mixed(chain[next], words);
     next = (next + 1) % 4;
   }
 };
@@ -26,8 +33,7 @@ void take_run(Hashes& hashes, const char* data, std::int64_t bytes) {
   for (; hashes.next == 0 && at + 4 * width <= bytes; at += 4 * width) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      hashes.chain[c] = hashes.chain[c] + shift_left<5>(hashes.chain[c]) +
-                        as_int(load(reinterpret_cast<const float*>(data + at + c * width)));
+      hashes.chain[c] = mixed(hashes.chain[c], load(reinterpret_cast<const float*>(data + at + c * width)));
     }
   }
   for (; at < bytes; at += width) {

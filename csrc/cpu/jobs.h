@@ -1,4 +1,5 @@
-// Dynamic scheduling over the host's threads: each worker takes the next job until none is left.
+// Dynamic scheduling over the host's threads. Every worker has a list of jobs, the same in every call of one shape, so
+// that what a job reads and writes is still in the caches of its core; who has done his own helps with the others'.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +8,34 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+// List i of n holds the jobs i, i + n, i + 2n, ... On a cache line of its own.
+struct alignas(64) JobList {
+  std::int64_t taken;
+};
+
 template <class Body>
-struct JobQueue {
+struct JobLists {
+  static constexpr int most = 64;  // more workers share lists
   const Body* body;
   std::int64_t jobs;
-  std::int64_t next;
+  int count;
+  JobList lists[most];
+
+  void run(int worker) {
+    for (int turn = 0; turn < count; ++turn) {
+      const int list = (worker + turn) % count;
+      for (;;) {
+        const std::int64_t job = list + count * __atomic_fetch_add(&lists[list].taken, 1, __ATOMIC_RELAXED);
+        if (job >= jobs) break;
+        (*body)(job, worker);
+      }
+    }
+  }
 };
 
 // Calls body(job, worker) once for every job in [0, jobs), on at most `workers` threads (worker < workers names the
-// thread's scratch memory). Jobs start in order, so the longest belong first. With one worker no thread is woken.
+// thread's scratch memory). Jobs start in about their order, so the longest belong first. With one worker no thread is
+// woken.
 template <class Body>
 static void for_each_job(int workers, std::int64_t jobs, const Body& body) {
   if (workers > jobs) workers = int(jobs);
@@ -23,18 +43,11 @@ static void for_each_job(int workers, std::int64_t jobs, const Body& body) {
     for (std::int64_t job = 0; job < jobs; ++job) body(job, 0);
     return;
   }
-  JobQueue<Body> queue{&body, jobs, 0};
-  run_workers(
-      workers,
-      [](void* context, int worker) {
-        JobQueue<Body>& queue = *static_cast<JobQueue<Body>*>(context);
-        for (;;) {
-          const std::int64_t job = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
-          if (job >= queue.jobs) return;
-          (*queue.body)(job, worker);
-        }
-      },
-      &queue);
+  using Lists = JobLists<Body>;
+  Lists lists;
+  lists.body = &body, lists.jobs = jobs, lists.count = workers < Lists::most ? workers : Lists::most;
+  for (int list = 0; list < lists.count; ++list) lists.lists[list].taken = 0;
+  run_workers(workers, [](void* context, int worker) { static_cast<Lists*>(context)->run(worker); }, &lists);
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <memory>
 #include <utility>
 
 namespace bigmodel::binding {
@@ -31,6 +33,10 @@ Tensor empty_strided(Sizes sizes, Sizes strides, std::int32_t dtype, std::int32_
                                                          strides.data(), dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
 
 bool matches(Sizes sizes, Sizes expected) {
   return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end(),
@@ -246,7 +252,7 @@ void Call::fail_dtype(const char* name, const Tensor& tensor, const char* expect
 
 Workspace::Workspace(const Call& call, std::int64_t bytes) {
   if (bytes <= 0) return;
-  constexpr std::int64_t line = 64, most_small = 256 * 1024;
+  constexpr std::int64_t line = 64, most_small = 512 * 1024;
   if (bytes > most_small) {
     // torch aligns fresh CPU memory to lines already; the spare one makes sure with any allocator.
     large_ = call.bytes(bytes + line);
@@ -254,7 +260,10 @@ Workspace::Workspace(const Call& call, std::int64_t bytes) {
     data_ = reinterpret_cast<void*>((address + line - 1) / line * line);
     return;
   }
-  data_ = small_ = std::aligned_alloc(line, static_cast<std::size_t>((bytes + line - 1) / line * line));
+  // Kept for the thread's next call, whose kernel finds it in the cache. Calls do not nest within a thread.
+  static thread_local std::unique_ptr<void, Free> kept;
+  if (!kept) kept.reset(std::aligned_alloc(line, most_small));
+  data_ = kept.get();
   call.check(data_, "needs a workspace of ", bytes, " bytes, which the system does not give");
 }
 

@@ -103,14 +103,13 @@ class Call {
 class Workspace {
  public:
   Workspace(const Call& call, std::int64_t bytes);
-  ~Workspace() { std::free(small_); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   void* data() const { return data_; }
 
  private:
   OptionalTensor large_;
-  void *small_ = nullptr, *data_ = nullptr;
+  void* data_ = nullptr;
 };
 
 // Runs one kernel of the table in use, with the workspace that it asks for.

@@ -1,27 +1,30 @@
 #include "direct.h"
 
+#include <algorithm>
+#include <iterator>
+
+#include "python_objects.h"
+#include "watchers.h"
+
 namespace bigmodel::binding::direct {
 namespace {
 
 // What torch has in Python for ahead-of-time compiled models: tensors to handles of its C interface, and back.
 struct Torch {
-  PyObject *tensor_type, *parameter_type, *to_handle, *from_handles, *is_neg;
+  PyObject *tensor_type, *parameter_type, *to_handle, *from_handles, *is_neg, *is_cpu, *dtype;
+  PyObject* dtypes[3];  // of the kernels
 };
 Torch torch;
 
-// A new reference, or nullptr without an error.
-PyObject* find(const char* module, const char* name) {
-  PyObject* imported = PyImport_ImportModule(module);
-  PyObject* found = imported ? PyObject_GetAttrString(imported, name) : nullptr;
-  Py_XDECREF(imported);
-  PyErr_Clear();
-  return found;
-}
-
 bool find_torch() {
-  torch = {find("torch", "Tensor"), find("torch.nn", "Parameter"),
+  torch = {find("torch", "Tensor"),
+           find("torch.nn", "Parameter"),
            find("torch._C._aoti", "unsafe_alloc_void_ptr_from_tensor"),
-           find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"), PyUnicode_InternFromString("is_neg")};
+           find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"),
+           PyUnicode_InternFromString("is_neg"),
+           PyUnicode_InternFromString("is_cpu"),
+           PyUnicode_InternFromString("dtype"),
+           {find("torch", "float32"), find("torch", "bfloat16"), find("torch", "float16")}};
   return torch.tensor_type && torch.parameter_type && torch.to_handle && torch.from_handles && torch.is_neg;
 }
 
@@ -35,15 +38,52 @@ PyObject* required(PyObject* object) {
   return object;
 }
 
+bool is_plain_type(PyObject* object) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == torch.tensor_type || type == torch.parameter_type;
+}
+
+// Whether a plain tensor is on the CPU and of a dtype that the kernels compute.
+bool suits_kernels(PyObject* tensor) {
+  PyObject* on_cpu = required(PyObject_GetAttr(tensor, torch.is_cpu));
+  Py_DECREF(on_cpu);
+  PyObject* dtype = required(PyObject_GetAttr(tensor, torch.dtype));
+  Py_DECREF(dtype);
+  return on_cpu == Py_True && std::ranges::find(torch.dtypes, dtype) != std::end(torch.dtypes);
+}
+
+PyObject* unwatched(PyObject*, PyObject*) {
+  const int value = watched();
+  return value < 0 ? nullptr : PyBool_FromLong(!value);
+}
+
+PyObject* takes(PyObject*, PyObject* x) {
+  try {
+    if (!is_plain_type(x) || !suits_kernels(x)) Py_RETURN_FALSE;
+  } catch (const PythonError&) {
+    return nullptr;
+  }
+  const int changes = autocast();
+  const int value = changes == 0 ? watched() : changes;
+  return value < 0 ? nullptr : PyBool_FromLong(!value);
+}
+
 void check_no_error(bool suspicious) {
   if (suspicious && PyErr_Occurred()) throw PythonError();
 }
 
 }  // namespace
 
+PyObject* find(const char* module, const char* name) {
+  PyObject* imported = PyImport_ImportModule(module);
+  PyObject* found = imported ? PyObject_GetAttrString(imported, name) : nullptr;
+  Py_XDECREF(imported);
+  PyErr_Clear();
+  return found;
+}
+
 Tensor to_tensor(PyObject* argument) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(argument));
-  if (type != torch.tensor_type && type != torch.parameter_type) refuse("expected a plain tensor");
+  if (!is_plain_type(argument)) refuse("expected a plain tensor");
   PyObject* negated = required(PyObject_CallMethodNoArgs(argument, torch.is_neg));
   Py_DECREF(negated);
   if (negated != Py_False) refuse("expected a tensor whose memory holds its values");
@@ -153,7 +193,12 @@ void Functions::add(const char* name, PyCFunction call, std::initializer_list<co
 }
 
 void define(PyObject* module) {
-  if (!find_torch()) return;
+  if (!find_torch() || !find_watchers()) return;
+  static PyMethodDef questions[] = {
+      {"unwatched", &unwatched, METH_NOARGS, "Whether nothing needs to see the calls of ops in this thread now."},
+      {"takes", &takes, METH_O, "Whether unwatched(), without autocast, and the argument is a tensor for the kernels."},
+      {}};
+  if (PyModule_AddFunctions(module, questions) != 0) throw PythonError();
   Functions functions(module);
   add_attention(functions);
   add_attention_weights(functions);

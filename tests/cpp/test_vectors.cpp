@@ -161,6 +161,9 @@ void check_arithmetic() {
       "shifts");
   check(first(to_float(set1_int(12) + set1_int(-5))) == 7.0f && first(to_float(set1_int(12) - set1_int(-5))) == 17.0f,
         "I32 + -");
+  check(first(to_float(set1_int(12) * set1_int(-5))) == -60.0f &&
+            first(to_float(set1_int(1 << 17 | 3) * set1_int(1 << 15))) == 98304.0f,
+        "I32 *, which wraps around");
   check(first(to_float(set1_int(12) & set1_int(10))) == 8.0f && first(to_float(set1_int(12) | set1_int(3))) == 15.0f,
         "I32 & |");
   check(first(as_float(as_int(b))) == -1.5f, "as_int, as_float");

@@ -102,6 +102,7 @@ BIGMODEL_INLINE I32 as_int(F32 a) { return {_mm256_castps_si256(a.v)}; }
 BIGMODEL_INLINE F32 as_float(I32 a) { return {_mm256_castsi256_ps(a.v)}; }
 BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator*(I32 a, I32 b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {_mm256_or_si256(a.v, b.v)}; }
 template <int n>

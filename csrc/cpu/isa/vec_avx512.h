@@ -97,6 +97,7 @@ BIGMODEL_INLINE I32 as_int(F32 a) { return {_mm512_castps_si512(a.v)}; }
 BIGMODEL_INLINE F32 as_float(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
 BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator*(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n>

@@ -11,6 +11,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 using FloatVector = float __attribute__((vector_size(16)));
 using IntVector = std::int32_t __attribute__((vector_size(16)));
+using UnsignedVector = std::uint32_t __attribute__((vector_size(16)));  // in which sums may wrap around
 
 struct F32 {
   static constexpr int lanes = 4;
@@ -109,8 +110,9 @@ BIGMODEL_INLINE F32 round(F32 a) { return {(a.v + 0x1.8p23f) - 0x1.8p23f}; }
 BIGMODEL_INLINE I32 set1_int(std::int32_t x) { return {IntVector{x, x, x, x}}; }
 BIGMODEL_INLINE F32 to_float(I32 a) { return {__builtin_convertvector(a.v, FloatVector)}; }
 BIGMODEL_INLINE I32 to_int(F32 a) { return {__builtin_convertvector(a.v, IntVector)}; }
-BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {a.v + b.v}; }
-BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {a.v - b.v}; }
+BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {IntVector(UnsignedVector(a.v) + UnsignedVector(b.v))}; }
+BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {IntVector(UnsignedVector(a.v) - UnsignedVector(b.v))}; }
+BIGMODEL_INLINE I32 operator*(I32 a, I32 b) { return {IntVector(UnsignedVector(a.v) * UnsignedVector(b.v))}; }
 BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {a.v & b.v}; }
 BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {a.v | b.v}; }
 template <int n>

@@ -91,6 +91,7 @@ BIGMODEL_INLINE I32 as_int(F32 a) { return {vreinterpretq_s32_f32(a.v)}; }
 BIGMODEL_INLINE F32 as_float(I32 a) { return {vreinterpretq_f32_s32(a.v)}; }
 BIGMODEL_INLINE I32 operator+(I32 a, I32 b) { return {vaddq_s32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator-(I32 a, I32 b) { return {vsubq_s32(a.v, b.v)}; }
+BIGMODEL_INLINE I32 operator*(I32 a, I32 b) { return {vmulq_s32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator&(I32 a, I32 b) { return {vandq_s32(a.v, b.v)}; }
 BIGMODEL_INLINE I32 operator|(I32 a, I32 b) { return {vorrq_s32(a.v, b.v)}; }
 template <int n>

@@ -1,0 +1,11 @@
+// What the files that call Python share.
+#pragma once
+
+#include <Python.h>
+
+namespace bigmodel::binding::direct {
+
+// module.name, a new reference; nullptr, without an error, where there is none.
+PyObject* find(const char* module, const char* name);
+
+}  // namespace bigmodel::binding::direct
