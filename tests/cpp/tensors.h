@@ -14,6 +14,9 @@
 
 namespace bigmodel::test {
 
+// The most threads at once that kernels have asked for since a test has set it.
+extern int most_workers;
+
 // What a tensor that kernels take in any dtype looks like to the naive loops.
 class Tensor {
  public:

@@ -241,6 +241,36 @@ class AttentionTest {
   AttentionInputs inputs_;
 };
 
+// Few heads and few rows still give every thread something to do.
+template <class Kernel, class Args>
+void check_threads(const Kernel& kernel, const Args& args, const char* what) {
+  most_workers = 1;
+  run(kernel, args);
+  check(most_workers == max_workers(), "%s asks for %d of %d threads", what, most_workers, max_workers());
+}
+
+void check_threads_of_one_head(std::int64_t q_len, std::int64_t kv_len) {
+  Random random(5);
+  const auto filled = [&](std::initializer_list<std::int64_t> sizes) {
+    Tensor tensor = Tensor::make(0.0f, sizes);
+    tensor.fill_normal(random);
+    return tensor;
+  };
+  const Tensor query = filled({1, 1, q_len, 64}), key = filled({1, 1, kv_len, 64}), value = filled({1, 1, kv_len, 64});
+  const Tensor output = filled({1, 1, q_len, 64}), lse = filled({1, 1, q_len}), grad_query = filled({1, 1, q_len, 64});
+  const Tensor grad_key = filled({1, 1, kv_len, 64}), grad_value = filled({1, 1, kv_len, 64});
+  AttentionInputs inputs;
+  inputs.query = query.view(), inputs.key = key.view(), inputs.value = value.view();
+  inputs.options.scale = 0.125f;
+  check_threads(cpu::kernels().attention_forward, AttentionForwardArgs{inputs, output.view(), lse.view(), nullptr},
+                "attention of one head");
+  AttentionBackwardArgs backward;
+  backward.inputs = inputs;
+  backward.output = output.view(), backward.lse = lse.view(), backward.grad_output = output.view();
+  backward.grad_query = grad_query.view(), backward.grad_key = grad_key.view(), backward.grad_value = grad_value.view();
+  check_threads(cpu::kernels().attention_backward, backward, "attention_backward of one head");
+}
+
 template <class T>
 void check_cases() {
   Case plain{2, 4, 2, 9, 13, 16, 16};
@@ -267,6 +297,9 @@ void test_attention() {
   check_cases<float>();
   check_cases<bfloat16>();
   check_cases<float16>();
+  check_threads_of_one_head(256, 256);
+  check_threads_of_one_head(1, 4096);
+  check_threads_of_one_head(3, 2048);
 }
 
 }  // namespace bigmodel::test
