@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
+from .launch import tf32_allowed
 
 LOG2E = 1 / math.log(2)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -206,9 +207,8 @@ def check(
 def precision(x: Tensor, features: int) -> str:
     """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where torch's own
     switch allows that for fp32."""
-    matmul = torch.backends.cuda.matmul
-    allowed = x.is_cuda and x.dtype == torch.float32 and (matmul.fp32_precision == "tf32" or matmul.allow_tf32)
-    return "tf32" if allowed and features <= LARGEST_TF32 else "ieee"
+    allowed = x.dtype == torch.float32 and features <= LARGEST_TF32 and tf32_allowed(x.device)
+    return "tf32" if allowed else "ieee"
 
 
 def empty_in_order_of(x: Tensor, features: int) -> Tensor:

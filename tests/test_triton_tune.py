@@ -1,0 +1,532 @@
+"""`bigmodel tune` without a GPU: what is kept on disk and when it is used, and the search itself, with a clock that the
+tests make up and kernels in Triton's interpreter. No launch's speed is tested."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from bigmodel_kernels import backends, tuned_launches
+from bigmodel_kernels.tuned_launches import ENVIRONMENT, Identity, Measured, load, path_of, save
+
+triton = pytest.importorskip("triton", reason="the package triton, whose launches are tuned, is not installed")
+
+from bigmodel_kernels.testing import AttentionCase, LinearCase  # noqa: E402
+from bigmodel_kernels.triton import attention_launch, choice, launch  # noqa: E402
+from bigmodel_kernels.triton.attention_launch import INTERPRETER  # noqa: E402
+from bigmodel_kernels.triton.attention_launch import attention_launch as ask_attention
+from bigmodel_kernels.triton.launch import ProductLaunch, product_launch  # noqa: E402
+from bigmodel_kernels.tuning import problems as tuning_problems  # noqa: E402
+from bigmodel_kernels.tuning.candidates import candidates  # noqa: E402
+from bigmodel_kernels.tuning.device import Limits, measured_device  # noqa: E402
+from bigmodel_kernels.tuning.problems import Problem, attention_call, problems, product_call  # noqa: E402
+from bigmodel_kernels.tuning.search import tune  # noqa: E402
+
+interpreted = pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is not set, and there may be no device to run on"
+)
+CPU = torch.device("cpu")
+IDENTITY = Identity("A GPU (80 GB)", "9.0", "2.13.0", "3.9.0", "0.1.0", "0" * 64)
+KEY = ("plain", "half", 64, 64, 64)
+ENTRY = Measured(KEY, dataclasses.asdict(ProductLaunch(32, 64, 16, 2, 1)), 1.5, 2.5)
+FORWARD = Measured(("forward", "half", 64), dataclasses.asdict(attention_launch.Launch(16, 32, 4, 1)), 1.0, 1.0)
+LIMITS = Limits(90, 227 * 1024)
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch, tmp_path):
+    """Tables of this test alone, and no choice left behind."""
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(launch, "_overrides", {})
+    monkeypatch.setattr(attention_launch, "_overrides", {})
+    source = choice._State.source
+    yield
+    choice.use_measured(source)
+
+
+# On disk
+
+
+def test_what_was_saved_is_loaded():
+    assert load(IDENTITY) == {}
+    path = save(IDENTITY, [ENTRY])
+    assert path == path_of(IDENTITY) and path.name.startswith("a-gpu-80-gb-sm-9-0-")
+    save(IDENTITY, [FORWARD])
+    assert load(IDENTITY) == {ENTRY.key: ENTRY, FORWARD.key: FORWARD}
+    slower = dataclasses.replace(ENTRY, milliseconds=2.0)
+    save(IDENTITY, [slower])
+    assert load(IDENTITY)[KEY] == slower
+
+
+def test_the_folder_can_be_named(tmp_path, monkeypatch):
+    assert tuned_launches.default_folder() == tmp_path
+    path = save(IDENTITY, [ENTRY], tmp_path / "other" / "place")
+    assert path.parent == tmp_path / "other" / "place" and load(IDENTITY) == {}
+    monkeypatch.delenv(ENVIRONMENT)
+    assert "bigmodel_kernels" in tuned_launches.default_folder().parts
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Identity)])
+def test_another_device_version_or_source_has_a_table_of_its_own(field):
+    save(IDENTITY, [ENTRY])
+    other = dataclasses.replace(IDENTITY, **{field: "another"})
+    assert load(other) == {} and path_of(other) != path_of(IDENTITY)
+
+
+def test_a_table_under_a_wrong_name_is_refused():
+    path = save(IDENTITY, [ENTRY])
+    other = dataclasses.replace(IDENTITY, torch="2.10.0")
+    os.rename(path, path_of(other))
+    with pytest.raises(ValueError, match=r"^\[tune\] .* not a table of this version, device and kernels"):
+        load(other)
+
+
+def test_any_change_of_a_kernel_changes_the_key(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = tuned_launches.source_digest.__wrapped__(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2\n")
+    second = tuned_launches.source_digest.__wrapped__(tmp_path)
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, second, tuned_launches.source_digest.__wrapped__(tmp_path)}) == 3
+
+
+def damaged(change) -> str:
+    content = json.loads(save(IDENTITY, [ENTRY]).read_text())
+    change(content)
+    return json.dumps(content)
+
+
+DAMAGES = {
+    "cut off": lambda: save(IDENTITY, [ENTRY]).read_text()[:-20],
+    "empty": lambda: "",
+    "a list": lambda: "[]",
+    "another format": lambda: damaged(lambda content: content.update(format="bigmodel_kernels launches 0")),
+    "no launches": lambda: damaged(lambda content: content.pop("launches")),
+    "a field missing": lambda: damaged(lambda content: content["launches"][0]["launch"].pop("block_k")),
+    "no power of two": lambda: damaged(lambda content: content["launches"][0]["launch"].update(block_m=48)),
+    "not a number": lambda: damaged(lambda content: content["launches"][0]["launch"].update(block_m="64")),
+    "too large": lambda: damaged(lambda content: content["launches"][0]["launch"].update(num_warps=2048)),
+    "no time": lambda: damaged(lambda content: content["launches"][0].update(milliseconds=None)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_refused_said_and_not_used(damage, monkeypatch):
+    path_of(IDENTITY).write_text(DAMAGES[damage]())
+    with pytest.raises(ValueError, match=r"^\[tune\] .* is no table of launches .* delete the file"):
+        load(IDENTITY)
+    with pytest.raises(ValueError, match="is no table of launches"):
+        save(IDENTITY, [FORWARD])
+    monkeypatch.setattr(tuned_launches, "identity_of", lambda device: IDENTITY)
+    choice.use_measured(tuned_launches.launches_on)
+    device = torch.device("cuda", 0)
+    with pytest.warns(RuntimeWarning, match=r"^\[tune\] .* Until then the default launches are used"):
+        assert choice.choose(device, KEY, None, lambda: "default") == "default"
+    assert choice.choose(device, KEY, None, lambda: "default") == "default"  # and says so once
+    assert tuned_launches.describe(device).startswith("default launches: [tune]")
+
+
+def add_one(folder, number):
+    key = ("plain", "half", 2**number, 64, 64)
+    save(IDENTITY, [dataclasses.replace(ENTRY, key=key)], folder)
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    """And a reader meanwhile sees whole tables only: load raises for others."""
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=add_one, args=(tmp_path, number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        load(IDENTITY, tmp_path)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert {key[2] for key in load(IDENTITY, tmp_path)} == {1, 2, 4, 8}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_interrupted_write_leaves_the_previous_table(tmp_path, monkeypatch):
+    save(IDENTITY, [ENTRY])
+
+    def full_disk(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save(IDENTITY, [FORWARD])
+    assert load(IDENTITY) == {KEY: ENTRY} and not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_used_is_told(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(tuned_launches, "identity_of", lambda device: IDENTITY)
+    assert tuned_launches.describe(device) == "default launches; `bigmodel tune` would measure on this device"
+    path = save(dataclasses.replace(IDENTITY, triton="3.6.0"), [ENTRY])
+    assert tuned_launches.describe(device).startswith("default launches: what was measured here was of other versions")
+    path = save(IDENTITY, [ENTRY])
+    assert tuned_launches.describe(device) == f"1 launches measured on this device, the others default ({path})"
+    explanation = backends.Explanation("linear", "triton", "chosen automatically", {}, tuned_launches.describe(device))
+    assert f"launches: 1 launches measured on this device, the others default ({path})" in str(explanation)
+
+
+# Which launch runs
+
+
+def ask(device=CPU) -> ProductLaunch:
+    return product_launch(device, "plain", "half", 60, 50, 40)
+
+
+@interpreted
+def test_a_measured_launch_comes_before_the_default_and_after_an_override():
+    default = ask()
+    measured, chosen, tried = (ProductLaunch(size, 16, 16, 1, 1) for size in (16, 32, 64))
+    choice.use_measured(lambda device: {KEY: measured})
+    assert ask() == measured
+    assert product_launch(CPU, "plain", "half", 60, 50, 400) == default, "another size"
+    launch.override(80, "plain", "half", 60, 50, 40, chosen)
+    assert ask() == chosen
+    with choice.trying("plain", tried) as asked:
+        assert ask() == tried
+    assert asked == {KEY: tried}
+    with choice.trying("plain", None):
+        assert ask() == default, "neither what was set nor what was measured"
+    assert ask() == chosen
+    with pytest.raises(RuntimeError, match="inside"), choice.trying("plain", tried):
+        raise RuntimeError("inside")
+    assert ask() == chosen
+
+
+@interpreted
+def test_attention_has_the_same_order():
+    def ask():
+        return ask_attention("forward", INTERPRETER, 64, "half")
+
+    default = ask()
+    measured, chosen = (attention_launch.Launch(size, 16, 1, 1) for size in (16, 64))
+    choice.use_measured(lambda device: {("forward", "half", 64): measured})
+    assert ask() == measured
+    assert ask_attention("forward", INTERPRETER._replace(measured_on=None), 64, "half") == default, "the audit"
+    attention_launch.override("forward", 80, 64, "half", chosen)
+    assert ask() == chosen
+    attention_launch.override("forward", 80, 64, "half", None)
+    assert ask() == measured
+
+
+def test_the_table_of_a_device_is_read_once_at_its_first_launch(monkeypatch):
+    read = []
+    monkeypatch.setattr(tuned_launches, "identity_of", lambda device: read.append(device) or IDENTITY)
+    save(IDENTITY, [ENTRY])
+    choice.use_measured(tuned_launches.launches_on)
+    assert not read
+    device = torch.device("cuda", 0)
+    for _ in range(3):
+        assert choice.choose(device, KEY, None, lambda: None) == ProductLaunch(32, 64, 16, 2, 1)
+    assert read == [device]
+    assert choice.choose(CPU, KEY, None, lambda: "default") == "default", "no table is for the interpreter"
+
+
+def test_loading_the_backend_turns_the_tables_on():
+    command = "from bigmodel_kernels import backends, tuned_launches as t; assert not backends._load_triton(); "
+    command += "from bigmodel_kernels.triton import choice; assert choice._State.source is t.launches_on"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", command], check=True, env=environment)
+
+
+# Candidates and problems
+
+
+@pytest.mark.parametrize("capability, kib", [(75, 64), (80, 163), (86, 99), (90, 227), (100, 227), (120, 99)])
+@pytest.mark.parametrize("arithmetic", ["half", "ieee", "tf32"])
+def test_candidates_are_more_than_the_table_and_fit(capability, kib, arithmetic):
+    limits = Limits(capability, kib * 1024)
+    for kind in ("plain", "epilogue", "gradient", "derivative", "pair"):
+        found = candidates(kind, arithmetic, None, limits)
+        table = launch.product_launches(capability, kind, arithmetic)
+        assert len(set(found) | set(table)) > len(table) + 10 and len(set(found)) == len(found)
+        bytes_of = {"half": 2, "ieee": 4, "tf32": 4}[arithmetic]
+        for each in found:
+            assert each.num_stages * each.block_k * (each.block_m + each.block_n) * bytes_of <= kib * 1024
+    for name in attention_launch.PASSES:
+        for features in (16, 64, 128):
+            found = candidates(name, arithmetic, features, limits)
+            assert len(found) >= 10 and len(set(found)) == len(found), (name, features, len(found))
+            assert all(each.num_warps in (4, 8) for each in found)
+
+
+def test_wide_heads_leave_candidates():
+    for name in attention_launch.PASSES:
+        assert candidates(name, "half", 256, Limits(86, 99 * 1024)), name
+
+
+def test_problems_cover_what_the_ops_launch():
+    found = problems(dtypes=("bf16", "fp32"))
+    for dtype in ("bf16", "fp32"):
+        launches = {each.launch for each in found if each.dtype == dtype}
+        assert launches == {"plain", "epilogue", "gradient", "derivative", "pair", *attention_launch.PASSES}
+    assert len(problems(dtypes=("bf16", "fp16"))) == len(problems()), "bf16 and fp16 share their launches"
+    assert len(problems(("attention",), head_dims=(80, 128))) == 4, "as do heads that are padded to the same size"
+    assert {each.op for each in problems(("linear",))} == {"linear"}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"ops": ("add_norm",)}, "[tune] 'add_norm' is no op that can be tuned; expected one of attention"),
+        ({"dtypes": ("fp8",)}, "[tune] 'fp8' is no dtype that can be tuned; expected one of bf16"),
+        ({"head_dims": (0,)}, "[tune] head_dim is 0, expected 1 to 512"),
+        ({"rows": (0,)}, "[tune] rows is 0, expected at least 1"),
+    ],
+)
+def test_unknown_names_and_sizes(options, message):
+    with pytest.raises(ValueError) as error:
+        problems(**options)
+    assert str(error.value).startswith(message)
+
+
+# The search
+
+
+def linear_problem(kind="plain") -> Problem:
+    checks = (LinearCase("small", (5,), 33, 31), LinearCase("even", (16,), 32, 16))
+    call = partial(product_call, kind, torch.bfloat16, 20, 24, 40)
+    return Problem("linear", "bf16", kind, "20x24x40", None, checks, call)
+
+
+def attention_problem(name) -> Problem:
+    checks = (AttentionCase("small", batch=1, q_len=9, kv_len=13, head_dim=16, mask="float", causal=True),)
+    call = partial(attention_call, name, torch.float16, 16, batch=1, heads=1, length=24)
+    return Problem("attention", "fp16", name, "head_dim 16", 16, checks, call)
+
+
+class Clock:
+    """A timer that runs the call and makes up its time, by which launch the call asks for."""
+
+    def __init__(self, times):
+        self.times, self.timed = times, []
+
+    def __call__(self, call):
+        call()
+        ((_, used),) = choice._State.asked.items()
+        self.timed.append(used)
+        return self.times.get(used, 10.0)
+
+
+def search(problem, listed, times, **options):
+    clock = Clock(times)
+    listing = options.pop("candidates_of", lambda *arguments: listed)
+    (result,) = tune([problem], CPU, IDENTITY, LIMITS, timer=clock, candidates_of=listing, **options)
+    return result, clock
+
+
+@interpreted
+def test_the_fastest_candidate_wins_is_kept_and_is_launched(monkeypatch):
+    slow, fast = ProductLaunch(16, 16, 16, 1, 1), ProductLaunch(32, 16, 16, 1, 1)
+    seen = []
+    result, clock = search(
+        linear_problem(),
+        [slow, fast, slow],
+        {slow: 20.0, fast: 5.0},
+        on_problem=lambda problem, total: seen.append((str(problem), total)),
+        on_candidate=lambda: seen.append("done"),
+    )
+    assert (result.launch, result.milliseconds, result.default_milliseconds) == (fast, 5.0, 10.0)
+    assert result.default == launch._INTERPRETED and result.tried == 3 and not result.failures
+    assert seen == [("linear plain 20x24x40 bf16", 3), "done", "done"]
+    assert clock.timed[:3] == [result.default, slow, fast], "each once, then the best in turns"
+    assert clock.timed[3:6] == clock.timed[6:9] == [result.default, fast, slow]
+
+    entry = load(IDENTITY)[result.key]
+    assert (entry.launch, entry.milliseconds) == (dataclasses.asdict(fast), 5.0)
+    # The next launch of that size is the winner's, and of no other.
+    choice.use_measured(lambda device: {k: tuned_launches.launch_of(each) for k, each in load(IDENTITY).items()})
+    used = []
+    original = launch.product_launch
+    monkeypatch.setattr(
+        "bigmodel_kernels.triton.product.product_launch", lambda *a: used.append(original(*a)) or used[-1]
+    )
+    import bigmodel_kernels as bmk
+
+    x, weight = torch.randn(20, 40).bfloat16(), torch.randn(24, 40).bfloat16()
+    ours = bmk.linear(x, weight, backend="triton")
+    assert used == [fast]
+    choice.use_measured(None)
+    torch.testing.assert_close(ours, bmk.linear(x, weight, backend="triton"))
+    assert used == [fast, launch._INTERPRETED]
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["forward", "grad_key_value", "grad_query", "grad_mask", "weights"])
+def test_every_pass_of_attention_can_be_tuned(name):
+    fast = attention_launch.Launch(16, 16, 1, 1)
+    problem = attention_problem(name)
+    if name == "weights":
+        from bigmodel_kernels.testing import AttentionWeightsCase
+
+        problem = dataclasses.replace(problem, checks=tuple(map(AttentionWeightsCase, problem.checks)))
+    result, _ = search(problem, [fast], {fast: 1.0})
+    assert result.launch == fast and result.key == (name, "half", 16) and not result.failures
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["plain", "epilogue", "derivative", "gradient", "pair"])
+def test_every_kind_of_product_can_be_tuned(kind, monkeypatch):
+    """With the problem's own checks, on one size."""
+    (problem,) = [
+        each for each in problems(("linear", "feed_forward"), width=24, hidden=24, rows=(40,)) if each.launch == kind
+    ]
+    fast = ProductLaunch(128, 64, 64, 1, 1)
+    result, _ = search(dataclasses.replace(problem, checks=problem.checks[1:]), [fast], {fast: 1.0})
+    assert result.launch == fast and result.key[:2] == (kind, "half") and not result.failures
+
+
+@interpreted
+def test_a_wrong_candidate_cannot_win(monkeypatch):
+    wrong, right = ProductLaunch(16, 16, 16, 1, 1), ProductLaunch(32, 16, 16, 1, 1)
+    from bigmodel_kernels.triton import linear
+
+    original = linear.run
+
+    def run(kernel, grid, *arguments, **options):
+        original(kernel, grid, *arguments, **options)
+        if options["BLOCKS"][0] == wrong.block_m:
+            arguments[5].data[0, 0] += 1
+
+    monkeypatch.setattr(linear, "run", run)
+    result, clock = search(linear_problem(), [wrong, right], {wrong: 1.0, right: 5.0})
+    assert result.launch == right and result.failures == {"wrong result": 1}
+    assert wrong not in clock.timed
+
+
+@interpreted
+def test_a_wrong_gradient_cannot_win(monkeypatch):
+    wrong = attention_launch.Launch(16, 16, 1, 1)
+    original = attention_launch.Call.run
+
+    def run(call):
+        original(call)
+        if call.name == "grad_query" and call.arguments[-4:-2] == (16, 16):
+            call.arguments[2].data.mul_(2)
+
+    monkeypatch.setattr(attention_launch.Call, "run", run)
+    result, clock = search(attention_problem("grad_query"), [wrong], {wrong: 1.0})
+    assert result.launch == result.default and result.failures == {"wrong result": 1} and wrong not in clock.timed
+
+
+@interpreted
+def test_a_refused_candidate_is_counted_and_others_go_on(monkeypatch):
+    large, small = ProductLaunch(128, 128, 16, 1, 1), ProductLaunch(16, 16, 16, 1, 1)
+    from bigmodel_kernels.triton import linear
+
+    original = linear.run
+
+    def run(kernel, grid, *arguments, **options):
+        if options["BLOCKS"][0] == large.block_m:
+            raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
+        original(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(linear, "run", run)
+    result, _ = search(linear_problem(), [large, small], {small: 5.0})
+    assert result.launch == small and result.failures == {"OutOfResources": 1}
+
+
+@interpreted
+def test_any_other_error_ends_the_search_and_keeps_what_was_found(monkeypatch):
+    fast = ProductLaunch(16, 16, 16, 1, 1)
+
+    def broken(call):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    clock = Clock({fast: 1.0})
+    found = tune([linear_problem()], CPU, IDENTITY, LIMITS, timer=clock, candidates_of=lambda *a: [fast])
+    assert next(found).launch == fast
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(tune([linear_problem("epilogue")], CPU, IDENTITY, LIMITS, timer=broken, candidates_of=lambda *a: [fast]))
+    assert [each.launch for each in load(IDENTITY).values()] == [dataclasses.asdict(fast)]
+
+
+@interpreted
+def test_what_is_within_the_noise_leaves_the_default():
+    near = ProductLaunch(16, 16, 16, 1, 1)
+    result, _ = search(linear_problem(), [near], {near: 9.9})
+    assert result.launch == result.default and result.milliseconds == result.default_milliseconds == 10.0
+
+
+@interpreted
+def test_nothing_is_measured_over_a_damaged_table():
+    path_of(IDENTITY).write_text("{")
+    with pytest.raises(ValueError, match="is no table of launches"):
+        search(linear_problem(), [], {}, candidates_of=lambda *a: pytest.fail("the search began"))
+
+
+@interpreted
+def test_torchs_switch_is_as_it_was():
+    before = torch.backends.cuda.matmul.fp32_precision
+    problem = dataclasses.replace(
+        linear_problem(), dtype="tf32", call=partial(product_call, "plain", torch.float32, 20, 24, 40)
+    )
+    with pytest.raises(RuntimeError, match="the products are 'ieee', expected 'tf32'"):
+        search(problem, [], {})
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({}, "[tune] torch sees no CUDA device, and launches can only be measured on the device itself"),
+        ({"TRITON_INTERPRET": "1"}, "[tune] TRITON_INTERPRET is set, and the times of interpreted kernels say nothing"),
+    ],
+)
+def test_without_a_device_the_command_says_why(environment, message):
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bigmodel_kernels.cli", "tune"]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=clean | hidden | environment)
+    assert result.returncode == 1 and message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_device_that_is_not_there(index, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=rf"^\[tune\] device is {index}, expected 0 to 1: torch sees 2 CUDA devices"):
+        measured_device(index)
+    assert measured_device(1) == torch.device("cuda", 1)
+
+
+@interpreted
+def test_the_command_from_end_to_end(monkeypatch, tmp_path):
+    """On a device that the test makes up: the table is printed and kept, and the folder told."""
+    import contextlib
+
+    from typer.testing import CliRunner
+
+    from bigmodel_kernels import cli
+    from bigmodel_kernels.tuning import device, search
+
+    fast = ProductLaunch(16, 16, 16, 1, 1)
+    monkeypatch.setattr(device, "measured_device", lambda index: CPU)
+    monkeypatch.setattr(device, "limits_of", lambda on: LIMITS)
+    monkeypatch.setattr(tuned_launches, "identity_of", lambda on: IDENTITY)
+    monkeypatch.setattr(tuning_problems, "problems", lambda *arguments: [linear_problem()])
+    monkeypatch.setattr(torch.cuda, "device", lambda on: contextlib.nullcontext())
+    monkeypatch.setattr(
+        search, "tune", partial(tune, timer=Clock({fast: 2.0}), candidates_of=lambda *arguments: [fast])
+    )
+    folder = tmp_path / "elsewhere"
+    arguments = ["tune", "--op", "linear", "--dtype", "bf16", "--head-dim", "64", "--folder", str(folder)]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "Measured on A GPU (80 GB)" in text and "m 16 n 16 k 16 warps 1 stages 1" in text and "5.00x" in text
+    assert f"export {ENVIRONMENT}={folder}" in text.replace(" /", "/").replace("= ", "=") or str(folder) in text
+    assert load(IDENTITY, folder)
