@@ -20,7 +20,7 @@ triton = pytest.importorskip("triton", reason="the package triton, whose launche
 from bigmodel_kernels.testing import AttentionCase, LinearCase  # noqa: E402
 from bigmodel_kernels.triton import attention_launch, choice, launch  # noqa: E402
 from bigmodel_kernels.triton.attention_launch import INTERPRETER  # noqa: E402
-from bigmodel_kernels.triton.attention_launch import attention_launch as ask_attention
+from bigmodel_kernels.triton.attention_launch import attention_launch as ask_attention  # noqa: E402
 from bigmodel_kernels.triton.launch import ProductLaunch, product_launch  # noqa: E402
 from bigmodel_kernels.tuning import problems as tuning_problems  # noqa: E402
 from bigmodel_kernels.tuning.candidates import candidates  # noqa: E402
