@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "ops": {"_C", "checks", "reference"},
     "backends": {"_C", "ops", "reference", "triton", "tuned_launches"},
     "functional": {"backends", "checks", "ops", "reference"},
-    "warm_up": {"backends", "functional"},
+    "warming": {"backends", "functional"},
     "nn": {"functional"},
     "models": {"functional", "nn"},
     "integrations": {"functional", "models", "nn"},

@@ -166,7 +166,7 @@ def prepare(
         after=after is not None,
         dropout=dropout_p > 0,
         sinks=sinks is not None,
-        wide=any(_needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
+        wide=any(needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
         head_exact=head_dim == padded(head_dim),
         value_exact=value_dim == padded(value_dim),
         precision=precision(query, max(padded(head_dim), padded(value_dim))),
@@ -234,7 +234,7 @@ def _rules(scale: float, softcap: float) -> Rules:
     return Rules(scale * LOG2E, 0.0, scale)
 
 
-def _needs_wide(tensor: View, length: int) -> bool:
+def needs_wide(tensor: View, length: int) -> bool:
     """Whether an offset from the first row and column that a kernel multiplies by a stride as they are may exceed 31
     bits: rows and columns of a tile, at most 1,024, and the mask's columns, all `length` of them."""
     if tensor.data is None:
