@@ -1,7 +1,6 @@
 """warm_up: compiles the kernels that a program is going to call before it calls them."""
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -100,10 +99,10 @@ def _check(names: Sequence[str], options: Mapping) -> None:
 
 def _shown(calls: list[tuple], progress: bool | None) -> Iterator[tuple]:
     """The calls, with a bar of how many are done."""
-    console = Console(stderr=True, file=sys.stderr)
+    console = Console(stderr=True)
     columns = TextColumn("compiling {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     shown = console.is_terminal if progress is None else progress
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as bar:
         task = bar.add_task("", total=len(calls))
         for call in calls:
             bar.update(task, description=call[0])
