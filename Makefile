@@ -14,6 +14,7 @@ SANITIZERS := address,undefined
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+TRITON_TESTS := tests/test_triton.py tests/test_triton_tune.py tests/test_triton_warm_up.py
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
@@ -37,7 +38,7 @@ test: build test-cpp
 
 # Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
 test-triton: build
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton tests/test_triton.py $(OP_TESTS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton $(TRITON_TESTS) $(OP_TESTS)
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build
