@@ -10,7 +10,9 @@ triton = pytest.importorskip("triton", reason="the package triton, whose kernels
 
 from bigmodel_kernels.audit import audit, cases  # noqa: E402
 from bigmodel_kernels.triton import launch  # noqa: E402
-from bigmodel_kernels.triton.attention_inputs import precision  # noqa: E402
+from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E402
+from bigmodel_kernels.triton.attention_inputs import Features, precision, prepare  # noqa: E402
+from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
 from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
 MATMUL = torch.backends.cuda.matmul
@@ -98,20 +100,20 @@ def precision_of_a_launch() -> str:
     return launches[0].arguments["BLOCKS"].PRECISION
 
 
-def precisions_of_cases(op: str) -> set[str]:
-    from bigmodel_kernels.triton.attention_audit import audit_cases
-
-    found = [case for case in audit_cases(90) if case.op == op and case.dtype == "fp32" and case.dots]
-    values = [value for case in found for value in case.constexprs.values() if hasattr(value, "precision")]
-    assert len(values) == len(found) > 0
-    return {value.precision for value in values}
+def precision_of_attention() -> str:
+    x, lse = torch.empty(1, 2, 64, 64, device="meta"), torch.empty(1, 2, 64, device="meta")
+    options = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
+    inputs, features = prepare("attention", x, x, x, None, None, None, None, causal="none", **options)
+    (call, *_) = forward_calls(inputs, features, x, lse, x.dtype, Device(90, 132, 1 << 25))
+    (found,) = [each.precision for each in call.arguments if isinstance(each, Features)]
+    return found
 
 
 @pytest.mark.parametrize("way, expected", [("untouched", "ieee"), ("fp32_precision", "tf32")])
 def test_the_switch_reaches_the_kernels(way, expected):
     (ON if expected == "tf32" else OFF)[way]()
     assert precision_of_a_launch() == expected
-    assert precisions_of_cases("attention") == precisions_of_cases("attention_weights") == {expected}
+    assert precision_of_attention() == expected
 
 
 KERNELS = {
