@@ -1,5 +1,5 @@
-"""The search: each candidate is held against the reference, then timed; the best few are timed again, in turns, beside
-the default, which wins all that is within the noise."""
+"""The search: each candidate is timed; the fastest that pass, held against the reference, are timed again, in turns,
+beside the default, which wins all that is within the noise."""
 
 import contextlib
 import functools
@@ -92,17 +92,10 @@ def _search(problem: Problem, device: torch.device, listed: list, timer: Timer, 
     failures: Counter = Counter()
     for candidate in dict.fromkeys(listed):
         if candidate != default:
-            try:
-                with choice.trying(problem.launch, candidate):
-                    _check(problem, device)
-                with choice.trying(problem.launch, candidate):
-                    times[candidate] = timer(call)
-            except _REFUSALS as error:
-                failures[type(error).__name__] += 1
-            except AssertionError:
-                failures["wrong result"] += 1
+            with _counting(failures), choice.trying(problem.launch, candidate):
+                times[candidate] = timer(call)
         on_candidate()
-    fastest = _final(problem.launch, call, times, default, timer)
+    fastest = _final(problem.launch, call, [default, *_right(problem, device, times, default, failures)], timer)
     winner = min(fastest, key=fastest.get)
     if fastest[winner] > (1 - _NOISE) * fastest[default]:
         winner = default
@@ -111,10 +104,33 @@ def _search(problem: Problem, device: torch.device, listed: list, timer: Timer, 
     )
 
 
-def _final(name: str, call: Callable, times: dict, default: Any, timer: Timer) -> dict[Any, float]:
-    """The best candidates and the default once more, in turns, so that a drift of the clock meets all alike."""
-    finalists = sorted((each for each in times if each != default), key=times.get)[:_FINALISTS]
-    rounds: dict[Any, list[float]] = {each: [] for each in (default, *finalists)}
+@contextlib.contextmanager
+def _counting(failures: Counter) -> Iterator[None]:
+    """Counts a candidate that is refused or wrong, by reason; any other error ends the search."""
+    try:
+        yield
+    except _REFUSALS as error:
+        failures[type(error).__name__] += 1
+    except AssertionError:
+        failures["wrong result"] += 1
+
+
+def _right(problem: Problem, device: torch.device, times: dict, default: Any, failures: Counter) -> list:
+    """The fastest candidates whose results are as exact as they must be. Slower ones are not looked at: each check
+    compiles kernels of its own."""
+    found: list = []
+    for candidate in sorted((each for each in times if each != default), key=times.get):
+        if len(found) == _FINALISTS:
+            break
+        with _counting(failures), choice.trying(problem.launch, candidate):
+            _check(problem, device)
+            found.append(candidate)
+    return found
+
+
+def _final(name: str, call: Callable, finalists: list, timer: Timer) -> dict[Any, float]:
+    """Times the finalists once more, in turns, so that a drift of the clock meets all alike."""
+    rounds: dict[Any, list[float]] = {each: [] for each in finalists}
     for _ in range(_ROUNDS):
         for each, found in rounds.items():
             with choice.trying(name, each):
