@@ -172,8 +172,30 @@ def test_what_is_used_is_told(monkeypatch):
     assert tuned_launches.describe(device).startswith("default launches: what was measured here was of other versions")
     path = save(IDENTITY, [ENTRY])
     assert tuned_launches.describe(device) == f"1 launches measured on this device, the others default ({path})"
+    assert backends._launches(device) == tuned_launches.describe(device)
     explanation = backends.Explanation("linear", "triton", "chosen automatically", {}, tuned_launches.describe(device))
     assert f"launches: 1 launches measured on this device, the others default ({path})" in str(explanation)
+
+
+@interpreted
+def test_explain_tells_of_launches_where_triton_runs_alone():
+    import bigmodel_kernels as bmk
+
+    x = torch.randn(2, 2)
+    assert "launches: the interpreter's own, small ones" in str(bmk.explain("linear", x, x, backend="triton"))
+    assert "launches" not in str(bmk.explain("linear", x, x))
+
+
+def test_info_shows_the_launches_of_each_device(monkeypatch):
+    from typer.testing import CliRunner
+
+    import bigmodel_kernels as bmk
+    from bigmodel_kernels import cli
+
+    facts = bmk.info()
+    monkeypatch.setattr(bmk, "info", lambda: facts | {"launches": {"cuda:1": "3 launches measured"}}, raising=False)
+    result = CliRunner().invoke(cli.app, ["info"], catch_exceptions=False)
+    assert "triton on cuda:1" in result.output and "3 launches measured" in result.output
 
 
 # Which launch runs
@@ -488,6 +510,24 @@ def test_torchs_switch_is_as_it_was():
     with pytest.raises(RuntimeError, match="the products are 'ieee', expected 'tf32'"):
         search(problem, [], {})
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or triton.knobs.runtime.interpret, reason="torch sees no CUDA device to measure on"
+)
+def test_on_a_device_with_its_own_clock():
+    from bigmodel_kernels.tuning.device import limits_of
+
+    device = measured_device()
+    identity, limits = tuned_launches.identity_of(device), limits_of(device)
+    wanted = problems(("attention", "linear"), ("fp16",), (64,), (512,), 512, 512)
+    results = list(tune(wanted, device, identity, limits, candidates_of=lambda *a: candidates(*a)[::25]))
+    assert [each.problem for each in results] == wanted
+    for each in results:
+        assert 0 < each.milliseconds <= each.default_milliseconds and "wrong result" not in each.failures
+    choice.use_measured(tuned_launches.launches_on)
+    for each in results:
+        assert choice.choose(device, each.key, None, lambda: None) == each.launch
 
 
 # The command

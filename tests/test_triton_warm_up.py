@@ -1,4 +1,4 @@
-"""bmk.warm_up: which calls it makes, and with what, on Triton's interpreter."""
+"""bmk.warm_up: which calls it makes, and with what, on Triton's interpreter or a device."""
 
 import pytest
 import torch
@@ -8,10 +8,13 @@ from bigmodel_kernels import functional, warming
 
 pytest.importorskip("triton", reason="the package triton, whose kernels are warmed up, is not installed")
 
-interpreted = pytest.mark.skipif(
+from op_check import device_of
+
+runs = pytest.mark.skipif(
     bool(bmk.info()["backends"]["triton"]), reason="; ".join(bmk.info()["backends"]["triton"]) or "it runs"
 )
-SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "device": "cpu", "backend": "triton"}
+SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "backend": "triton"}
+SMALL["device"] = device_of("triton")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
 
 
@@ -42,7 +45,7 @@ def launched(monkeypatch):
     return found
 
 
-@interpreted
+@runs
 def test_all_ops_run_forward_and_backward(launched):
     assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 8
     assert {"forward", "row_terms", "grad_key_value", "grad_query", "weights"} <= set(launched)
@@ -51,7 +54,7 @@ def test_all_ops_run_forward_and_backward(launched):
     assert len([name for name in launched if "norm" in name]) >= 4
 
 
-@interpreted
+@runs
 def test_every_dtype_head_size_and_length_is_called(monkeypatch):
     seen = []
     original = functional.attention
@@ -76,20 +79,20 @@ def test_every_dtype_head_size_and_length_is_called(monkeypatch):
     assert count == len(seen) == len(expected) == 16 and set(seen) == expected
 
 
-@interpreted
+@runs
 def test_without_backward_no_gradient_is_computed(launched):
     bmk.warm_up("linear", backward=False, **SMALL)
     assert set(launched) == {"linear_kernel"}
 
 
-@interpreted
+@runs
 def test_options_take_the_place_of_the_defaults(launched):
     options = {"feed_forward": [{"activation": "relu", "gate": "input"}]}
     assert bmk.warm_up("feed_forward", options=options, backward=False, **SMALL) == 1
     assert launched == ["linear_kernel"] * 3, "gate, hidden, output"
 
 
-@interpreted
+@runs
 def test_a_bar_shows_what_is_compiled(capsys):
     bmk.warm_up("add_norm", progress=True, **SMALL)
     shown = capsys.readouterr()
