@@ -27,6 +27,12 @@ def candidates(name: str, arithmetic: str, features: int | None, limits: Limits)
     return list(_products(name, arithmetic, tensor_cores, limits))
 
 
+def _buffers(stages: int, limits: Limits) -> int:
+    """How many tiles of each operand lie in shared memory: sm_90 and sm_100 multiply from there, so that the tile in use
+    keeps its place; elsewhere it moves on to registers. Read from what Triton 3.9 compiles for sm_80 and sm_90."""
+    return stages if 90 <= limits.capability < 120 else max(stages - 1, 1)
+
+
 def _products(kind: str, arithmetic: str, tensor_cores: bool, limits: Limits) -> Iterator[ProductLaunch]:
     sides = (64, 128, 256) if tensor_cores else (32, 64, 128)
     wide = 64 if arithmetic == "half" else 32
@@ -37,7 +43,7 @@ def _products(kind: str, arithmetic: str, tensor_cores: bool, limits: Limits) ->
     accumulators = 2 if kind == "pair" else 1
     fewest, most = _PRODUCT_SUMS[tensor_cores]
     for block_m, block_n, (block_k, stages), warps in product(sides, sides, depths, _WARPS):
-        shared = stages * block_k * (block_m + accumulators * block_n) * _ITEM_BYTES[arithmetic]
+        shared = _buffers(stages, limits) * block_k * (block_m + accumulators * block_n) * _ITEM_BYTES[arithmetic]
         sums = accumulators * block_m * block_n // (32 * warps)
         if shared <= limits.shared_bytes and fewest <= sums <= most:
             yield ProductLaunch(block_m, block_n, block_k, warps, stages)
@@ -56,7 +62,7 @@ def _attention(
             "grad_mask": (3 * m * n, 0, 2 * (m + n)),
             "weights": (2 * m * n, 0, m + n),
         }[name]
-        shared = (kept + stages * streamed) * features * _ITEM_BYTES[arithmetic]
+        shared = (kept + _buffers(stages, limits) * streamed) * features * _ITEM_BYTES[arithmetic]
         if sums > _ATTENTION_SUMS[tensor_cores] * 32 * warps or (tensor_cores and shared > limits.shared_bytes):
             continue
         yield attention_launch.Launch(m, n, warps, stages)

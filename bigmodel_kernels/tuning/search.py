@@ -88,7 +88,9 @@ def _search(problem: Problem, device: torch.device, listed: list, timer: Timer, 
         ((key, default),) = asked.items()
         times = {default: timer(call)}
     if key[1] != problem.arithmetic:
-        raise RuntimeError(f"[tune] {problem}: the products are '{key[1]}', expected '{problem.arithmetic}'")
+        raise ValueError(
+            f"[tune] {problem}: products of this size are '{key[1]}' here, expected '{problem.arithmetic}'"
+        )
     failures: Counter = Counter()
     for candidate in dict.fromkeys(listed):
         if candidate != default:
