@@ -28,8 +28,8 @@ def candidates(name: str, arithmetic: str, features: int | None, limits: Limits)
 
 
 def _buffers(stages: int, limits: Limits) -> int:
-    """How many tiles of each operand lie in shared memory: sm_90 and sm_100 multiply from there, so that the tile in use
-    keeps its place; elsewhere it moves on to registers. Read from what Triton 3.9 compiles for sm_80 and sm_90."""
+    """How many tiles of each operand lie in shared memory: sm_90 and sm_100 multiply from there, so that the tile in
+    use keeps its place; elsewhere it moves on to registers. Read from what Triton 3.9 compiles for each of them."""
     return stages if 90 <= limits.capability < 120 else max(stages - 1, 1)
 
 

@@ -46,7 +46,7 @@ class Result:
 
 def milliseconds(call: Callable[[], object]) -> float:
     """The median time of a call on the current CUDA device, by its events, with a cold L2 cache."""
-    return triton.testing.do_bench(call, warmup=25, rep=100, quantiles=(0.5,))
+    return triton.testing.do_bench(call, warmup=25, rep=100, return_mode="median")
 
 
 def tune(
