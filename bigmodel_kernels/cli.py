@@ -160,9 +160,15 @@ def audit(
 @app.command()
 def tune(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="bf16 (as fp16), fp32, tf32; may be repeated. [bf16]")] = None,
-    head_dim: Annotated[list[int] | None, typer.Option(help="Of attention; may be repeated. [64, 128]")] = None,
-    rows: Annotated[list[int] | None, typer.Option(help="Tokens of linear, feed_forward; repeatable. [8192]")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="bf16 (also for fp16), fp32 or tf32; may be repeated. bf16 by default.")
+    ] = None,
+    head_dim: Annotated[
+        list[int] | None, typer.Option(help="Of attention; may be repeated. 64 and 128 by default.")
+    ] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Tokens of linear and feed_forward; may be repeated. 8192 by default.")
+    ] = None,
     width: Annotated[int, typer.Option(help="Features of linear and feed_forward.")] = 4096,
     hidden: Annotated[int, typer.Option(help="Features inside feed_forward.")] = 16384,
     device: Annotated[int, typer.Option(help="The CUDA device to measure on.")] = 0,
@@ -187,11 +193,11 @@ def tune(
     )
     identity = tuned_launches.identity_of(on)
     console = report.report_console()
-    results = []
+    results, stopped = [], False
     with torch.cuda.device(on), _progress(console) as progress:
         overall = progress.add_task("problems", total=len(wanted))
         task = progress.add_task("", total=None)
-        for result in search.tune(
+        found = search.tune(
             wanted,
             on,
             identity,
@@ -199,13 +205,20 @@ def tune(
             folder,
             on_problem=lambda problem, total: progress.reset(task, total=total, description=str(problem)),
             on_candidate=lambda: progress.advance(task),
-        ):
-            results.append(result)
-            progress.advance(overall)
+        )
+        try:
+            for result in found:
+                results.append(result)
+                progress.advance(overall)
+        except KeyboardInterrupt:
+            stopped = True
     report.print_results(results, identity, console)
     console.print(f"Kept in {tuned_launches.path_of(identity, folder)}", highlight=False)
     if folder and folder.resolve() != tuned_launches.default_folder().resolve():
         console.print(f"To use them: export {tuned_launches.ENVIRONMENT}={folder.resolve()}", highlight=False)
+    if stopped:
+        console.print(f"Stopped after {len(results)} of {len(wanted)} problems.", highlight=False)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _default(name: str, text: str, **options) -> typer.models.OptionInfo:

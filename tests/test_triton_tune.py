@@ -1,6 +1,7 @@
 """`bigmodel tune` without a GPU: what is kept on disk and when it is used, and the search itself, with a clock that the
 tests make up and kernels in Triton's interpreter. No launch's speed is tested."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -254,11 +255,17 @@ def test_the_table_of_a_device_is_read_once_at_its_first_launch(monkeypatch):
     assert choice.choose(CPU, KEY, None, lambda: "default") == "default", "no table is for the interpreter"
 
 
-def test_loading_the_backend_turns_the_tables_on():
-    command = "from bigmodel_kernels import backends, tuned_launches as t; assert not backends._load_triton(); "
-    command += "from bigmodel_kernels.triton import choice; assert choice._State.source is t.launches_on"
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", command], check=True, env=environment)
+def test_loading_the_backend_turns_the_tables_on_and_nothing_searches():
+    program = """
+import sys, torch
+import bigmodel_kernels as bmk
+bmk.linear(torch.ones(2, 2), torch.ones(2, 2), backend="triton")
+from bigmodel_kernels import tuned_launches
+from bigmodel_kernels.triton import choice
+assert choice._State.source is tuned_launches.launches_on
+assert not [name for name in sys.modules if name.startswith("bigmodel_kernels.tuning")]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
 
 
 # Candidates and problems
@@ -448,7 +455,7 @@ def test_only_what_may_win_is_checked(monkeypatch):
     from bigmodel_kernels.tuning import search as module
 
     checked = []
-    monkeypatch.setattr(module, "_check", lambda problem, device: checked.append(choice._State.candidate))
+    monkeypatch.setattr(module, "_is_right", lambda *arguments: checked.append(choice._State.candidate) or True)
     listed = [ProductLaunch(16, 16, size, 1, 1) for size in (16, 32, 64, 128, 256)]
     times = {each: 5.0 + number for number, each in enumerate(listed)}
     result, clock = search(linear_problem(), listed, times)
@@ -560,30 +567,53 @@ def test_a_device_that_is_not_there(index, monkeypatch):
     assert measured_device(1) == torch.device("cuda", 1)
 
 
-@interpreted
-def test_the_command_from_end_to_end(monkeypatch, tmp_path):
-    """On a device that the test makes up: the table is printed and kept, and the folder told."""
-    import contextlib
-
+@pytest.fixture
+def command(monkeypatch):
+    """Runs `bigmodel tune` on a device that the test makes up, with two problems and one candidate."""
     from typer.testing import CliRunner
 
     from bigmodel_kernels import cli
     from bigmodel_kernels.tuning import device, search
 
-    fast = ProductLaunch(16, 16, 16, 1, 1)
     monkeypatch.setattr(device, "measured_device", lambda index: CPU)
     monkeypatch.setattr(device, "limits_of", lambda on: LIMITS)
     monkeypatch.setattr(tuned_launches, "identity_of", lambda on: IDENTITY)
-    monkeypatch.setattr(tuning_problems, "problems", lambda *arguments: [linear_problem()])
+    wanted = [linear_problem(), linear_problem("epilogue")]
+    monkeypatch.setattr(tuning_problems, "problems", lambda *arguments: wanted)
     monkeypatch.setattr(torch.cuda, "device", lambda on: contextlib.nullcontext())
-    monkeypatch.setattr(
-        search, "tune", partial(tune, timer=Clock({fast: 2.0}), candidates_of=lambda *arguments: [fast])
-    )
+
+    def run(timer, *arguments):
+        options = {"timer": timer, "candidates_of": lambda *arguments: [FAST]}
+        monkeypatch.setattr(search, "tune", partial(tune, **options))
+        result = CliRunner().invoke(cli.app, ["tune", *arguments], catch_exceptions=False)
+        return result.exit_code, "".join(result.output.split())
+
+    return run
+
+
+FAST = ProductLaunch(16, 16, 16, 1, 1)
+
+
+@interpreted
+def test_the_command_prints_keeps_and_tells_where(command, tmp_path):
     folder = tmp_path / "elsewhere"
-    arguments = ["tune", "--op", "linear", "--dtype", "bf16", "--head-dim", "64", "--folder", str(folder)]
-    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    text = "".join(result.output.split())
-    assert "MeasuredonAGPU(80GB)" in text and "m16n16k16warps1stages1" in text and "5.00x" in text
+    arguments = ["--op", "linear", "--dtype", "bf16", "--head-dim", "64", "--folder", str(folder)]
+    code, text = command(Clock({FAST: 2.0}), *arguments)
+    assert code == 0, text
+    assert "MeasuredonAGPU(80GB)" in text and "m16n16k16warps1" in text and "5.00x" in text
     assert f"export{ENVIRONMENT}={folder}" in text
-    assert load(IDENTITY, folder)
+    assert len(load(IDENTITY, folder)) == 2 and not load(IDENTITY)
+
+
+@interpreted
+def test_a_stopped_command_keeps_what_it_has(command):
+    clock = Clock({FAST: 2.0})
+
+    def timer(call):
+        if len(clock.timed) == 12:  # two candidates, then five rounds of both
+            raise KeyboardInterrupt
+        return clock(call)
+
+    code, text = command(timer)
+    assert code == 130 and "Stoppedafter1of2problems" in text and "5.00x" in text
+    assert [entry.launch for entry in load(IDENTITY).values()] == [dataclasses.asdict(FAST)]

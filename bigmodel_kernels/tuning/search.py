@@ -94,7 +94,7 @@ def _search(problem: Problem, device: torch.device, listed: list, timer: Timer, 
     failures: Counter = Counter()
     for candidate in dict.fromkeys(listed):
         if candidate != default:
-            with _counting(failures), choice.trying(problem.launch, candidate):
+            with _counting_refusals(failures), choice.trying(problem.launch, candidate):
                 times[candidate] = timer(call)
         on_candidate()
     fastest = _final(problem.launch, call, [default, *_right(problem, device, times, default, failures)], timer)
@@ -107,14 +107,12 @@ def _search(problem: Problem, device: torch.device, listed: list, timer: Timer, 
 
 
 @contextlib.contextmanager
-def _counting(failures: Counter) -> Iterator[None]:
-    """Counts a candidate that is refused or wrong, by reason; any other error ends the search."""
+def _counting_refusals(failures: Counter) -> Iterator[None]:
+    """Counts, by reason, a candidate that asks too much; any other error ends the search."""
     try:
         yield
     except _REFUSALS as error:
         failures[type(error).__name__] += 1
-    except AssertionError:
-        failures["wrong result"] += 1
 
 
 def _right(problem: Problem, device: torch.device, times: dict, default: Any, failures: Counter) -> list:
@@ -124,9 +122,11 @@ def _right(problem: Problem, device: torch.device, times: dict, default: Any, fa
     for candidate in sorted((each for each in times if each != default), key=times.get):
         if len(found) == _FINALISTS:
             break
-        with _counting(failures), choice.trying(problem.launch, candidate):
-            _check(problem, device)
-            found.append(candidate)
+        with _counting_refusals(failures), choice.trying(problem.launch, candidate):
+            if _is_right(problem, device):
+                found.append(candidate)
+            else:
+                failures["wrong result"] += 1
     return found
 
 
@@ -152,15 +152,19 @@ def _precision(dtype: str) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def _check(problem: Problem, device: torch.device) -> None:
-    """Raises AssertionError where a result, or a gradient that the launch computes, breaks the tolerance rule."""
+def _is_right(problem: Problem, device: torch.device) -> bool:
+    """Whether all results, and the gradients that the launch computes, keep the tolerance rule."""
     dtype = DTYPES[problem.dtype]
     for case in problem.checks:
         truth, reference = _expected(case, problem.dtype, problem.differentiates, device)
         found = _run(case, case.inputs(dtype), dtype, "triton", problem.differentiates, device)
         for name, x in found.items():
             factor = GRADIENT if name.startswith("gradient") else FORWARD
-            assert_as_exact(name, x, reference[name], truth[name], factor, dtype)
+            try:
+                assert_as_exact(name, x, reference[name], truth[name], factor, dtype)
+            except AssertionError:
+                return False
+    return True
 
 
 @functools.lru_cache(maxsize=4)
