@@ -14,7 +14,7 @@ SANITIZERS := address,undefined
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
-TRITON_TESTS := tests/test_triton.py tests/test_triton_tune.py tests/test_triton_warm_up.py
+TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_launches triton_tune triton_warm_up))
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
