@@ -87,14 +87,17 @@ def path_of(identity: Identity, folder: Path | None = None) -> Path:
 
 
 def load(identity: Identity, folder: Path | None = None) -> dict[tuple, Measured]:
-    """The table by key; empty where there is none. Raises: ValueError for a file that is damaged or another's."""
+    """The table by key; empty where there is none. Raises: ValueError for a file that is damaged or another's, or that
+    cannot be read."""
     path = path_of(identity, folder)
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ValueError(f"[tune] {path} cannot be read: {type(error).__name__}: {error.strerror}") from error
     try:
-        content = json.loads(text)
+        content = json.loads(text.decode())
         if content["format"] != FORMAT or content["identity"] != asdict(identity):
             raise ValueError("it is not a table of this version, device and kernels")
         entries = [_entry(each) for each in content["launches"]]
@@ -108,17 +111,17 @@ def load(identity: Identity, folder: Path | None = None) -> dict[tuple, Measured
 
 def save(identity: Identity, entries: list[Measured], folder: Path | None = None) -> Path:
     """Adds entries to the table on disk, in place of those with the same key. The file is written whole or not at all,
-    and by one process at a time. Raises: ValueError for a damaged file."""
+    and by one process at a time. Raises: ValueError for a damaged file, or one that cannot be written."""
     path = path_of(identity, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        table = load(identity, folder) | {each.key: each for each in entries}
-        content = {
-            "format": FORMAT,
-            "identity": asdict(identity),
-            "launches": [asdict(each) for _, each in sorted(table.items(), key=lambda item: str(item[0]))],
-        }
-        _write(path, json.dumps(content, indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_suffix(".lock")):
+            table = load(identity, folder) | {each.key: each for each in entries}
+            launches = [asdict(each) for _, each in sorted(table.items(), key=lambda item: str(item[0]))]
+            content = {"format": FORMAT, "identity": asdict(identity), "launches": launches}
+            _write(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"[tune] {path} cannot be written: {type(error).__name__}: {error}") from error
     return path
 
 

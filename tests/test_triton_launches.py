@@ -1,4 +1,4 @@
-"""The launches that `bigmodel tune` measured: what is kept on disk, when it is used, and what comes before it. All of it
+"""The launches that `bigmodel tune` measured: what is kept on disk, when it is used, and what comes before it. All
 without a GPU."""
 
 import dataclasses
@@ -83,6 +83,7 @@ def damaged(change) -> str:
 DAMAGES = {
     "cut off": lambda: save(IDENTITY, [ENTRY]).read_text()[:-20],
     "empty": lambda: "",
+    "no text": lambda: "\udcff",
     "a list": lambda: "[]",
     "another format": lambda: damaged(lambda content: content.update(format="bigmodel_kernels launches 0")),
     "no launches": lambda: damaged(lambda content: content.pop("launches")),
@@ -96,7 +97,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_table_is_refused_said_and_not_used(damage, monkeypatch):
-    path_of(IDENTITY).write_text(DAMAGES[damage]())
+    path_of(IDENTITY).write_text(DAMAGES[damage](), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=r"^\[tune\] .* is no table of launches .* delete the file"):
         load(IDENTITY)
     with pytest.raises(ValueError, match="is no table of launches"):
@@ -108,6 +109,18 @@ def test_a_damaged_table_is_refused_said_and_not_used(damage, monkeypatch):
         assert choice.choose(device, KEY, None, lambda: "default") == "default"
     assert choice.choose(device, KEY, None, lambda: "default") == "default"  # and says so once
     assert tuned_launches.describe(device).startswith("default launches: [tune]")
+
+
+def test_a_folder_that_cannot_be_read_stops_no_launch(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "file"))
+    monkeypatch.setattr(tuned_launches, "identity_of", lambda device: IDENTITY)
+    with pytest.raises(ValueError, match=r"^\[tune\] .* cannot be read: NotADirectoryError"):
+        load(IDENTITY)
+    with pytest.raises(ValueError, match=r"^\[tune\] .* cannot be written"):
+        save(IDENTITY, [ENTRY])
+    with pytest.warns(RuntimeWarning, match="cannot be read"):
+        assert tuned_launches.launches_on(torch.device("cuda", 0)) == {}
 
 
 def add(folder, numbers):
@@ -137,7 +150,7 @@ def test_an_interrupted_write_leaves_the_previous_table(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ValueError, match=r"^\[tune\] .* cannot be written: OSError: no space left on device"):
         save(IDENTITY, [FORWARD])
     assert load(IDENTITY) == {KEY: ENTRY} and not list(tmp_path.glob("*.part"))
 

@@ -275,6 +275,13 @@ def test_nothing_is_measured_over_a_damaged_table():
 
 
 @interpreted
+def test_nothing_is_measured_where_nothing_can_be_kept(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^\[tune\] .* cannot be written"):
+        search(linear_problem(), [], {}, folder=tmp_path / "file", candidates_of=lambda *a: pytest.fail("it began"))
+
+
+@interpreted
 def test_torchs_switch_is_as_it_was():
     before = torch.backends.cuda.matmul.fp32_precision
     problem = dataclasses.replace(

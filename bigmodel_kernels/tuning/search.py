@@ -63,9 +63,9 @@ def tune(
     """Searches one problem after the other, and keeps each result on disk before it goes on.
 
     on_problem hears of a problem and how many candidates it has, on_candidate of each that is done with.
-    Raises: ValueError for a damaged table on disk, before anything is measured.
+    Raises: ValueError, before anything is measured, for a table on disk that is damaged or cannot be written.
     """
-    tuned_launches.load(identity, folder)
+    tuned_launches.save(identity, [], folder)
     for problem in problems:
         listed = candidates_of(problem.launch, problem.arithmetic, problem.features, limits)
         on_problem(problem, len(listed))
