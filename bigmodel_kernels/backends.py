@@ -110,15 +110,18 @@ def unsupported_reasons(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the op, the backend that runs it (None if none can) and, per backend, why it cannot."""
+    """What `explain` found: the op, the backend that runs it (None if none can), per backend why it cannot and, of the
+    Triton kernels, whether their launches were measured on the device (`bigmodel tune`) or are the default ones."""
 
     op: str
     backend: str | None
     how: str
     reasons: dict[str, list[str]]
+    launches: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.op} runs on: {self.backend or 'nothing'} ({self.how})"]
+        lines += [f"  launches: {self.launches}"] if self.launches else []
         for name, reasons in self.reasons.items():
             if name != self.backend:
                 lines.append(f"  {name}: {'; '.join(reasons) if reasons else 'can run this, not chosen'}")
@@ -141,16 +144,20 @@ def explain(op: str, *tensors: Tensor, **options) -> Explanation:
     first = tensors[:1]
     reasons = {name: unsupported_reasons(op, name, first, options) for name in BACKENDS}
     if named is None:
-        return Explanation(op, _automatic(op, first[0].device, first[0].dtype), "chosen automatically", reasons)
-    _check_name("explain", named)
-    return Explanation(op, None if reasons[named] else named, f"{named} was named, and never falls back", reasons)
+        chosen, how = _automatic(op, first[0].device, first[0].dtype), "chosen automatically"
+    else:
+        _check_name("explain", named)
+        chosen, how = None if reasons[named] else named, f"{named} was named, and never falls back"
+    return Explanation(op, chosen, how, reasons, _launches(first[0].device) if chosen == "triton" else "")
 
 
 def info() -> dict:
     """This machine and installation: versions, CPU targets, threads, and for each backend the reasons why it is not
-    available (an empty list: it is).
+    available (an empty list: it is), and for each CUDA device which launches the Triton kernels use there.
     """
     from . import _C
+
+    devices = range(torch.cuda.device_count()) if not _backend_reasons("triton") else ()
 
     return {
         "torch": torch.__version__,
@@ -161,7 +168,16 @@ def info() -> dict:
         "supported_cpu_targets": _C.supported_cpu_targets(),
         "build": _C.build_info(),
         "backends": {name: [*_backend_reasons(name)] for name in BACKENDS},
+        "launches": {f"cuda:{index}": _launches(torch.device("cuda", index)) for index in devices},
     }
+
+
+def _launches(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "the interpreter's own, small ones"
+    from . import tuned_launches
+
+    return tuned_launches.describe(device)
 
 
 def _check_name(op: str, name: str) -> None:
@@ -214,10 +230,12 @@ def _load_triton() -> tuple[str, ...]:
         reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
     if not reasons:
         try:
-            from . import triton
+            from . import triton, tuned_launches
+            from .triton import choice
         except ImportError as error:  # a triton too old, or broken: no reason to fail where another backend can run
             return (f"the package triton cannot be used: {error}",)
         ops.register(triton.NAMESPACE)
+        choice.use_measured(tuned_launches.launches_on)
     return tuple(reasons)
 
 

@@ -31,6 +31,33 @@ def pytest_report_header(config):
     return lines
 
 
+@pytest.fixture(autouse=True, scope="session")
+def patched_once_per_launch():
+    """Triton's interpreter exchanges the functions of triton.language before a launch, and again at every call of a
+    helper, which finds it done and takes much of the time. Here a launch does it once for each module that it calls."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    done = set()
+
+    def patch_once(fn):
+        if id(fn.__globals__) not in done:
+            done.add(id(fn.__globals__))
+            return patch(fn)
+
+    def launch_afresh(*arguments, **options):
+        done.clear()
+        return launch(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_afresh)
+        yield
+
+
 @pytest.fixture(params=DISPATCHES, ids=lambda dispatch: dispatch[1] or dispatch[0])
 def backend(request):
     """The backend's name, with the CPU target forced for the length of the test."""

@@ -1,6 +1,8 @@
 """How the attention kernels are launched: explicit tables by architecture, head size and pass, no search at first call.
 
-`attention_launch` is the one place where launchers ask; `override` puts a choice of the caller's before the tables.
+`attention_launch` is the one place where launchers ask. `override` puts a choice of the caller's before the tables, and
+`bigmodel tune` what it measured on the device (choice.py has the order). The tables follow from what the compiler makes
+of them (`bigmodel audit`): no GPU has timed them.
 """
 
 import functools
@@ -10,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+
+from . import choice
+from .launch import on_device_of
 
 PASSES = ("forward", "grad_key_value", "grad_query", "grad_mask", "weights")
 
@@ -36,19 +41,22 @@ class Call(NamedTuple):
 
     def run(self) -> None:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        self.kernel[self.grid](*self.arguments, **options)
+        with on_device_of(self.arguments):
+            self.kernel[self.grid](*self.arguments, **options)
 
 
 class Device(NamedTuple):
-    """capability is 10 * major + minor."""
+    """capability is 10 * major + minor; measured_on: where measured launches are looked for, None for a device that is
+    not here."""
 
     capability: int
     multiprocessors: int
     l2_bytes: int
+    measured_on: torch.device | None = None
 
 
 # Small, so that tests meet every boundary soon; four multiprocessors, so that long rows of keys are split.
-INTERPRETER = Device(80, 4, 1 << 14)
+INTERPRETER = Device(80, 4, 1 << 14, torch.device("cpu"))
 _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
 # Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
@@ -136,7 +144,8 @@ def device_of(x: Tensor) -> Device:
 def _device(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     capability = 10 * properties.major + properties.minor
-    return Device(capability, properties.multi_processor_count, properties.L2_cache_size)
+    measured_on = torch.device("cuda", index)
+    return Device(capability, properties.multi_processor_count, properties.L2_cache_size, measured_on)
 
 
 def override(name: str, capability: int, features: int, arithmetic: str, launch: Launch | None) -> None:
@@ -154,15 +163,17 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-def attention_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+def attention_launch(name: str, device: Device, features: int, arithmetic: str) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
     arithmetic_of."""
-    chosen = _overrides.get((name, capability, features, arithmetic))
-    if chosen is not None:
-        return chosen
-    if triton.knobs.runtime.interpret:
-        return _INTERPRETER_LAUNCH
-    return table_launch(name, capability, features, arithmetic)
+
+    def default() -> Launch:
+        if triton.knobs.runtime.interpret:
+            return _INTERPRETER_LAUNCH
+        return table_launch(name, device.capability, features, arithmetic)
+
+    override = _overrides.get((name, device.capability, features, arithmetic))
+    return choice.choose(device.measured_on, (name, arithmetic, features), override, default)
 
 
 def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:

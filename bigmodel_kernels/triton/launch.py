@@ -1,7 +1,8 @@
 """How each kernel is launched: explicit tables by architecture, with no search at the first call.
 
-`product_launch` and `norm_launch` are the only places where a launcher finds its blocks; `override` puts a measured
-choice in front of the table.
+`product_launch` and `norm_launch` are the only places where a launcher finds its blocks. `override` puts a choice of
+the caller's in front of the table, and `bigmodel tune` what it measured on the device (choice.py has the order). The
+tables themselves follow from what the compiler makes of them (`bigmodel audit`): no GPU has timed them.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+
+from . import choice
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Launch(NamedTuple):
 # Architectures that share a table; a newer one that is not listed takes the last below it.
 FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
 
+_INTERPRETER_FACTS = 80, 4
 _INTERPRETED = ProductLaunch(64, 64, 64, 1, 1, group_m=2)
 _INTERPRETED_NORM_COLUMNS = 256
 
@@ -115,8 +119,7 @@ def run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stage
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages))
         return
-    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+    with on_device_of(arguments):
         kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -143,14 +146,17 @@ def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[Produ
 
 def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
     """The launch of an m x n product of k terms each."""
-    if triton.knobs.runtime.interpret:
-        return _INTERPRETED
     capability, multiprocessors = _device_facts(device)
-    chosen = _overrides.get((capability, kind, arithmetic, _size_class(m), _size_class(n), _size_class(k)))
-    if chosen is not None:
-        return chosen
-    launches = product_launches(capability, kind, arithmetic)
-    return next((each for each in launches if each.blocks(m, n) >= multiprocessors), launches[-1])
+
+    def default() -> ProductLaunch:
+        if triton.knobs.runtime.interpret:
+            return _INTERPRETED
+        launches = product_launches(capability, kind, arithmetic)
+        return next((each for each in launches if each.blocks(m, n) >= multiprocessors), launches[-1])
+
+    key = (kind, arithmetic, _size_class(m), _size_class(n), _size_class(k))
+    measured_on = device if _Recorder.facts is None else None
+    return choice.choose(measured_on, key, _overrides.get((capability, *key)), default)
 
 
 def override(capability: int, kind: str, arithmetic: str, m: int, n: int, k: int, launch: ProductLaunch) -> None:
@@ -177,17 +183,36 @@ def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     """What a product of this dtype is computed in: "half", "ieee" or, where torch's own switch allows it, "tf32"."""
     if dtype != torch.float32:
         return "half"
-    if device.type != "cuda" or torch.backends.cuda.matmul.fp32_precision != "tf32":
-        return "ieee"
-    return "tf32" if _device_facts(device)[0] >= 80 else "ieee"
+    return "tf32" if tf32_allowed(device) and _device_facts(device)[0] >= 80 else "ieee"
 
 
-def _leaves(argument) -> Iterator:
-    return iter(argument) if isinstance(argument, tuple) else iter((argument,))
+def tf32_allowed(device: torch.device) -> bool:
+    """Whether torch's switch allows TF32 products on a device: a CUDA one, or "meta" for what the audit compiles.
+
+    fp32_precision knows of the older switches too: allow_tf32 and set_float32_matmul_precision write it. They
+    themselves must not be read: they raise once the two interfaces were set to different things.
+    """
+    return device.type in ("cuda", "meta") and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:
+    """Makes the device of a kernel's first tensor the current one, on which Triton launches."""
+    tensor = next(_tensors(arguments))
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _tensors(arguments: tuple) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
 
 
 def _device_facts(device: torch.device) -> tuple[int, int]:
     """(compute capability as 90, multiprocessors)"""
+    if _Recorder.facts is None and triton.knobs.runtime.interpret:
+        return _INTERPRETER_FACTS
     return _Recorder.facts or _facts_of(device)
 
 
