@@ -1,5 +1,6 @@
 """`bigmodel`: info, bench, compare, audit and train. What they do lives elsewhere; this only talks."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -128,17 +129,22 @@ def audit(
     arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also kernels whose code hardly differs from another's: takes hours.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file, as a list.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
 ) -> None:
-    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code."""
+    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code. What
+    was compiled before is taken from Triton's cache."""
     from . import audit as auditing
     from .audit import report
 
     console = report.report_console()
     architectures = arch or auditing.ARCHITECTURES
     selected = {
-        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES)) for each in architectures
+        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every)
+        for each in architectures
     }
     rows = []
     with _progress(console) as progress:
@@ -152,7 +158,7 @@ def audit(
     if json:
         report.save(rows, json)
     if markdown:
-        markdown.write_text(report.markdown(rows))
+        markdown.write_text(report.markdown(rows, " ".join(["bigmodel", *sys.argv[1:]])))
 
 
 def _default(name: str, text: str, **options) -> typer.models.OptionInfo:
