@@ -74,13 +74,16 @@ def bench(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, for us and torch alike.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
 ) -> None:
     """Times every op against what a PyTorch user would call, with errors against float64 and memory."""
     from bigmodel_bench import report, suite
+    from bigmodel_bench.device import device_named
 
-    cases = suite.select(op or (), dtype or (), quick)
+    where = device_named(device)
+    cases = suite.select(op or (), dtype or (), quick, device)
     console = report.report_console()
     with _progress(console) as progress:
         task = progress.add_task("starting", total=len(cases))
@@ -88,6 +91,7 @@ def bench(
             cases,
             quick,
             threads,
+            where,
             on_start=lambda record: report.print_heading(record, console),
             on_case=lambda case: progress.update(task, description=" ".join(case.key)),
             on_row=lambda row: progress.advance(task),

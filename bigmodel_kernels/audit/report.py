@@ -26,14 +26,14 @@ _COLUMNS = (
     "limiter: clocks of an iteration",
 )
 _LEGEND = (
-    "Tensor-core instructions: found in the code / needed by one iteration of the inner loop (the code may hold the loop",
-    "more than once). mma share: of the instructions of the inner loop over whole tiles, those that multiply matrices (in",
-    "fp32: multiply-adds); one of HGMMA or UTCHMMA does the work of many of HMMA. Global loads: instructions by width in",
-    "bits. exp: instructions in the code; of attention also how often an iteration runs one for each of its scores.",
-    "Limiter: the unit with the most clocks for one iteration of one block, at the peak rates of the device in the",
-    "heading; of kernels without products, for one pass through their code. `issue` is the instructions themselves, four",
-    "a clock. What a layer's epilogue exponentiates is spread over its iterations. `bigmodel audit --json` writes each",
-    "division out.",
+    "Tensor-core instructions: found in the code / needed by one iteration of the inner loop (the code may hold the",
+    "loop more than once). mma share: of the instructions of the inner loop over whole tiles, those that multiply",
+    "matrices (in fp32: multiply-adds); one of HGMMA or UTCHMMA does the work of many of HMMA. Global loads:",
+    "instructions by width in bits. exp: instructions in the code; of attention also how many an iteration runs for",
+    "each of its scores. Limiter: the unit with the most clocks for one iteration of one block, at the peak rates of",
+    "the device in the heading; of kernels without products, for one pass through their code. `issue` is the",
+    "instructions themselves, four a clock. What a layer's epilogue exponentiates is spread over its iterations.",
+    "`bigmodel audit --json` writes each division out.",
 )
 _WIDTH = 240  # of a table that is not shown in a terminal
 _PREDICTED = "Predicted from machine code, not measured"

@@ -25,9 +25,9 @@ class AuditCase:
     tuple of these for a parameter that is one. constexprs: the values of the constexpr ones, by path: the position of
     the parameter, followed by the position in it where it is a tuple. divisible_by_16: paths of what the launcher finds
     to be a multiple of 16 (pointers: their address).
-    dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials. bytes_loaded: what
-    it reads from global memory that `readers` blocks, running at once, read too, so that memory delivers it once for
-    all of them; bytes_alone: what it reads or writes there that no other block does. iterations: of the loop in one
+    dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials. bytes_loaded:
+    what it reads from global memory that `readers` blocks, running at once, read too, so that memory delivers it once
+    for all of them; bytes_alone: what it reads or writes there that no other block does. iterations: of the loop in one
     block, where what follows it is to be counted with it.
     """
 
