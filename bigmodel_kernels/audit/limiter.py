@@ -24,15 +24,21 @@ class Prediction:
     exps_per_score: float | None  # of attention: exponentials in the code over those that the softmax needs
 
 
-def mma_expected(case: AuditCase, architecture: Architecture) -> float:
+def mma_kind(architecture: Architecture, counts: Counts) -> str:
+    """What multiplies: the architecture's own instruction, or HMMA where tiles are too low for it."""
+    kinds = {name.split(".")[0] for name in counts.mma}
+    return kinds.pop() if len(kinds) == 1 else architecture.mma
+
+
+def mma_expected(case: AuditCase, architecture: Architecture, kind: str) -> float:
     """Tensor-core instructions that one iteration's products need, per warp (HMMA), warp group (HGMMA) or block
     (UTCHMMA); 0 for fp32, which ordinary units multiply."""
     if case.dtype == "fp32":
         return 0
-    if architecture.mma == "HMMA":
+    if kind == "HMMA":
         depth = 8 if architecture.name == "sm_75" else 16
         return sum(m * n * k for m, n, k in case.dots) / (16 * 8 * depth) / case.num_warps
-    if architecture.mma == "HGMMA":
+    if kind == "HGMMA":
         groups = case.num_warps // 4
         return sum(max(m / 64 / groups, 1) * (k / 16) * math.ceil(n / 256) for m, n, k in case.dots)
     return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / 16) for m, n, k in case.dots)
@@ -40,7 +46,7 @@ def mma_expected(case: AuditCase, architecture: Architecture) -> float:
 
 def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts) -> float:
     """How many iterations' products the code holds, as it does more than one where the compiler unrolled or peeled."""
-    expected = mma_expected(case, architecture)
+    expected = mma_expected(case, architecture, mma_kind(architecture, counts))
     if counts.mma and expected:
         return counts.mma_count / expected
     needed = sum(m * n * k for m, n, k in case.dots)
@@ -82,9 +88,10 @@ def _shared_bytes(case: AuditCase, architecture: Architecture, counts: Counts, w
     if not counts.mma:
         return 0
     moved = counts.shared_bytes * warps
-    if architecture.mma == "HGMMA":
+    kind = mma_kind(architecture, counts)
+    if kind == "HGMMA":
         return moved + _read_by_warp_groups(counts) * warps / 4
-    if architecture.mma == "UTCHMMA":
+    if kind == "UTCHMMA":
         shared = 1 - sum(counts.register_mma.values()) / counts.mma_count
         return moved + sum(2 * k * (n + m * shared) for m, n, k in case.dots)
     return moved

@@ -79,7 +79,7 @@ def audit(arch: str, selected: list) -> Iterator[Row]:
 
 def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
     """What the compiled case shows."""
-    from .limiter import mma_expected, predict
+    from .limiter import mma_expected, mma_kind, predict
 
     code = compiled.code
     shared = code.static_shared_bytes + compiled.dynamic_shared_bytes
@@ -102,7 +102,7 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
         blocks_per_multiprocessor=blocks,
         blocks_limited_by=limited_by,
         mma=code.whole.mma,
-        mma_expected=mma_expected(case, architecture),
+        mma_expected=mma_expected(case, architecture, mma_kind(architecture, code.whole)),
         loop_mma=code.loop.mma_count if code.loop else 0,
         mma_share=round(code.loop.mma_share, 4) if code.loop else None,
         global_loads={str(8 * width): count for width, count in code.whole.global_loads.items()},

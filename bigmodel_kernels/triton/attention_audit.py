@@ -33,7 +33,7 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
     causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, and with the
     gradient of an additive mask; fp16, where there is bf16, only attention of up to 128 features, because the code is
-    all but the same. every: all of these in every dtype and at every size."""
+    all but the same. every: all of these in every dtype and at every size, and attention with an additive mask."""
     device = Device(arch, _MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -50,6 +50,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
                 plain = _passes(dtype, head_dim, "none", device)
                 plain += [*_one_query(dtype, head_dim, device), *_mask_gradient(dtype, head_dim, device)]
                 calls += [each for each in plain if every or head_dim == _TYPICAL or each[1].name == "weights"]
+            if every:
+                calls += _masked(dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
     return cases
 
@@ -95,6 +97,18 @@ def _mask_gradient(dtype: torch.dtype, head_dim: int, device: Device) -> list[tu
     parts = mask_parts(inputs, mask, device)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, parts, device)
     return [("attention", call) for call in calls if call.name == "grad_mask"]
+
+
+def _masked(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+    """With an additive mask in fp32, whose tiles are the largest that are loaded ahead."""
+    x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
+    mask = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH)
+    inputs, features = prepare("attention", x, x, x, mask, None, None, None, causal="none", **_PLAIN)
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    calls = forward_calls(inputs, features, x, lse, dtype, device)
+    grads = Gradients(query=x, key=x, value=x)
+    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+    return [("attention", call._replace(name=f"{call.name} masked")) for call in calls if call.name in _BANDED]
 
 
 def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCase:

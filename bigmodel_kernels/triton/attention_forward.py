@@ -295,7 +295,11 @@ def forward_calls(
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     launch = attention_launch(
-        "forward", device.capability, max(block_d, block_v), arithmetic_of(dtype, features.precision)
+        "forward",
+        device.capability,
+        max(block_d, block_v),
+        arithmetic_of(dtype, features.precision),
+        inputs.mask.data,
     )
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
