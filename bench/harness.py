@@ -56,7 +56,12 @@ def rotations(input_bytes: int, last_level_cache_bytes: int, most: int = 8) -> i
     return max(1, min(most, math.ceil(2 * last_level_cache_bytes / input_bytes)))
 
 
-def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+# (call, first turn, number of calls) -> nanoseconds
+Sample = Callable[[Callable[[int], object], int, int], int]
+
+
+def wall_clock_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+    """How long so many calls take, one for each turn."""
     start = time.perf_counter_ns()
     for turn in range(first_turn, first_turn + calls):
         call(turn)
@@ -66,8 +71,9 @@ def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> in
 class _Race:
     """One contender's samples so far."""
 
-    def __init__(self, call: Callable[[int], object], longest_s: float):
+    def __init__(self, call: Callable[[int], object], longest_s: float, sample_ns: Sample):
         self.call = call
+        self.sample_ns = sample_ns
         self.turn = 0
         self.samples_ns: list[int] = []
         self.calls = 1
@@ -80,7 +86,7 @@ class _Race:
             self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
 
     def _run(self, calls: int) -> int:
-        elapsed = _sample_ns(self.call, self.turn, calls)
+        elapsed = self.sample_ns(self.call, self.turn, calls)
         self.turn += calls
         return elapsed
 
@@ -91,8 +97,10 @@ class _Race:
         return summarize([ns / self.calls * 1e-9 for ns in self.samples_ns], self.calls)
 
 
-def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> dict[str, Timing | Exception]:
-    """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn.
+def measure(
+    calls: Mapping[str, Callable[[int], object]], budget_s: float, sample_ns: Sample = wall_clock_ns
+) -> dict[str, Timing | Exception]:
+    """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn. sample_ns: the clock.
 
     After one call of each to warm up, goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and
     at most MOST_ROUNDS. A contender whose warm-up call takes longer than BUDGETS_OF_ONE_CALL budgets is not called
@@ -102,7 +110,7 @@ def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> di
     races: dict[str, _Race] = {}
     for name, call in calls.items():
         try:
-            races[name] = _Race(call, BUDGETS_OF_ONE_CALL * budget_s)
+            races[name] = _Race(call, BUDGETS_OF_ONE_CALL * budget_s, sample_ns)
         except Exception as error:  # the table shows it
             results[name] = error
     collected = gc.isenabled()

@@ -14,11 +14,13 @@ READ_SECONDS = 0.6
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the machine reaches at most with this many threads: fp32 multiply-add FLOP/s and bytes/s read."""
+    """What the machine reaches at most with this many threads: fp32 multiply-add FLOP/s and bytes/s read. Of a CUDA
+    device: no threads, its data sheet's peaks, and those in 16 bits on tensor cores."""
 
     threads: int
     flops_per_s: float
     bytes_per_s: float
+    half_flops_per_s: float | None = None
 
 
 def thread_counts(threads: int) -> list[int]:

@@ -23,7 +23,9 @@ FORMAT = "bigmodel_bench 1"
 
 @dataclass
 class Record:
-    """One run of the suite. `ceilings` end with the run's own thread count; `commit` is None outside a git tree."""
+    """One run of the suite. `ceilings` end with the run's own thread count, and there are none of a CUDA device whose
+    peaks are not known; `device` describes that device and is None for the processor; `commit` is None outside a git
+    tree."""
 
     created: str
     quick: bool
@@ -35,11 +37,12 @@ class Record:
     commit: str | None
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    device: str | None = None
 
     @property
-    def ceiling(self) -> Ceiling:
-        """Of the thread count that the rows were measured with."""
-        return self.ceilings[-1]
+    def ceiling(self) -> Ceiling | None:
+        """Of the thread count, or the device, that the rows were measured with."""
+        return self.ceilings[-1] if self.ceilings else None
 
     def save(self, path: Path) -> None:
         """Writes JSON, all of it or nothing."""
@@ -70,8 +73,8 @@ def load_record(path: Path) -> Record:
     )
 
 
-def new_record(ceilings: Sequence[Ceiling], quick: bool) -> Record:
-    """A record of this machine, process and moment, without rows yet."""
+def new_record(ceilings: Sequence[Ceiling], quick: bool, device: str | None = None) -> Record:
+    """A record of this machine, process and moment, without rows yet. device: what describes a CUDA device."""
     return Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -85,6 +88,7 @@ def new_record(ceilings: Sequence[Ceiling], quick: bool) -> Record:
             "python": platform.python_version(),
         },
         commit=_commit(),
+        device=device,
     )
 
 

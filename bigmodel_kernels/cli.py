@@ -1,5 +1,6 @@
 """`bigmodel`: info, bench, compare, audit, tune and train. What they do lives elsewhere; this only talks."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -75,13 +76,16 @@ def bench(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, for us and torch alike.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
 ) -> None:
     """Times every op against what a PyTorch user would call, with errors against float64 and memory."""
     from bigmodel_bench import report, suite
+    from bigmodel_bench.device import device_named
 
-    cases = suite.select(op or (), dtype or (), quick)
+    where = device_named(device)
+    cases = suite.select(op or (), dtype or (), quick, device)
     console = report.report_console()
     with _progress(console) as progress:
         task = progress.add_task("starting", total=len(cases))
@@ -89,6 +93,7 @@ def bench(
             cases,
             quick,
             threads,
+            where,
             on_start=lambda record: report.print_heading(record, console),
             on_case=lambda case: progress.update(task, description=" ".join(case.key)),
             on_row=lambda row: progress.advance(task),
@@ -130,17 +135,22 @@ def audit(
     arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also kernels whose code hardly differs from another's: takes hours.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file, as a list.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
 ) -> None:
-    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code."""
+    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code. What
+    was compiled before is taken from Triton's cache."""
     from . import audit as auditing
     from .audit import report
 
     console = report.report_console()
     architectures = arch or auditing.ARCHITECTURES
     selected = {
-        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES)) for each in architectures
+        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every)
+        for each in architectures
     }
     rows = []
     with _progress(console) as progress:
@@ -154,7 +164,7 @@ def audit(
     if json:
         report.save(rows, json)
     if markdown:
-        markdown.write_text(report.markdown(rows))
+        markdown.write_text(report.markdown(rows, " ".join(["bigmodel", *sys.argv[1:]])))
 
 
 @app.command()

@@ -10,8 +10,14 @@ import bigmodel_kernels as bmk
 # (backend, CPU target): what a test with the `backend` fixture runs on. Triton: in numpy under TRITON_INTERPRET=1, for
 # most tests' tensors are on the CPU; on a GPU, where op_check.py puts those of every case, under BIGMODEL_TEST_GPU=1.
 CPU_DISPATCHES = [("cpu", target) for target in bmk.supported_cpu_targets()]
-TRITON = os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("BIGMODEL_TEST_GPU") == "1"
-DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not bmk.info()["backends"]["triton"])
+ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1"
+TRITON = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
+MISSING = bmk.info()["backends"]["triton"]
+DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not MISSING)
+# Without a GPU the tests that were asked to run on one are there, and say why they do not.
+SKIPPED = [pytest.param(("triton", None), marks=pytest.mark.skip(reason="; ".join(MISSING)))] * (
+    ON_GPU and bool(MISSING)
+)
 
 _collected: set[tuple] = set()
 _dispatched: set[tuple] = set()
@@ -58,7 +64,7 @@ def patched_once_per_launch():
         yield
 
 
-@pytest.fixture(params=DISPATCHES, ids=lambda dispatch: dispatch[1] or dispatch[0])
+@pytest.fixture(params=DISPATCHES + SKIPPED, ids=lambda dispatch: dispatch[1] or dispatch[0])
 def backend(request):
     """The backend's name, with the CPU target forced for the length of the test."""
     name, target = request.param

@@ -28,6 +28,7 @@ class ProductLaunch:
     num_warps: int
     num_stages: int
     group_m: int = 8  # rows of blocks that run one after another, so that the L2 cache serves their columns again
+    max_registers: int | None = None  # per thread; None: as many as the compiler thinks best
 
     def blocks(self, m: int, n: int) -> int:
         return triton.cdiv(m, self.block_m) * triton.cdiv(n, self.block_n)
@@ -50,6 +51,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None
 
 
 # Architectures that share a table; a newer one that is not listed takes the last below it.
@@ -96,7 +98,9 @@ _HALF_BLOCKS = {
 }
 _KINDS = ("plain", "epilogue", "gradient", "derivative")
 # True fp32 runs on the ordinary units and is bound by registers; so does fp16 on sm_75, where Triton (3.9) has no
-# tensor-core products.
+# tensor-core products. Left alone, the compiler takes 72 or 96 registers for some kernels in fp32, to have one more
+# block at a time, and spills up to 14 times to get there; told to use 128, which four blocks have, it spills nothing.
+_IEEE_REGISTERS = 128
 _FMA_BLOCKS = dict.fromkeys(_KINDS, ((64, 64, 16, 4, 3),)) | {"pair": ((64, 32, 16, 4, 3),)}
 _HALF_BLOCKS["sm_75"] = _FMA_BLOCKS
 # As sm_86, but for what its compiler spills.
@@ -113,13 +117,28 @@ class _Recorder:
     launches: list[Launch] = []
 
 
-def run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 3, **named) -> None:
+def run(
+    kernel,
+    grid: tuple[int, ...],
+    *arguments,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    max_registers: int | None = None,
+    **named,
+) -> None:
     """Launches a kernel on the device of its tensors."""
     if _Recorder.facts is not None:
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages))
+        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages, max_registers))
         return
+<<<<<<< HEAD
     with on_device_of(arguments):
+=======
+    if max_registers is not None:
+        named["maxnreg"] = max_registers
+    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+>>>>>>> audit
         kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -141,7 +160,8 @@ def family(capability: int) -> str:
 def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[ProductLaunch, ...]:
     """The table's row. arithmetic: "half" (bf16, fp16), "ieee" (true fp32) or "tf32"."""
     tables = {"half": _HALF_BLOCKS[family(capability)], "ieee": _FMA_BLOCKS, "tf32": _TF32_BLOCKS}
-    return tuple(ProductLaunch(*blocks) for blocks in tables[arithmetic][kind])
+    max_registers = _IEEE_REGISTERS if arithmetic == "ieee" else None
+    return tuple(ProductLaunch(*blocks, max_registers=max_registers) for blocks in tables[arithmetic][kind])
 
 
 def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
