@@ -1,0 +1,66 @@
+// One block's shared memory, and for each byte what has happened to it since the last barrier of the whole block.
+//
+// A barrier of the whole block orders everything before it: it forgets accesses. A barrier of some warps is kept as a
+// vector clock (Flanagan and Freund, "FastTrack", 2009), with one simplification: of several unordered readers of a
+// byte only the fact is kept, and after a partial barrier a write over such a byte is not judged.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace ptx {
+
+enum class Fault : std::uint8_t {
+  none,
+  unwritten,
+  copy_pending,
+  read_after_write,
+  write_after_read,
+  write_after_write,
+  overwrites_copy
+};
+
+class SharedMemory {
+ public:
+  static constexpr int max_warps = 32;
+
+  void start(std::uint32_t bytes, int warps);
+  std::uint32_t bytes() const { return bytes_; }
+  std::byte* data(std::uint32_t offset) { return memory_.data() + offset; }
+
+  // Called before the access itself. other_warp() tells whom a race is with.
+  Fault on_read(int warp, std::uint32_t offset, std::uint32_t bytes);
+  Fault on_write(int warp, std::uint32_t offset, std::uint32_t bytes);
+  Fault on_atomic(int warp, std::uint32_t offset, std::uint32_t bytes);
+  // A cp.async was issued, or is waited for: the data is there, for the warp that waited.
+  Fault on_copy(int warp, std::uint32_t offset, std::uint32_t bytes);
+  void on_copy_done(int warp, std::uint32_t offset, std::uint32_t bytes);
+  int other_warp() const { return other_; }
+
+  void barrier_of_all();
+  // Those that sync wait for all that arrived; those that only arrive do not.
+  void barrier_of(std::uint32_t arrived, std::uint32_t synced);
+
+ private:
+  enum State : std::uint8_t { never, valid, pending };
+  static constexpr std::uint8_t many = 255, atomic = 254;
+  static constexpr std::uint32_t page = 1024;
+
+  bool ordered(int warp, std::uint8_t owner, std::uint16_t clock) const;
+  Fault judge_read(int warp, std::uint32_t at);
+  Fault judge_write(int warp, std::uint32_t at, std::uint8_t as);
+  Fault write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as);
+  void touch(std::uint32_t offset, std::uint32_t bytes);
+
+  std::uint32_t bytes_ = 0;
+  int warps_ = 0;
+  std::vector<std::byte> memory_;
+  std::vector<std::uint8_t> state_, writer_, reader_, dirty_;  // owners are warp + 1; 0: nobody
+  std::vector<std::uint16_t> write_clock_, read_clock_;
+  std::uint16_t clock_[max_warps][max_warps] = {};
+  bool partial_ = false;
+  int other_ = -1;
+};
+
+}  // namespace ptx
