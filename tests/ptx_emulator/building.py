@@ -76,7 +76,12 @@ def cuda_library(*sources: Path, include: tuple[Path, ...] = (), defines: tuple[
         raise RuntimeError(f"[ptx_emulator] {NO_NVCC}")
     sources = tuple(map(Path, sources))
     flags = ["-std=c++20", "-O3", "-lineinfo", f"-gencode=arch=compute_{arch},code=compute_{arch}", "--no-compress"]
-    flags += ["--cudart=none", "-Xcompiler=-fPIC", *[f"-I{each}" for each in include], *[f"-D{each}" for each in defines]]
+    flags += [
+        "--cudart=none",
+        "-Xcompiler=-fPIC",
+        *[f"-I{each}" for each in include],
+        *[f"-D{each}" for each in defines],
+    ]
     folders = {source.parent for source in sources} | set(include)
     headers = sorted(path for each in folders for path in each.rglob("*") if path.suffix in {".h", ".cuh"})
     digest = hashlib.sha256(" ".join([str(compiler), *flags]).encode())

@@ -1,5 +1,5 @@
-// While this is on, every new CPU tensor's memory is a buffer that emulated kernels may touch, from its first byte to its
-// last. Fresh memory is filled with ones (as floats NaN), so that what a kernel forgot to write shows.
+// While this is on, every new CPU tensor's memory is a buffer that emulated kernels may touch, from its first byte to
+// its last. Fresh memory is filled with ones (as floats NaN), so that what a kernel forgot to write shows.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>

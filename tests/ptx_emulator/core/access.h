@@ -8,8 +8,8 @@ namespace ptx {
 
 enum class Use : std::uint8_t { read, write, atomic };
 
-// Where the lanes of one access find their bytes. Lanes that must not touch memory are missing from `allowed`. Writes to
-// shared memory are judged when their data is known: by write().
+// Where the lanes of one access find their bytes. Lanes that must not touch memory are missing from `allowed`. Writes
+// to shared memory are judged when their data is known: by write().
 struct Places {
   std::byte* at[warp_size];
   std::uint32_t allowed = 0;

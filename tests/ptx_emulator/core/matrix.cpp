@@ -56,9 +56,8 @@ void stmatrix(Warp& warp, const Instruction& in) {
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 2; ++i) (in.flag ? rows[2 * t + i][g] : rows[g][2 * t + i]) = a[2 * lane + i];
     }
-    for_lanes(places.allowed, [&](int lane) {
-      write(warp, places, lane, reinterpret_cast<const std::byte*>(rows[lane % 8]), 16);
-    });
+    for_lanes(places.allowed,
+              [&](int lane) { write(warp, places, lane, reinterpret_cast<const std::byte*>(rows[lane % 8]), 16); });
   }
 }
 
