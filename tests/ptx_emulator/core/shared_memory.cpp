@@ -26,10 +26,10 @@ void SharedMemory::touch(std::uint32_t offset, std::uint32_t bytes) {
   dirty_[(offset + bytes - 1) / page] = 1;
 }
 
-bool SharedMemory::ordered(int warp, std::uint8_t owner, std::uint16_t clock) const {
-  if (owner == 0 || owner == warp + 1) return true;
-  if (owner >= atomic) return partial_;
-  return partial_ && clock <= clock_[warp][owner - 1];
+bool SharedMemory::ordered(int warp, std::uint8_t who, std::uint16_t clock) const {
+  const int by = who & owner;
+  if (by == 0 || by == warp + 1) return true;
+  return partial_ && (by == several || clock <= clock_[warp][by - 1]);
 }
 
 Fault SharedMemory::judge_read(int warp, std::uint32_t at) {
@@ -37,11 +37,11 @@ Fault SharedMemory::judge_read(int warp, std::uint32_t at) {
   Fault fault = Fault::none;
   if (state_[at] != valid) fault = state_[at] == never ? Fault::unwritten : Fault::copy_pending;
   if (!ordered(warp, writer_[at], write_clock_[at])) {
-    other_ = writer_[at] < atomic ? writer_[at] - 1 : -1;
+    note_other(writer_[at]);
     fault = Fault::read_after_write;
   }
-  const bool alone = reader_[at] != many && ordered(warp, reader_[at], read_clock_[at]);
-  reader_[at] = alone ? self : many;
+  const bool alone = reader_[at] != several && ordered(warp, reader_[at], read_clock_[at]);
+  reader_[at] = alone ? self : several;
   read_clock_[at] = clock_[warp][warp];
   return fault;
 }
@@ -72,12 +72,12 @@ Fault SharedMemory::on_read(int warp, std::uint32_t offset, std::uint32_t bytes)
 Fault SharedMemory::judge_write(int warp, std::uint32_t at, std::uint8_t as, bool same) {
   Fault fault = Fault::none;
   if (state_[at] == pending) fault = Fault::overwrites_copy;
-  const bool both_atomic = as == atomic && writer_[at] == atomic;
+  const bool both_atomic = (as & by_atomic) && (writer_[at] & by_atomic);
   if (!both_atomic && !same && !ordered(warp, writer_[at], write_clock_[at])) {
-    other_ = writer_[at] < atomic ? writer_[at] - 1 : -1;
+    note_other(writer_[at]);
     fault = Fault::write_after_write;
   } else if (!ordered(warp, reader_[at], read_clock_[at])) {
-    other_ = reader_[at] < atomic ? reader_[at] - 1 : -1;
+    note_other(reader_[at]);
     fault = Fault::write_after_read;
   }
   return fault;
@@ -95,7 +95,14 @@ Fault SharedMemory::write_as(int warp, std::uint32_t offset, std::uint32_t bytes
     const Fault found = judge_write(warp, at, as, same);
     if (fault == Fault::none) fault = found;
   }
-  std::memset(&writer_[offset], as, bytes);
+  if (as & by_atomic) {
+    for (std::uint32_t at = offset; at < offset + bytes; ++at) {
+      const bool shares = (writer_[at] & by_atomic) && writer_[at] != as;
+      writer_[at] = shares ? by_atomic | several : as;
+    }
+  } else {
+    std::memset(&writer_[offset], as, bytes);
+  }
   std::fill_n(&write_clock_[offset], bytes, clock_[warp][warp]);
   return fault;
 }
@@ -111,7 +118,7 @@ Fault SharedMemory::on_atomic(int warp, std::uint32_t offset, std::uint32_t byte
   for (std::uint32_t at = offset; at < offset + bytes && fault == Fault::none; ++at) {
     if (state_[at] != valid) fault = state_[at] == never ? Fault::unwritten : Fault::copy_pending;
   }
-  const Fault race = write_as(warp, offset, bytes, atomic, nullptr);
+  const Fault race = write_as(warp, offset, bytes, static_cast<std::uint8_t>(by_atomic | (warp + 1)), nullptr);
   std::memset(&state_[offset], valid, bytes);
   return fault == Fault::none ? race : fault;
 }

@@ -45,10 +45,12 @@ class SharedMemory {
 
  private:
   enum State : std::uint8_t { never, valid, pending };
-  static constexpr std::uint8_t many = 255, atomic = 254;
+  // Who did it: 0 nobody, warp + 1, by_atomic | warp + 1, or several.
+  static constexpr std::uint8_t several = 0x7f, by_atomic = 0x80, owner = 0x7f;
   static constexpr std::uint32_t page = 1024;
 
-  bool ordered(int warp, std::uint8_t owner, std::uint16_t clock) const;
+  bool ordered(int warp, std::uint8_t who, std::uint16_t clock) const;
+  void note_other(std::uint8_t who) { other_ = (who & owner) == several ? -1 : (who & owner) - 1; }
   Fault judge_read(int warp, std::uint32_t at);
   Fault judge_write(int warp, std::uint32_t at, std::uint8_t as, bool same);
   Fault write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as, const std::byte* data);
@@ -57,7 +59,7 @@ class SharedMemory {
   std::uint32_t bytes_ = 0;
   int warps_ = 0;
   std::vector<std::byte> memory_;
-  std::vector<std::uint8_t> state_, writer_, reader_, dirty_;  // owners are warp + 1; 0: nobody
+  std::vector<std::uint8_t> state_, writer_, reader_, dirty_;
   std::vector<std::uint16_t> write_clock_, read_clock_;
   std::uint16_t clock_[max_warps][max_warps] = {};
   bool partial_ = false;

@@ -148,6 +148,9 @@ Warp::Meeting Warp::meet(std::uint32_t members) {
   if ((members & alive & ~active) == 0) return Meeting::all_here;
   const bool others_run = std::any_of(groups_.begin(), groups_.end(), [](const Group& group) { return !group.waits; });
   if (!others_run) return Meeting::never;
+  Counters::Line& line = block.counters.lines[pc - 1];  // counted when it really runs
+  --line.issued;
+  line.lanes -= std::popcount(exec);
   groups_.push_back({pc - 1, active, true});
   active = 0;
   take_lowest();
