@@ -59,7 +59,7 @@ class HazardError(AssertionError):
 @functools.cache
 def library() -> ctypes.CDLL:
     """The emulator, loaded before and visible to any library of CUDA host code."""
-    loaded = ctypes.CDLL(str(building.emulator_library()), mode=ctypes.RTLD_GLOBAL)
+    loaded = ctypes.CDLL(str(building.built("ptx_emulator")), mode=ctypes.RTLD_GLOBAL)
     for name in ("launch", "kernels", "take_hazards", "take_counters"):
         getattr(loaded, f"ptx_emulator_{name}").restype = ctypes.c_char_p
     return loaded

@@ -103,8 +103,11 @@ Places shared_places(Warp& warp, Use use, const std::uint64_t* addresses, std::u
   for_lanes(lanes, [&](int lane) {
     std::uint32_t offset;
     if (!shared_offset(warp, lane, addresses[lane], bytes, offset)) return;
-    judge_shared(warp, use, lane, offset, bytes);
-    places.at[lane] = warp.block.shared.data(offset);
+    SharedMemory& shared = warp.block.shared;
+    if (use == Use::read) report_fault(warp, shared.on_read(warp.index, offset, bytes), lane, offset, bytes);
+    if (use == Use::atomic) report_fault(warp, shared.on_atomic(warp.index, offset, bytes), lane, offset, bytes);
+    if (use == Use::write) places.in_shared |= 1u << lane;
+    places.at[lane] = shared.data(offset);
     places.allowed |= 1u << lane;
   });
   return places;
@@ -149,6 +152,7 @@ Places generic_places(Warp& warp, Use use, const std::uint64_t* addresses, std::
     const Places part = places_of(warp, space, use, space == Space::global ? addresses : inside, same, bytes);
     for_lanes(part.allowed, [&](int lane) { places.at[lane] = part.at[lane]; });
     places.allowed |= part.allowed;
+    places.in_shared |= part.in_shared;
   }
   return places;
 }
@@ -211,13 +215,13 @@ void report_fault(Warp& warp, Fault fault, int lane, std::uint32_t offset, std::
   }
 }
 
-void judge_shared(Warp& warp, Use use, int lane, std::uint32_t offset, std::uint32_t bytes) {
-  SharedMemory& shared = warp.block.shared;
-  const Fault fault = use == Use::read    ? shared.on_read(warp.index, offset, bytes)
-                      : use == Use::write ? shared.on_write(warp.index, offset, bytes)
-                                          : shared.on_atomic(warp.index, offset, bytes);
-  if (fault != Fault::none) [[unlikely]]
-    report_fault(warp, fault, lane, offset, bytes);
+void write(Warp& warp, const Places& places, int lane, const std::byte* data, std::uint32_t bytes) {
+  if (places.in_shared >> lane & 1) {
+    SharedMemory& shared = warp.block.shared;
+    const auto offset = static_cast<std::uint32_t>(places.at[lane] - shared.data(0));
+    report_fault(warp, shared.on_write(warp.index, offset, bytes, data), lane, offset, bytes);
+  }
+  std::memcpy(places.at[lane], data, bytes);
 }
 
 Places places_of(Warp& warp, Space space, Use use, const std::uint64_t* addresses, std::uint32_t lanes,

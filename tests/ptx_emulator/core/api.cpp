@@ -28,10 +28,10 @@ ptx::Emulator& emulator() { return ptx::Emulator::instance(); }
 
 PTX_EMULATOR_API void ptx_emulator_add_buffer(std::uint64_t address, std::uint64_t bytes, const char* name,
                                               int initialised, int read_only) {
-  emulator().memory.add(address, bytes, name, initialised != 0, read_only != 0);
+  emulator().add_buffer(address, bytes, name, initialised != 0, read_only != 0);
 }
-PTX_EMULATOR_API void ptx_emulator_remove_buffer(std::uint64_t address) { emulator().memory.remove(address); }
-PTX_EMULATOR_API void ptx_emulator_clear_buffers() { emulator().memory.clear(); }
+PTX_EMULATOR_API void ptx_emulator_remove_buffer(std::uint64_t address) { emulator().remove_buffer(address); }
+PTX_EMULATOR_API void ptx_emulator_clear_buffers() { emulator().clear_buffers(); }
 
 PTX_EMULATOR_API const char* ptx_emulator_launch(const char* text, const char* kernel, const std::uint32_t* grid,
                                                  const std::uint32_t* block, std::uint32_t shared_bytes,

@@ -62,6 +62,7 @@ void Emulator::check(const Program& program, const LaunchShape& shape) const {
 
 void Emulator::launch(const Program& program, const LaunchShape& shape, const void* const* arguments) {
   check(program, shape);
+  const std::lock_guard lock(mutex_);
   for (const Variable& variable : program.module->text.variables) {
     if (variable.space == "shared") continue;
     const auto address = reinterpret_cast<std::uint64_t>(program.module->globals.at(variable.name).get());
@@ -82,6 +83,20 @@ void Emulator::launch(const Program& program, const LaunchShape& shape, const vo
     std::memcpy(launch.parameters.data() + program.parameter_offsets[i], arguments[i], program.parameters[i].bytes);
   }
   run_blocks(launch);
+}
+
+void Emulator::add_buffer(std::uint64_t address, std::uint64_t bytes, std::string name, bool initialised,
+                          bool read_only) {
+  const std::lock_guard lock(mutex_);
+  memory.add(address, bytes, std::move(name), initialised, read_only);
+}
+void Emulator::remove_buffer(std::uint64_t address) {
+  const std::lock_guard lock(mutex_);
+  memory.remove(address);
+}
+void Emulator::clear_buffers() {
+  const std::lock_guard lock(mutex_);
+  memory.clear();
 }
 
 void Emulator::run_blocks(const Launch& launch) {

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,11 @@ class Emulator {
   std::string take_hazards();
   std::string take_counters(bool by_line);
 
+  // Buffers come and go from any thread, but not during a launch.
+  void add_buffer(std::uint64_t address, std::uint64_t bytes, std::string name, bool initialised, bool read_only);
+  void remove_buffer(std::uint64_t address);
+  void clear_buffers();
+
   GlobalMemory memory;
   Device device;
   int threads = 2;
@@ -56,6 +62,7 @@ class Emulator {
   void check(const Program& program, const LaunchShape& shape) const;
   void run_blocks(const Launch& launch);
 
+  std::mutex mutex_;
   std::map<std::string, std::unique_ptr<LoadedModule>> modules_;
   Hazards hazards_;
   std::map<std::string, KernelCounters> counters_;

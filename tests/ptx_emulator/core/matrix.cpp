@@ -17,32 +17,22 @@ bool whole_warp(Warp& warp) {
   return meeting == Warp::Meeting::all_here;
 }
 
-// Rows of 8 values of 16 bits: the lanes of matrix m give the addresses of its rows.
-using Rows = std::uint16_t[4][8][8];
+// Matrices are rows of 8 values of 16 bits: lanes 8m to 8m + 7 give the addresses of matrix m's rows.
 
 // list: the registers; choice: matrices; flag: transposed; immediate: the offset.
-void rows_of(Warp& warp, const Instruction& in, Use use, std::byte* (&places)[4][8]) {
-  std::uint64_t addresses[warp_size];
-  addresses_of(warp, in, 1, in.immediate, addresses);
-  for (int m = 0; m < in.choice; ++m) {
-    const Places found = places_of(warp, in.access.space, use, addresses, 0xffu << (8 * m), 16);
-    for (int row = 0; row < 8; ++row) {
-      places[m][row] = found.allowed >> (8 * m + row) & 1 ? found.at[8 * m + row] : nullptr;
-    }
-  }
-}
-
 void ldmatrix(Warp& warp, const Instruction& in) {
   if (!whole_warp(warp)) return;
-  std::byte* places[4][8];
-  rows_of(warp, in, Use::read, places);
-  Rows rows;
+  std::uint64_t addresses[warp_size];
+  addresses_of(warp, in, 1, in.immediate, addresses);
+  std::uint16_t rows[4][8][8];
   for (int m = 0; m < in.choice; ++m) {
+    const Places places = places_of(warp, in.access.space, Use::read, addresses, 0xffu << (8 * m), 16);
     for (int row = 0; row < 8; ++row) {
-      if (places[m][row])
-        std::memcpy(rows[m][row], places[m][row], 16);
-      else
+      if (places.allowed >> (8 * m + row) & 1) {
+        std::memcpy(rows[m][row], places.at[8 * m + row], 16);
+      } else {
         std::memset(rows[m][row], 0xff, 16);
+      }
     }
   }
   for (int m = 0; m < in.choice; ++m) {
@@ -56,18 +46,18 @@ void ldmatrix(Warp& warp, const Instruction& in) {
 
 void stmatrix(Warp& warp, const Instruction& in) {
   if (!whole_warp(warp)) return;
-  std::byte* places[4][8];
-  rows_of(warp, in, Use::write, places);
+  std::uint64_t addresses[warp_size];
+  addresses_of(warp, in, 1, in.immediate, addresses);
   for (int m = 0; m < in.choice; ++m) {
+    const Places places = places_of(warp, in.access.space, Use::write, addresses, 0xffu << (8 * m), 16);
     const std::uint16_t* a = warp.reg<std::uint16_t>(in.list[m]);
     std::uint16_t rows[8][8];
     for (int lane = 0; lane < warp_size; ++lane) {
       const int g = lane / 4, t = lane % 4;
       for (int i = 0; i < 2; ++i) (in.flag ? rows[2 * t + i][g] : rows[g][2 * t + i]) = a[2 * lane + i];
     }
-    for (int row = 0; row < 8; ++row) {
-      if (places[m][row]) std::memcpy(places[m][row], rows[row], 16);
-    }
+    for_lanes(places.allowed,
+              [&](int lane) { write(warp, places, lane, reinterpret_cast<const std::byte*>(rows[lane % 8]), 16); });
   }
 }
 

@@ -65,12 +65,14 @@ void store(Warp& warp, const Instruction& in) {
   std::uint64_t addresses[warp_size];
   addresses_of(warp, in, 1, in.immediate, addresses);
   const Access& access = in.access;
-  const Places places = places_of(warp, access.space, Use::write, addresses, warp.exec, access.bytes * access.elements);
+  const int bytes = access.bytes, whole = bytes * access.elements, width = access.register_bytes;
+  const Places places = places_of(warp, access.space, Use::write, addresses, warp.exec, whole);
+  std::byte data[warp_size][64];
   for (int i = 0; i < access.elements; ++i) {  // lowest bytes first: the narrow part of a wide register
     const std::byte* a = warp.reg<std::byte>(in.list[i]);
-    const int width = access.register_bytes, bytes = access.bytes;
-    for_lanes(places.allowed, [&](int lane) { std::memcpy(places.at[lane] + i * bytes, a + lane * width, bytes); });
+    for_lanes(places.allowed, [&](int lane) { std::memcpy(data[lane] + i * bytes, a + lane * width, bytes); });
   }
+  for_lanes(places.allowed, [&](int lane) { write(warp, places, lane, data[lane], whole); });
 }
 
 Space take_space(Form& form) {

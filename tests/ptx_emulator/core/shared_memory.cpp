@@ -69,11 +69,11 @@ Fault SharedMemory::on_read(int warp, std::uint32_t offset, std::uint32_t bytes)
   return fault;
 }
 
-Fault SharedMemory::judge_write(int warp, std::uint32_t at, std::uint8_t as) {
+Fault SharedMemory::judge_write(int warp, std::uint32_t at, std::uint8_t as, bool same) {
   Fault fault = Fault::none;
   if (state_[at] == pending) fault = Fault::overwrites_copy;
   const bool both_atomic = as == atomic && writer_[at] == atomic;
-  if (!both_atomic && !ordered(warp, writer_[at], write_clock_[at])) {
+  if (!both_atomic && !same && !ordered(warp, writer_[at], write_clock_[at])) {
     other_ = writer_[at] < atomic ? writer_[at] - 1 : -1;
     fault = Fault::write_after_write;
   } else if (!ordered(warp, reader_[at], read_clock_[at])) {
@@ -83,14 +83,16 @@ Fault SharedMemory::judge_write(int warp, std::uint32_t at, std::uint8_t as) {
   return fault;
 }
 
-Fault SharedMemory::write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as) {
+Fault SharedMemory::write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as,
+                             const std::byte* data) {
   const auto self = static_cast<std::uint8_t>(warp + 1);
   Fault fault = Fault::none;
   touch(offset, bytes);
   for (std::uint32_t at = offset; at < offset + bytes; ++at) {
     const bool mine = (writer_[at] == 0 || writer_[at] == self) && (reader_[at] == 0 || reader_[at] == self);
     if (mine && state_[at] != pending) continue;
-    const Fault found = judge_write(warp, at, as);
+    const bool same = data != nullptr && state_[at] == valid && data[at - offset] == memory_[at];
+    const Fault found = judge_write(warp, at, as, same);
     if (fault == Fault::none) fault = found;
   }
   std::memset(&writer_[offset], as, bytes);
@@ -98,8 +100,8 @@ Fault SharedMemory::write_as(int warp, std::uint32_t offset, std::uint32_t bytes
   return fault;
 }
 
-Fault SharedMemory::on_write(int warp, std::uint32_t offset, std::uint32_t bytes) {
-  const Fault fault = write_as(warp, offset, bytes, static_cast<std::uint8_t>(warp + 1));
+Fault SharedMemory::on_write(int warp, std::uint32_t offset, std::uint32_t bytes, const std::byte* data) {
+  const Fault fault = write_as(warp, offset, bytes, static_cast<std::uint8_t>(warp + 1), data);
   std::memset(&state_[offset], valid, bytes);
   return fault;
 }
@@ -109,13 +111,13 @@ Fault SharedMemory::on_atomic(int warp, std::uint32_t offset, std::uint32_t byte
   for (std::uint32_t at = offset; at < offset + bytes && fault == Fault::none; ++at) {
     if (state_[at] != valid) fault = state_[at] == never ? Fault::unwritten : Fault::copy_pending;
   }
-  const Fault race = write_as(warp, offset, bytes, atomic);
+  const Fault race = write_as(warp, offset, bytes, atomic, nullptr);
   std::memset(&state_[offset], valid, bytes);
   return fault == Fault::none ? race : fault;
 }
 
 Fault SharedMemory::on_copy(int warp, std::uint32_t offset, std::uint32_t bytes) {
-  const Fault fault = write_as(warp, offset, bytes, static_cast<std::uint8_t>(warp + 1));
+  const Fault fault = write_as(warp, offset, bytes, static_cast<std::uint8_t>(warp + 1), nullptr);
   std::memset(&state_[offset], pending, bytes);
   std::memset(memory_.data() + offset, 0xff, bytes);
   return fault;

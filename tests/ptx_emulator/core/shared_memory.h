@@ -31,7 +31,8 @@ class SharedMemory {
 
   // Called before the access itself. other_warp() tells whom a race is with.
   Fault on_read(int warp, std::uint32_t offset, std::uint32_t bytes);
-  Fault on_write(int warp, std::uint32_t offset, std::uint32_t bytes);
+  // data: what will be written. Two warps may write the same bytes: compilers do so with copies of a value.
+  Fault on_write(int warp, std::uint32_t offset, std::uint32_t bytes, const std::byte* data);
   Fault on_atomic(int warp, std::uint32_t offset, std::uint32_t bytes);
   // A cp.async was issued, or is waited for: the data is there, for the warp that waited.
   Fault on_copy(int warp, std::uint32_t offset, std::uint32_t bytes);
@@ -49,8 +50,8 @@ class SharedMemory {
 
   bool ordered(int warp, std::uint8_t owner, std::uint16_t clock) const;
   Fault judge_read(int warp, std::uint32_t at);
-  Fault judge_write(int warp, std::uint32_t at, std::uint8_t as);
-  Fault write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as);
+  Fault judge_write(int warp, std::uint32_t at, std::uint8_t as, bool same);
+  Fault write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as, const std::byte* data);
   void touch(std::uint32_t offset, std::uint32_t bytes);
 
   std::uint32_t bytes_ = 0;
