@@ -89,35 +89,6 @@ struct KeyTiles {
   __device__ bool full(int tile) const { return tile >= full_begin && tile < full_end; }
 };
 
-// A warp's sixteen rows to memory: through its own shared memory to 128-bit stores where the output allows them.
-template <class T, int Head>
-__device__ void store_rows(const Params<T>& p, const Work<T>& work, int first_row, Accumulators<Head>& output,
-                           T* room) {
-  using Tile = SharedTile<T, warp_rows, Head>;
-  const int lane = lane_id();
-  output.for_each_pair([&](float first, float second, int half, int column) {
-    const int offset = Tile::offset(lane / 4 + 8 * half, column / chunk_elements) + column % chunk_elements;
-    *reinterpret_cast<std::uint32_t*>(room + offset) = pack2<T>(first, second);
-  });
-  __syncwarp();
-  constexpr int chunks = Head / chunk_elements;
-#pragma unroll 4
-  for (int i = lane; i < warp_rows * chunks; i += warp_size) {
-    const int row = first_row + i / chunks, column = i % chunks * chunk_elements;
-    if (row >= p.unit_rows || column >= p.value_dim) continue;
-    T* const to = p.output.at(work.batch, work.head(p, row), work.query(p, row)) + column;
-    const auto pack = *reinterpret_cast<const Pack<T>*>(room + Tile::offset(i / chunks, i % chunks));
-    if (p.packed_output) {
-      *reinterpret_cast<Pack<T>*>(to) = pack;
-    } else {
-#pragma unroll
-      for (int j = 0; j < chunk_elements; ++j) {
-        if (column + j < p.value_dim) to[j] = pack.element[j];
-      }
-    }
-  }
-}
-
 // One split's rows, in fp32.
 template <class T, int Head>
 __device__ void store_split(const Params<T>& p, const Work<T>& work, int first_row, Accumulators<Head>& output) {
@@ -229,7 +200,10 @@ __global__ __launch_bounds__(most_warps* warp_size) void attention_kernel(const 
   if (p.splits.count > 1) return store_split(p, work, first_row, output);
   ptx::wait_for_copies<0>();  // of queries, where there were no keys
   __syncthreads();
-  store_rows(p, work, first_row, output, my_queries);
+  store_rows(output, my_queries, p.value_dim, p.packed_output, [&](int i) -> T* {
+    const int r = first_row + i;
+    return r < p.unit_rows ? p.output.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+  });
 }
 
 // How many blocks share the keys of a row: none do where there are blocks enough or few keys; else as few as fill the
@@ -281,16 +255,6 @@ Division divide(const AttentionForwardArgs& args, const Place& place) {
   const auto key_tiles = static_cast<int>((key.size[2] + tile_keys<Head> - 1) / tile_keys<Head>);
   d.splits = choose_splits(std::int64_t(d.units) * d.row_tiles, key_tiles, place);
   return d;
-}
-
-// The inputs as the kernel can copy them.
-AttentionInputs packed_inputs(const AttentionInputs& inputs, Workspace& workspace, const Place* place) {
-  AttentionInputs packed = inputs;
-  for (TensorView AttentionInputs::* tensor :
-       {&AttentionInputs::query, &AttentionInputs::key, &AttentionInputs::value}) {
-    packed.*tensor = packed_rows(inputs.*tensor, workspace, place);
-  }
-  return packed;
 }
 
 template <class T, int Head>

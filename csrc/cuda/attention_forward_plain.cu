@@ -186,7 +186,6 @@ void run_plain(const AttentionForwardArgs& args, const Place& place) {
   if (args.inputs.query.dtype != DType::float32) {
     return with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) { run_slices<T, 4>(args, place); });
   }
-  if (value_dim <= plain_tile) return run_slices<float, 1>(args, place);
   if (value_dim <= 2 * plain_tile) return run_slices<float, 2>(args, place);
   run_slices<float, 4>(args, place);
 }

@@ -8,6 +8,7 @@
 #include "bigmodel/attention.h"
 #include "cuda/cuda.h"
 #include "cuda/element.cuh"
+#include "cuda/pack_rows.h"
 #include "cuda/philox.cuh"
 
 namespace bigmodel::cuda {
@@ -124,6 +125,16 @@ struct AttentionTensors {
         sinks(static_cast<const float*>(inputs.sinks.data)),
         sink_stride(inputs.sinks.stride[0]) {}
 };
+
+// The inputs as the tensor-core kernels can copy them. place null: only the memory is counted.
+inline AttentionInputs packed_inputs(const AttentionInputs& inputs, Workspace& workspace, const Place* place) {
+  AttentionInputs packed = inputs;
+  for (TensorView AttentionInputs::* tensor :
+       {&AttentionInputs::query, &AttentionInputs::key, &AttentionInputs::value}) {
+    packed.*tensor = packed_rows(inputs.*tensor, workspace, place);
+  }
+  return packed;
+}
 
 // Calls body with the element type, fp32 left out.
 template <class Body>

@@ -33,10 +33,16 @@ Place place(int device, void* stream);
 std::int64_t workspace_bytes(const AddNormForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AddNormBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearBackwardArgs& args, const Place& place);
 
 // Launch. Throws Error where CUDA refuses.
 void run(const AddNormForwardArgs& args, const Place& place);
 void run(const AddNormBackwardArgs& args, const Place& place);
 void run(const AttentionForwardArgs& args, const Place& place);
+void run(const AttentionBackwardArgs& args, const Place& place);
+void run(const LinearForwardArgs& args, const Place& place);
+void run(const LinearBackwardArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

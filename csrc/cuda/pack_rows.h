@@ -2,6 +2,8 @@
 // the workspace, where they can: so no kernel has a slow path.
 #pragma once
 
+#include <cstdint>
+
 #include "bigmodel/tensor.h"
 #include "cuda/cuda.h"
 
@@ -10,22 +12,23 @@ namespace bigmodel::cuda {
 // Whether every row of a tensor [batch, heads, rows, columns] is made of whole, aligned, contiguous chunks.
 bool has_packed_rows(const TensorView& view);
 
-// A workspace that is handed out piece by piece; without memory it only counts.
+// A workspace that is handed out piece by piece. Without memory it counts: the pieces then have addresses, as aligned
+// as real ones, that nobody may read.
 class Workspace {
  public:
-  explicit Workspace(void* memory = nullptr) : memory_(static_cast<char*>(memory)) {}
+  Workspace() = default;
+  explicit Workspace(void* memory) : memory_(reinterpret_cast<std::uintptr_t>(memory)) {}
   std::int64_t used() const { return used_; }
-  // Aligned to 256 bytes; null without memory.
   template <class T>
   T* take(std::int64_t count) {
-    constexpr std::int64_t line = 256;
-    char* const at = memory_ ? memory_ + used_ : nullptr;
+    const std::uintptr_t at = memory_ + static_cast<std::uintptr_t>(used_);
     used_ += (count * std::int64_t(sizeof(T)) + line - 1) / line * line;
     return reinterpret_cast<T*>(at);
   }
 
  private:
-  char* memory_;
+  static constexpr std::int64_t line = 256;
+  std::uintptr_t memory_ = line;
   std::int64_t used_ = 0;
 };
 

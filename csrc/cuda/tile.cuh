@@ -63,6 +63,13 @@ __device__ inline void load_left(std::uint32_t (&a)[4], const Tile& tile, unsign
   ptx::load_matrices(a, tile.chunk(row, lane % 16, depth / chunk_elements + lane / 16));
 }
 
+// The same from a tile whose rows are the operand's depth.
+template <class Tile>
+__device__ inline void load_left_transposed(std::uint32_t (&a)[4], const Tile& tile, unsigned row, unsigned depth) {
+  const unsigned lane = threadIdx.x % warp_size;
+  ptx::load_matrices_transposed(a, tile.chunk(depth, lane % 8 + lane / 16 * 8, row / chunk_elements + lane / 8 % 2));
+}
+
 // The right operands of two neighbouring 16x8 steps, {b0, b1} of columns [column, column + 8) and of the next eight.
 // From a tile whose rows are the operand's columns:
 template <class Tile>
@@ -157,6 +164,35 @@ __device__ inline void multiply_transposed(Accumulators<Columns>& c, const Tile&
       ptx::multiply_add<T>(c.at[block + 1], a, b[2], b[3]);
     }
   }
+}
+
+// A warp's sixteen rows to global memory, through sixteen rows of shared memory of its own: there the accumulators are
+// turned into whole chunks. to(row) points to where a row begins, or is null; width is how many columns there are.
+template <class T, int Columns, class To>
+__device__ void store_rows(Accumulators<Columns>& c, T* room, int width, bool packed, To to) {
+  using Tile = SharedTile<T, 16, Columns>;
+  const int lane = lane_id();
+  c.for_each_pair([&](float first, float second, int half, int column) {
+    const int offset = Tile::offset(lane / 4 + 8 * half, column / chunk_elements) + column % chunk_elements;
+    *reinterpret_cast<std::uint32_t*>(room + offset) = pack2<T>(first, second);
+  });
+  __syncwarp();
+#pragma unroll 4
+  for (int i = lane; i < 16 * Tile::chunks; i += warp_size) {
+    const int column = i % Tile::chunks * chunk_elements;
+    T* const row = to(i / Tile::chunks);
+    if (!row || column >= width) continue;
+    const auto pack = *reinterpret_cast<const Pack<T>*>(room + Tile::offset(i / Tile::chunks, i % Tile::chunks));
+    if (packed) {
+      *reinterpret_cast<Pack<T>*>(row + column) = pack;
+    } else {
+#pragma unroll
+      for (int j = 0; j < chunk_elements; ++j) {
+        if (column + j < width) row[column + j] = pack.element[j];
+      }
+    }
+  }
+  __syncwarp();
 }
 
 }  // namespace bigmodel::cuda
