@@ -23,7 +23,7 @@ NO_NVCC = (
 
 
 def nvcc() -> Path | None:
-    """nvcc: the one that NVCC names, on the PATH, in /usr/local/cuda, or from its PyPI package; None if there is none."""
+    """nvcc: the one that NVCC names, on the PATH, in /usr/local/cuda, or of the PyPI package; None if there is none."""
     packages = [Path(folder) / "nvidia" for folder in sys.path]
     candidates = [os.environ.get("NVCC"), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
     candidates += [path for folder in packages for path in sorted(folder.glob("cu*/bin/nvcc"))]

@@ -27,7 +27,7 @@ def namespace():
 
 @contextlib.contextmanager
 def cuda_backend() -> Iterator[Emulator]:
-    """Inside, the backend "cuda" runs CPU tensors on the emulator. Tensors must be made inside, or after a first use."""
+    """Inside, the backend "cuda" runs CPU tensors, made inside or after a first use, on the emulator."""
     emulated = namespace()
     reasons, choose = backends._reasons, backends._namespace
 

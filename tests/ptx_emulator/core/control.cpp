@@ -108,7 +108,7 @@ void barrier(Warp& warp, const Instruction& in) {
     warp.reduction = in.operand[3];
     warp.reduction_kind = in.choice;
   }
-  const std::uint32_t counted = threads == 0 || threads >= warp.block.threads ? 0 : threads;
+  const std::uint32_t counted = threads == warp.block.threads ? 0 : threads;
   warp.block.arrive(warp, static_cast<int>(number), counted, in.choice != 'r', in.operand[1] ? -1 : warp.pc);
 }
 
