@@ -69,9 +69,28 @@ std::byte* global_place(Warp& warp, Use use, int lane, std::uint64_t address, st
   return reinterpret_cast<std::byte*>(address);
 }
 
+// Whether all lanes' accesses are aligned and between two addresses.
+bool all_inside(const std::uint64_t* addresses, std::uint32_t lanes, std::uint32_t bytes, std::uint64_t begin,
+                std::uint64_t end) {
+  std::uint64_t low = ~0ull, high = 0, odd = 0;
+  for_lanes(lanes, [&](int lane) {
+    low = std::min(low, addresses[lane]);
+    high = std::max(high, addresses[lane]);
+    odd |= addresses[lane];
+  });
+  return odd % bytes == 0 && low >= begin && end >= bytes && high <= end - bytes;
+}
+
 Places global_places(Warp& warp, Use use, const std::uint64_t* addresses, std::uint32_t lanes, std::uint32_t bytes) {
   Places places;
   count_global(warp, addresses, lanes, bytes);
+  const Buffer* buffer = warp.last_buffer;
+  const bool plain = buffer != nullptr && buffer->written.empty() && !buffer->read_only;
+  if (plain && all_inside(addresses, lanes, bytes, buffer->begin, buffer->end)) {
+    for_lanes(lanes, [&](int lane) { places.at[lane] = reinterpret_cast<std::byte*>(addresses[lane]); });
+    places.allowed = lanes;
+    return places;
+  }
   for_lanes(lanes, [&](int lane) {
     places.at[lane] = global_place(warp, use, lane, addresses[lane], bytes);
     if (places.at[lane] != nullptr) places.allowed |= 1u << lane;
@@ -82,34 +101,40 @@ Places global_places(Warp& warp, Use use, const std::uint64_t* addresses, std::u
 // An access of 8 or 16 bytes goes in halves or quarters of a warp.
 void count_shared(Warp& warp, const std::uint64_t* addresses, std::uint32_t lanes, std::uint32_t bytes) {
   Counters::Line& line = warp.block.counters.lines[warp.pc - 1];
-  const int lanes_at_once = bytes > 4 ? 128 / static_cast<int>(bytes) : warp_size;
+  const std::uint32_t unit = std::max(bytes, 4u);
+  const int lanes_at_once = static_cast<int>(128 / unit);
   for (int first = 0; first < warp_size; first += lanes_at_once) {
-    std::uint32_t words[warp_size];
+    std::uint64_t asked[warp_size];
     int count = 0;
     const std::uint32_t group = lanes_at_once == warp_size ? lanes : lanes >> first & ((1u << lanes_at_once) - 1);
-    for_lanes(group, [&](int lane) {
-      const auto word = static_cast<std::uint32_t>(addresses[first + lane] / 4);
-      for (std::uint32_t i = 0; i < std::max(bytes / 4, 1u); ++i) words[count++] = word + i;
-    });
+    for_lanes(group, [&](int lane) { asked[count++] = addresses[first + lane]; });
     if (count == 0) continue;
-    line.wavefronts += bank_passes(words, count);
+    line.wavefronts += bank_passes(asked, count, unit);
     line.ideal += 1;
   }
 }
 
 Places shared_places(Warp& warp, Use use, const std::uint64_t* addresses, std::uint32_t lanes, std::uint32_t bytes) {
   Places places;
+  SharedMemory& shared = warp.block.shared;
   count_shared(warp, addresses, lanes, bytes);
+  const bool inside = all_inside(addresses, lanes, bytes, shared_start, shared_start + shared.bytes());
+  std::uint64_t before = ~0ull;  // what the lane before has read needs no second look
   for_lanes(lanes, [&](int lane) {
-    std::uint32_t offset;
-    if (!shared_offset(warp, lane, addresses[lane], bytes, offset)) return;
-    SharedMemory& shared = warp.block.shared;
-    if (use == Use::read) report_fault(warp, shared.on_read(warp.index, offset, bytes), lane, offset, bytes);
-    if (use == Use::atomic) report_fault(warp, shared.on_atomic(warp.index, offset, bytes), lane, offset, bytes);
-    if (use == Use::write) places.in_shared |= 1u << lane;
+    auto offset = static_cast<std::uint32_t>(addresses[lane] - shared_start);
+    if (!inside && !shared_offset(warp, lane, addresses[lane], bytes, offset)) return;
+    if (use == Use::read && addresses[lane] != before) {
+      const Fault fault = shared.on_read(warp.index, offset, bytes);
+      if (fault != Fault::none) [[unlikely]]
+        report_fault(warp, fault, lane, offset, bytes);
+      before = addresses[lane];
+    } else if (use == Use::atomic) {
+      report_fault(warp, shared.on_atomic(warp.index, offset, bytes), lane, offset, bytes);
+    }
     places.at[lane] = shared.data(offset);
     places.allowed |= 1u << lane;
   });
+  if (use == Use::write) places.in_shared = places.allowed;
   return places;
 }
 

@@ -30,24 +30,28 @@ struct Counters {
   }
 };
 
-// Passes that shared memory needs for the words at these addresses: each of its 32 banks gives one word per pass, to
-// any number of lanes. All addresses are of one pass's worth of bytes at most (128).
-inline int bank_passes(const std::uint32_t* words, int count) {
+// Passes that shared memory needs for these accesses of `bytes` (4, 8 or 16) each, 128 bytes at most: in one pass each
+// of its 32 banks gives one word, to any number of lanes.
+inline int bank_passes(const std::uint64_t* addresses, int count, std::uint32_t bytes) {
+  const std::uint32_t units = 128 / bytes;  // banks taken together, as an aligned access takes them
+  std::uint64_t first[32];
   std::uint32_t seen = 0;
   bool clash = false;
   for (int i = 0; i < count; ++i) {
-    const std::uint32_t bit = 1u << (words[i] % 32);
-    clash |= (seen & bit) != 0;
-    seen |= bit;
+    const std::uint64_t row = addresses[i] / bytes;
+    const auto unit = static_cast<std::uint32_t>(row % units);
+    clash |= (seen >> unit & 1) && first[unit] != row;
+    first[unit] = row;
+    seen |= 1u << unit;
   }
   if (!clash) return 1;
   int passes = 1;
-  std::uint32_t sorted[32];
-  std::copy_n(words, count, sorted);
+  std::uint64_t sorted[32];
+  for (int i = 0; i < count; ++i) sorted[i] = addresses[i] / bytes;
   std::sort(sorted, sorted + count);
   const auto end = std::unique(sorted, sorted + count);
-  int in_bank[32] = {};
-  for (auto word = sorted; word != end; ++word) passes = std::max(passes, ++in_bank[*word % 32]);
+  int in_unit[32] = {};
+  for (auto row = sorted; row != end; ++row) passes = std::max(passes, ++in_unit[*row % units]);
   return passes;
 }
 

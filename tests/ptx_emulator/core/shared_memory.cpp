@@ -13,8 +13,8 @@ void SharedMemory::start(std::uint32_t bytes, int warps) {
   state_.assign(rounded, never);
   writer_.assign(rounded, 0);
   reader_.assign(rounded, 0);
-  write_clock_.assign(rounded, 0);
-  read_clock_.assign(rounded, 0);
+  write_clock_.assign(rounded, 1);
+  read_clock_.assign(rounded, 1);
   dirty_.assign(rounded / page, 0);
   partial_ = false;
   std::memset(clock_, 0, sizeof(clock_));
@@ -46,22 +46,29 @@ Fault SharedMemory::judge_read(int warp, std::uint32_t at) {
   return fault;
 }
 
+// Whether a word was written before the last barrier or by this warp, and notes the reader, if that is all there is to
+// do.
+bool SharedMemory::read_word(std::uint32_t self, std::uint32_t at) {
+  std::uint32_t state, writer, reader;
+  std::memcpy(&state, &state_[at], 4);
+  std::memcpy(&writer, &writer_[at], 4);
+  std::memcpy(&reader, &reader_[at], 4);
+  if (state != 0x01010101u * valid || (writer != 0 && writer != self) || partial_) return false;
+  if (reader == self || reader == 0x01010101u * several) return true;
+  if (reader != 0 && reader != 0x01010101u * (reader & 0xff)) return false;
+  const std::uint32_t now = reader == 0 ? self : 0x01010101u * several;
+  std::memcpy(&reader_[at], &now, 4);
+  return true;
+}
+
 Fault SharedMemory::on_read(int warp, std::uint32_t offset, std::uint32_t bytes) {
   const std::uint32_t self = 0x01010101u * (warp + 1);
   Fault fault = Fault::none;
   touch(offset, bytes);
   for (std::uint32_t at = offset; at < offset + bytes;) {
-    if (at % 4 == 0 && at + 4 <= offset + bytes) {
-      std::uint32_t state, writer, reader;
-      std::memcpy(&state, &state_[at], 4);
-      std::memcpy(&writer, &writer_[at], 4);
-      std::memcpy(&reader, &reader_[at], 4);
-      if (state == 0x01010101u * valid && (writer == 0 || writer == self) && (reader == 0 || reader == self)) {
-        std::memcpy(&reader_[at], &self, 4);
-        std::fill_n(&read_clock_[at], 4, clock_[warp][warp]);
-        at += 4;
-        continue;
-      }
+    if (at % 4 == 0 && at + 4 <= offset + bytes && read_word(self, at)) {
+      at += 4;
+      continue;
     }
     const Fault found = judge_read(warp, at++);
     if (fault == Fault::none) fault = found;
@@ -103,7 +110,7 @@ Fault SharedMemory::write_as(int warp, std::uint32_t offset, std::uint32_t bytes
   } else {
     std::memset(&writer_[offset], as, bytes);
   }
-  std::fill_n(&write_clock_[offset], bytes, clock_[warp][warp]);
+  if (partial_) std::fill_n(&write_clock_[offset], bytes, clock_[warp][warp]);
   return fault;
 }
 
@@ -134,7 +141,7 @@ void SharedMemory::on_copy_done(int warp, std::uint32_t offset, std::uint32_t by
   touch(offset, bytes);
   std::memset(&state_[offset], valid, bytes);
   std::memset(&writer_[offset], warp + 1, bytes);
-  std::fill_n(&write_clock_[offset], bytes, clock_[warp][warp]);
+  if (partial_) std::fill_n(&write_clock_[offset], bytes, clock_[warp][warp]);
 }
 
 void SharedMemory::barrier_of_all() {
@@ -146,6 +153,8 @@ void SharedMemory::barrier_of_all() {
   }
   if (!partial_) return;
   partial_ = false;
+  std::fill(write_clock_.begin(), write_clock_.end(), 1);
+  std::fill(read_clock_.begin(), read_clock_.end(), 1);
   std::memset(clock_, 0, sizeof(clock_));
   for (int w = 0; w < max_warps; ++w) clock_[w][w] = 1;
 }

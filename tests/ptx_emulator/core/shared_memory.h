@@ -51,6 +51,7 @@ class SharedMemory {
 
   bool ordered(int warp, std::uint8_t who, std::uint16_t clock) const;
   void note_other(std::uint8_t who) { other_ = (who & owner) == several ? -1 : (who & owner) - 1; }
+  bool read_word(std::uint32_t self, std::uint32_t at);
   Fault judge_read(int warp, std::uint32_t at);
   Fault judge_write(int warp, std::uint32_t at, std::uint8_t as, bool same);
   Fault write_as(int warp, std::uint32_t offset, std::uint32_t bytes, std::uint8_t as, const std::byte* data);
@@ -60,7 +61,7 @@ class SharedMemory {
   int warps_ = 0;
   std::vector<std::byte> memory_;
   std::vector<std::uint8_t> state_, writer_, reader_, dirty_;
-  std::vector<std::uint16_t> write_clock_, read_clock_;
+  std::vector<std::uint16_t> write_clock_, read_clock_;  // all 1 before the first partial barrier
   std::uint16_t clock_[max_warps][max_warps] = {};
   bool partial_ = false;
   int other_ = -1;
