@@ -71,7 +71,9 @@ def _print(measured: Measured, dtype: DType) -> None:
             title=f"{kernel}: launches {counted['launches']}, blocks {counted['blocks']}", title_justify="left"
         )
         for heading in ("instructions", "by warps", "by lanes", "bank passes", "without conflicts", "sectors", "bytes"):
-            table.add_column(heading, justify="left" if heading == "instructions" else "right")
+            table.add_column(
+                heading, justify="left" if heading == "instructions" else "right", no_wrap=heading == "instructions"
+            )
         for name, each in counted["classes"].items():
             figures = (each[key] for key in ("issued", "lanes", "wavefronts", "ideal_wavefronts", "sectors", "bytes"))
             table.add_row(name, *(f"{figure:,}" if figure else "" for figure in figures))

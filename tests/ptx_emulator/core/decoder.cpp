@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "error.h"
+#include "names.h"
 
 namespace ptx {
 namespace {
@@ -87,7 +88,7 @@ const DecodeTable& decode_table() {
 Decoder::Decoder(const Kernel& kernel, LoadedModule& module) : kernel_(kernel), module_(module) {
   offsets_.resize(kernel.registers.size(), 0);
   program_.file_bytes = 64;  // offset 0 means none
-  program_.name = kernel.name;
+  program_.name = readable(kernel.name);
   program_.module = &module;
   program_.parameters = kernel.parameters;
   program_.registers = static_cast<std::uint32_t>(kernel.registers.size());

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "error.h"
+#include "names.h"
 
 namespace ptx {
 
@@ -34,7 +35,7 @@ const Program& Emulator::program(LoadedModule& module, const std::string& name) 
   for (const Kernel& kernel : module.text.kernels) {
     if (kernel.name == name) return module.programs[name] = decode(kernel, module);
   }
-  throw Error("kernel " + name + " is not in the PTX");
+  throw Error("kernel " + readable(name) + " is not in the PTX");
 }
 
 void Emulator::check(const Program& program, const LaunchShape& shape) const {
