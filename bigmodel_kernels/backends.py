@@ -3,8 +3,8 @@
 A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu" and "cuda": the dispatcher picks by
 device), `torch.ops.bigmodel_triton` ("triton"), or the module `reference`. A backend that was named never falls back:
 what it cannot run raises with the reasons. Automatic choice takes the first of `AUTOMATIC_ORDER` that has no reason
-against it, and of cuda and triton, where both can run, the one that gpu_choice.py says; `explain()` tells what was chosen
-and why the others were not.
+against it, and of cuda and triton, where both can run, the one that gpu_choice.py says; `explain()` tells what was
+chosen and why the others were not.
 """
 
 import functools
