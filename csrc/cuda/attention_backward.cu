@@ -111,15 +111,16 @@ void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Wor
 
 void run_all(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place) {
   const RowTermsView terms = row_terms(args, workspace, place);
+  const PlainBackward plain{.inputs = args.inputs, .grad_output = args.grad_output, .terms = terms};
   const bool half_dtype = args.inputs.query.dtype != DType::float32;
   if (half_dtype && std::max(args.inputs.query.size[3], args.inputs.value.size[3]) <= largest_head) {
     with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) { run_tiles<T>(args, terms, workspace, place); });
   } else if (place) {
-    if (args.grad_query.data) run_plain(args, terms, PlainGradient::query, *place);
-    if (args.grad_key.data) run_plain(args, terms, PlainGradient::key, *place);
-    if (args.grad_value.data) run_plain(args, terms, PlainGradient::value, *place);
+    if (args.grad_query.data) run_plain(plain, PlainGradient::query, args.grad_query, *place);
+    if (args.grad_key.data) run_plain(plain, PlainGradient::key, args.grad_key, *place);
+    if (args.grad_value.data) run_plain(plain, PlainGradient::value, args.grad_value, *place);
   }
-  if (args.grad_mask.data && place) run_plain(args, terms, PlainGradient::mask, *place);
+  if (args.grad_mask.data && place) run_plain(plain, PlainGradient::mask, args.grad_mask, *place);
 }
 
 }  // namespace

@@ -27,8 +27,19 @@ struct RowTermsView {
 // Computes them, and the sinks' gradient. place null: only the memory is counted.
 RowTermsView row_terms(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place);
 
-// Without tensor cores: fp32, heads of more than largest_head features; and for every dtype the mask's gradient.
-enum class PlainGradient { query, key, value, mask };
-void run_plain(const AttentionBackwardArgs& args, const RowTermsView& terms, PlainGradient which, const Place& place);
+// Without tensor cores: fp32, heads of more than largest_head features; for every dtype the mask's gradient, and all
+// gradients of attention_weights, whose dP is given instead of dO, as grad_weights, and whose delta is 0.
+enum class PlainGradient { query, key, value, mask, lse };
+
+struct PlainBackward {
+  AttentionInputs inputs;
+  TensorView grad_output;
+  TensorView grad_weights;  // [batch, heads or 1, q_len, kv_len]; absent for attention
+  float grad_weights_scale = 1.0f;
+  RowTermsView terms;
+};
+
+// `gradient`: of what `which` says.
+void run_plain(const PlainBackward& pass, PlainGradient which, const TensorView& gradient, const Place& place);
 
 }  // namespace bigmodel::cuda

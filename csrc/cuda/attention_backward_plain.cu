@@ -1,5 +1,4 @@
-// attention's gradients without tensor cores: fp32, exactly, and heads of more features than the other kernels are
-// compiled for; and the gradient of an additive mask in every dtype.
+// Gradients of attention and attention_weights without tensor cores; attention_backward.cuh says which.
 #include <cmath>
 
 #include "cuda/attention_backward.cuh"
@@ -14,11 +13,13 @@ namespace {
 template <class T>
 struct Params {
   AttentionTensors<T> in;
-  View<const T> grad_output;
+  View<const T> grad_output, grad_weights;
+  float grad_weights_scale;
   RowTermsView terms;
   PlainGradient which;
   View<T> gradient;  // of query, key or value
   int features, feature_parts, row_tiles;
+  float* grad_lse;  // contiguous
   // The mask's: contiguous, with size 1 where it broadcasts.
   void* grad_mask;
   bool mask_is_wide;
@@ -48,7 +49,14 @@ __device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int
                              rows_of(in.query, b, h, first_query, in.q_len, in.head_dim),
                              rows_of(in.key, b, kv_head, first_key, in.kv_len, in.head_dim));
   gradients.clear();
-  if (gradients_wanted) {
+  if (p.grad_weights.data) {
+    const T* const grad = p.grad_weights.at(b, h);
+    gradients.for_each([&](float& x, int row, int column) {
+      const std::int64_t query = first_query + row, key = first_key + column;
+      if (query >= in.q_len || key >= in.kv_len) return;
+      x = to_float(grad[query * p.grad_weights.row + key * p.grad_weights.column]) * p.grad_weights_scale;
+    });
+  } else if (gradients_wanted) {
     plain_multiply<true, true>(gradients, stage, in.value_dim,
                                rows_of(p.grad_output, b, h, first_query, in.q_len, in.value_dim),
                                rows_of(in.value, b, kv_head, first_key, in.kv_len, in.value_dim));
@@ -68,7 +76,8 @@ __device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int
       x = ptx::exp2((score.score - row.lse) * log2_e);
       const float factor = in.rules.dropout.seed ? dropout.factor(h, query, key) : 1.0f;
       g = x * (g * factor - row.delta);
-      if (p.which != PlainGradient::mask) g *= score.slope;  // the mask is added behind the softcap
+      // The mask is added, and the lse subtracted, behind the softcap.
+      if (p.which != PlainGradient::mask && p.which != PlainGradient::lse) g *= score.slope;
       x *= factor;
     }
   }
@@ -179,6 +188,30 @@ __global__ __launch_bounds__(plain_threads) void mask_gradient_kernel(const __gr
   }
 }
 
+// attention_weights: d weights / d lse is minus the weights, so each query's gradient is minus the sum of its dS.
+template <class T>
+__global__ __launch_bounds__(plain_threads) void lse_gradient_kernel(const __grid_constant__ Params<T> p) {
+  __shared__ __align__(16) PlainStage stage;
+  const AttentionTensors<T>& in = p.in;
+  const int first_query = static_cast<int>(blockIdx.x) % p.row_tiles * plain_tile;
+  const int unit = static_cast<int>(blockIdx.x) / p.row_tiles, b = unit / in.heads, h = unit % in.heads;
+  const int end = in.band.end_key(min(first_query + plain_tile, in.q_len) - 1);
+  float sums[4] = {};
+  for (int key = in.band.first_key(first_query) / plain_tile * plain_tile; key < end; key += plain_tile) {
+    PlainAccumulators probabilities, gradients;
+    tile_gradients(p, stage, b, h, first_query, key, true, probabilities, gradients);
+    gradients.for_each([&](float x, int row, int) { sums[row - plain_row()] += x; });
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float sum = group_sum<16>(sums[i]);
+    const int query = first_query + plain_row() + i;
+    if (plain_column() == 0 && query < in.q_len) {
+      p.grad_lse[(std::int64_t(b) * in.heads + h) * in.q_len + query] = -sum;
+    }
+  }
+}
+
 int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 template <class T>
@@ -189,6 +222,13 @@ void launch_mask(Params<T> p, const TensorView& grad_mask, const Place& place) {
   for (int dim = 0; dim < 2; ++dim) p.mask_tiles[dim] = ceil_div(p.mask_size[2 + dim], plain_tile);
   const std::int64_t blocks = std::int64_t(p.mask_size[0]) * p.mask_size[1] * p.mask_tiles[0] * p.mask_tiles[1];
   launch(&mask_gradient_kernel<T>, {blocks, plain_threads}, place, p);
+}
+
+template <class T>
+void launch_lse(Params<T> p, const TensorView& grad_lse, const Place& place) {
+  p.grad_lse = static_cast<float*>(grad_lse.data);
+  p.row_tiles = ceil_div(p.in.q_len, plain_tile);
+  launch(&lse_gradient_kernel<T>, {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, plain_threads}, place, p);
 }
 
 template <class T, int Slices>
@@ -202,15 +242,16 @@ void launch_gradient(Params<T> p, const TensorView& gradient, const Place& place
 }
 
 template <class T>
-void run_as(const AttentionBackwardArgs& args, const RowTermsView& terms, PlainGradient which, const Place& place) {
-  const Params<T> p{.in = AttentionTensors<T>(args.inputs),
-                    .grad_output = View<const T>(args.grad_output),
-                    .terms = terms,
-                    .which = which};
-  if (which == PlainGradient::mask) return launch_mask(p, args.grad_mask, place);
-  const TensorView& gradient = which == PlainGradient::query ? args.grad_query
-                               : which == PlainGradient::key ? args.grad_key
-                                                             : args.grad_value;
+void run_as(const PlainBackward& pass, PlainGradient which, const TensorView& gradient, const Place& place) {
+  Params<T> p{.in = AttentionTensors<T>(pass.inputs),
+              .grad_output = View<const T>(pass.grad_output),
+              .grad_weights = View<const T>(pass.grad_weights),
+              .grad_weights_scale = pass.grad_weights_scale,
+              .terms = pass.terms,
+              .which = which};
+  if (pass.grad_weights.size[1] == 1) p.grad_weights.head = 0;  // the same for all heads
+  if (which == PlainGradient::mask) return launch_mask(p, gradient, place);
+  if (which == PlainGradient::lse) return launch_lse(p, gradient, place);
   if constexpr (sizeof(T) == 4) {
     if (gradient.size[3] <= 2 * plain_tile) return launch_gradient<T, 2>(p, gradient, place);
   }
@@ -219,8 +260,8 @@ void run_as(const AttentionBackwardArgs& args, const RowTermsView& terms, PlainG
 
 }  // namespace
 
-void run_plain(const AttentionBackwardArgs& args, const RowTermsView& terms, PlainGradient which, const Place& place) {
-  with_dtype(args.inputs.query.dtype, [&]<class T>(T) { run_as<T>(args, terms, which, place); });
+void run_plain(const PlainBackward& pass, PlainGradient which, const TensorView& gradient, const Place& place) {
+  with_dtype(pass.inputs.query.dtype, [&]<class T>(T) { run_as<T>(pass, which, gradient, place); });
 }
 
 }  // namespace bigmodel::cuda

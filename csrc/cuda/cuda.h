@@ -34,15 +34,23 @@ std::int64_t workspace_bytes(const AddNormForwardArgs& args, const Place& place)
 std::int64_t workspace_bytes(const AddNormBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionWeightsForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionWeightsBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const FeedForwardForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place);
 
 // Launch. Throws Error where CUDA refuses.
 void run(const AddNormForwardArgs& args, const Place& place);
 void run(const AddNormBackwardArgs& args, const Place& place);
 void run(const AttentionForwardArgs& args, const Place& place);
 void run(const AttentionBackwardArgs& args, const Place& place);
+void run(const AttentionWeightsForwardArgs& args, const Place& place);
+void run(const AttentionWeightsBackwardArgs& args, const Place& place);
 void run(const LinearForwardArgs& args, const Place& place);
 void run(const LinearBackwardArgs& args, const Place& place);
+void run(const FeedForwardForwardArgs& args, const Place& place);
+void run(const FeedForwardBackwardArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

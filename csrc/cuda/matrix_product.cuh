@@ -8,10 +8,21 @@
 namespace bigmodel::cuda {
 
 // left [rows, depth], right [columns, depth]. What must be copied first takes memory from `workspace`; `place` null:
-// only the memory is counted. T is the element type of both.
+// only the memory is counted. T is the element type of all.
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue,
                        Workspace& workspace, const Place* place);
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
+// Two products at once.
+template <class T>
+void multiply_gated(const TensorView& left, const TensorView& right, const TensorView& gate,
+                    const GatedEpilogue<T>& epilogue, Workspace& workspace, const Place* place);
+
+// The epilogue alone, of a matrix that is there already.
+template <class T>
+void apply_epilogue(const TensorView& product, const Epilogue<T>& epilogue, const Place* place);
 
 // The matrix [rows, columns] with its rows as columns.
 inline TensorView transposed(const TensorView& matrix) {

@@ -59,6 +59,21 @@ struct HeadDropout {
         seed);
   }
   __device__ float factor(std::uint32_t word) const { return word >= rule.threshold ? rule.kept : 0.0f; }
+  // Multiplies N neighbours of a row, from `column` on: a multiple of four where N is.
+  template <int N>
+  __device__ void drop(int head, int row, int column, float (&x)[N]) const {
+    if constexpr (N % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < N; i += 4) {
+        const PhiloxWords four = words(head, row, (column + i) / 4);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[i + j] *= factor(four.word[j]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] *= factor(head, row, column + i);
+    }
+  }
   __device__ float factor(int head, int row, int column) const {
     const PhiloxWords four = words(head, row, column / 4);
     const std::uint32_t low = column % 2 ? four.word[1] : four.word[0], high = column % 2 ? four.word[3] : four.word[2];

@@ -6,15 +6,17 @@
 
 namespace bigmodel::cuda {
 
+template <class Epilogue>
 struct PlainGemmParams {
   Rows<const float> left, right;
   std::int64_t rows, columns, depth;
   int row_tiles, column_tiles;
-  Epilogue<float> epilogue;
+  Epilogue epilogue;
 };
 
-template <bool LeftDepthInside, bool RightDepthInside>
-__global__ __launch_bounds__(plain_threads) void plain_gemm_kernel(const __grid_constant__ PlainGemmParams p) {
+template <bool LeftDepthInside, bool RightDepthInside, class Epilogue>
+__global__ __launch_bounds__(plain_threads) void plain_gemm_kernel(
+    const __grid_constant__ PlainGemmParams<Epilogue> p) {
   __shared__ __align__(16) PlainStage stage;
   const std::int64_t first_row = static_cast<int>(blockIdx.x) % p.row_tiles * std::int64_t(plain_tile);
   const std::int64_t first_column = static_cast<int>(blockIdx.x) / p.row_tiles * std::int64_t(plain_tile);
