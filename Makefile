@@ -4,6 +4,7 @@
 #   make test TORCH=torch==2.10.0                                    another torch
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu       a torch without CUDA: a smaller download
 #   make test BIGMODEL_MAX_JOBS=1                                    fewer compilers at once
+#   make build BIGMODEL_CUDA=ON BIGMODEL_CUDA_ARCHS='80;90'          CUDA kernels, also without a GPU or a torch with CUDA
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +14,7 @@ SANITIZERS := address,undefined
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_launches triton_tune triton_warm_up))
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)

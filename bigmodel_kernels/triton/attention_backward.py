@@ -192,11 +192,7 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 def _launch(name: str, inputs: Inputs, device: Device) -> Launch:
     features = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, precision(inputs.query.data, features))
-<<<<<<< HEAD
-    return attention_launch(name, device, features, arithmetic)
-=======
-    return attention_launch(name, device.capability, features, arithmetic, inputs.mask.data)
->>>>>>> audit
+    return attention_launch(name, device, features, arithmetic, inputs.mask.data)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:

@@ -5,9 +5,7 @@
 of them (`bigmodel audit`): no GPU has timed them.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -44,22 +42,8 @@ class Call(NamedTuple):
     def run(self) -> None:
         """On the device of the tensors, which need not be the current one."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-<<<<<<< HEAD
         with on_device_of(self.arguments):
             self.kernel[self.grid](*self.arguments, **options)
-=======
-        tensor = next(_tensors(self.arguments))
-        with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
-            self.kernel[self.grid](*self.arguments, **options)
-
-
-def _tensors(arguments: tuple) -> Iterator[Tensor]:
-    for each in arguments:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, tuple):
-            yield from _tensors(each)
->>>>>>> audit
 
 
 class Device(NamedTuple):
@@ -186,10 +170,9 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-<<<<<<< HEAD
-def attention_launch(name: str, device: Device, features: int, arithmetic: str) -> Launch:
+def attention_launch(name: str, device: Device, features: int, arithmetic: str, mask: Tensor | None = None) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
-    arithmetic_of."""
+    arithmetic_of; mask: of the scores, boolean or additive."""
 
     def default() -> Launch:
         if triton.knobs.runtime.interpret:
@@ -197,21 +180,10 @@ def attention_launch(name: str, device: Device, features: int, arithmetic: str) 
         return table_launch(name, device.capability, features, arithmetic)
 
     override = _overrides.get((name, device.capability, features, arithmetic))
-    return choice.choose(device.measured_on, (name, arithmetic, features), override, default)
-=======
-def attention_launch(name: str, capability: int, features: int, arithmetic: str, mask: Tensor | None = None) -> Launch:
-    """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
-    arithmetic_of; mask: of the scores, boolean or additive."""
-    chosen = _overrides.get((name, capability, features, arithmetic))
-    if chosen is not None:
-        return chosen
-    if triton.knobs.runtime.interpret:
-        return _INTERPRETER_LAUNCH
-    launch = table_launch(name, capability, features, arithmetic)
-    if mask is None or mask.dtype == torch.bool:
+    launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
+    if launch is override or mask is None or mask.dtype == torch.bool or triton.knobs.runtime.interpret:
         return launch
-    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[_family(capability)]))
->>>>>>> audit
+    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[_family(device.capability)]))
 
 
 def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:

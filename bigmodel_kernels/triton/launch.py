@@ -131,14 +131,9 @@ def run(
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages, max_registers))
         return
-<<<<<<< HEAD
-    with on_device_of(arguments):
-=======
     if max_registers is not None:
         named["maxnreg"] = max_registers
-    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
->>>>>>> audit
+    with on_device_of(arguments):
         kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
 
 
