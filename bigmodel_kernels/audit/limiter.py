@@ -55,12 +55,13 @@ def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts)
 
 
 def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> Prediction:
-    counts = code.loop or code.whole
+    loop = code.loop if case.dots else None
+    counts = loop or code.whole
     held = iterations_held(case, architecture, counts)
     warps = case.num_warps / held  # the code of one iteration, times this, is what a block runs in one iteration
     exps = counts.exps * _LANES * warps
-    if case.iterations and code.loop:  # of the whole block, by iteration
-        exps += (code.whole.exps - code.loop.exps) * _LANES * case.num_warps / case.iterations
+    if case.iterations and loop:  # of the whole block, by iteration
+        exps += (code.whole.exps - loop.exps) * _LANES * case.num_warps / case.iterations
     moved = case.bytes_loaded / case.readers + case.bytes_alone if case.dots else counts.global_bytes * _LANES * warps
     # Without tensor-core instructions the products run on the ordinary units, whatever their dtype.
     unit, rate = ("mma", architecture.mma_flops) if code.whole.mma else ("fp32", architecture.fp32_flops)

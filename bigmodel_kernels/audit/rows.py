@@ -82,6 +82,7 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
     from .limiter import mma_expected, mma_kind, predict
 
     code = compiled.code
+    loop = code.loop if case.dots else None
     shared = code.static_shared_bytes + compiled.dynamic_shared_bytes
     blocks, limited_by = blocks_per_multiprocessor(architecture, case.num_warps, code.registers, shared)
     prediction = predict(case, architecture, code)
@@ -103,8 +104,8 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
         blocks_limited_by=limited_by,
         mma=code.whole.mma,
         mma_expected=mma_expected(case, architecture, mma_kind(architecture, code.whole)),
-        loop_mma=code.loop.mma_count if code.loop else 0,
-        mma_share=round(code.loop.mma_share, 4) if code.loop else None,
+        loop_mma=loop.mma_count if loop else 0,
+        mma_share=round(loop.mma_share, 4) if loop else None,
         global_loads={str(8 * width): count for width, count in code.whole.global_loads.items()},
         bulk_loads=code.whole.bulk_loads,
         exps=code.whole.exps,
