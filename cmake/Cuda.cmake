@@ -64,6 +64,9 @@ if(BIGMODEL_WITH_CUDA)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_EXTENSIONS OFF)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # the package must load where there is no CUDA at all
+  # Where nvcc comes from PyPI its libraries lie in lib, and it looks in lib64.
+  get_filename_component(toolkit ${nvcc} DIRECTORY)
+  string(APPEND CMAKE_CUDA_FLAGS " -L${toolkit}/../lib")
   enable_language(CUDA)
   message(STATUS "CUDA kernels: on, ${nvcc} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${archs}")
 endif()
