@@ -24,6 +24,9 @@ Place ask(int device) {
 }  // namespace
 
 Place place(int device, void* stream) {
+#if defined(BIGMODEL_EMULATED)  // where the device changes from test to test
+  Place result = ask(device);
+#else
   static std::mutex mutex;
   static std::vector<Place> known;
   const std::lock_guard lock(mutex);
@@ -31,6 +34,7 @@ Place place(int device, void* stream) {
   if (known.size() <= index) known.resize(index + 1);
   if (known[index].multiprocessors == 0) known[index] = ask(device);
   Place result = known[index];
+#endif
   result.stream = stream;
   return result;
 }
