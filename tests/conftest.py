@@ -8,16 +8,19 @@ import torch
 import bigmodel_kernels as bmk
 
 # (backend, CPU target): what a test with the `backend` fixture runs on. Triton: in numpy under TRITON_INTERPRET=1, for
-# most tests' tensors are on the CPU; on a GPU, where op_check.py puts those of every case, under BIGMODEL_TEST_GPU=1.
+# most tests' tensors are on the CPU; Triton and CUDA on a GPU, where op_check.py puts those of every case, under
+# BIGMODEL_TEST_GPU=1.
 CPU_DISPATCHES = [("cpu", target) for target in bmk.supported_cpu_targets()]
 ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1"
-TRITON = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
-MISSING = bmk.info()["backends"]["triton"]
-DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not MISSING)
+WANTED = {"triton": ON_GPU or os.environ.get("TRITON_INTERPRET") == "1", "cuda": ON_GPU}
+MISSING = {name: bmk.info()["backends"][name] for name in WANTED}
+DISPATCHES = CPU_DISPATCHES + [(name, None) for name in WANTED if WANTED[name] and not MISSING[name]]
 # Without a GPU the tests that were asked to run on one are there, and say why they do not.
-SKIPPED = [pytest.param(("triton", None), marks=pytest.mark.skip(reason="; ".join(MISSING)))] * (
-    ON_GPU and bool(MISSING)
-)
+SKIPPED = [
+    pytest.param((name, None), marks=pytest.mark.skip(reason="; ".join(MISSING[name])))
+    for name in WANTED
+    if ON_GPU and MISSING[name]
+]
 
 _collected: set[tuple] = set()
 _dispatched: set[tuple] = set()
