@@ -48,7 +48,7 @@ class Measured:
     """One choice: the launch that was fastest for a key (triton/choice.py), and how fast it and the default were."""
 
     key: tuple
-    launch: dict[str, int]  # the fields of a ProductLaunch, or of attention's Launch
+    launch: dict[str, int | None]  # the fields of a ProductLaunch, or of attention's Launch
     milliseconds: float
     default_milliseconds: float
 
@@ -163,6 +163,8 @@ def launch_of(entry: Measured) -> Any:
     if sorted(entry.launch) != sorted(names):
         raise ValueError(f"a launch of {entry.key[0]} has {sorted(entry.launch)}, expected {names}")
     for name, value in entry.launch.items():
+        if name == "max_registers" and value is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1024:
             raise ValueError(f"{name} of {entry.key} is {value!r}, expected a number from 1 to 1024")
     for name in ("block_m", "block_n", "block_k", "num_warps"):
