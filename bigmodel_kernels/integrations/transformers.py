@@ -133,7 +133,9 @@ def _mask_options(module: torch.nn.Module, query: Tensor, mask: Tensor | None, i
     return {"mask": None, "causal": "top_left" if query.shape[2] > 1 and is_causal else False, "window": None}
 
 
-def _keep_within_sequences(options: dict, query: Tensor, key: Tensor, starts: Tensor, key_starts: Tensor | None) -> None:
+def _keep_within_sequences(
+    options: dict, query: Tensor, key: Tensor, starts: Tensor, key_starts: Tensor | None
+) -> None:
     """Sequences packed in one row, [0, first length, sum of the first two lengths, ...]: each sees itself only."""
     numbers = []
     for x, bounds in ((query, starts), (key, starts if key_starts is None else key_starts)):

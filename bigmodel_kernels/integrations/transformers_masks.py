@@ -72,7 +72,7 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> T
 
 
 def _diagonal(pattern: Pattern, q_length: int, kv_length: int, q_offset: int, kv_offset: int) -> str | None:
-    """Where query i stands among the keys: at i ("top_left"), at i + kv_length - q_length ("bottom_right"), or, as None,
+    """Where query i stands among the keys: at i ("top_left") or at i + kv_length - q_length ("bottom_right"); None for
     elsewhere, which `bmk.attention` has no option for (a static cache that is half full)."""
     causal, window = pattern
     shift = q_offset - kv_offset
