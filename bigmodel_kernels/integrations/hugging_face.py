@@ -7,6 +7,7 @@ code of its forward: where that is the code of a layer that we know, we know wha
 import functools
 import importlib
 import sys
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,23 +71,35 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return functional.add_norm(x, None, weight, kind="rms", eps=eps)[1]
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The names of a feed-forward layer's modules."""
+
+    first: str
+    last: str
+    activation: str
+    gate: str | None = None
+    dropout: str | None = None
+
+
 class _FeedForward(Computed):
     """Base of feed-forward layers: one op where its linear layers are plain, and else the layer's own forward, which
     calls whatever took their place (an adapter, a quantised layer) or hooked into them."""
 
-    first, last, gate, activation, dropout = "", "", None, "", None
+    _parts: _Parts
 
     def forward(self, x: Tensor) -> Tensor:
-        w1, w2 = getattr(self, self.first), getattr(self, self.last)
-        gate = None if self.gate is None else getattr(self, self.gate)
+        parts = self._parts
+        w1, w2, activation = getattr(self, parts.first), getattr(self, parts.last), getattr(self, parts.activation)
+        gate = None if parts.gate is None else getattr(self, parts.gate)
+        dropout = None if parts.dropout is None else getattr(self, parts.dropout)
         linears = [linear for linear in (w1, w2, gate) if linear is not None]
-        dropout = None if self.dropout is None else getattr(self, self.dropout)
         drops = 0.0 if dropout is None else dropout_p(dropout)
         fusable = (
             all(is_plain(linear, *LINEAR) and linear.weight.dtype == x.dtype for linear in linears)
             and (dropout is None or is_plain(dropout, torch.nn.Dropout))
             and drops < 1.0
-            and not _watched(getattr(self, self.activation))
+            and not _watched(activation)
         )
         if not fusable:
             return super().forward(x)
@@ -96,7 +109,7 @@ class _FeedForward(Computed):
             w1.bias,
             w2.weight,
             w2.bias,
-            activation=_activation(getattr(self, self.activation)),
+            activation=_activation(activation),
             gate=None if gate is None else "hidden",
             w_gate=None if gate is None else gate.weight,
             b_gate=None if gate is None else gate.bias,
@@ -107,25 +120,25 @@ class _FeedForward(Computed):
 class _GatedMLP(_FeedForward):
     """down(act(gate(x)) * up(x)) (Llama)."""
 
-    first, last, gate, activation = "up_proj", "down_proj", "gate_proj", "act_fn"
+    _parts = _Parts("up_proj", "down_proj", "act_fn", gate="gate_proj")
 
 
 class _MLP(_FeedForward):
     """fc2(act(fc1(x))) (ViT)."""
 
-    first, last, activation = "fc1", "fc2", "activation_fn"
+    _parts = _Parts("fc1", "fc2", "activation_fn")
 
 
 class _DenseOfT5(_FeedForward):
     """wo(dropout(act(wi(x))))."""
 
-    first, last, activation, dropout = "wi", "wo", "act", "dropout"
+    _parts = _Parts("wi", "wo", "act", dropout="dropout")
 
 
 class _GatedDenseOfT5(_FeedForward):
     """wo(dropout(act(wi_0(x)) * wi_1(x)))."""
 
-    first, last, gate, activation, dropout = "wi_1", "wo", "wi_0", "act", "dropout"
+    _parts = _Parts("wi_1", "wo", "act", gate="wi_0", dropout="dropout")
 
 
 # (model, class, what computes in its place, methods that say what it computes)
@@ -153,7 +166,7 @@ def reason_to_leave(module: torch.nn.Module, ours: type[Computed]) -> str | None
     if "forward" in module.__dict__:
         return f"its forward was replaced on the {type(module).__name__} itself"
     if issubclass(ours, _FeedForward):
-        activation = getattr(module, ours.activation)
+        activation = getattr(module, ours._parts.activation)
         if _activation(activation) is None:
             return f"its activation, {activation}, is not one of feed_forward's"
     return None
