@@ -1,10 +1,11 @@
-"""Makes the torch.nn modules inside any model compute with bigmodel_kernels."""
+"""Makes the torch.nn modules inside any model, and layers of Hugging Face models, compute with bigmodel_kernels."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
+from bigmodel_kernels.integrations import hugging_face
 from bigmodel_kernels.nn.counterparts import COUNTERPARTS, adopt
 
 
@@ -19,7 +20,7 @@ class ReplacementReport:
     left: dict[str, str]
     """name -> the reason, for each module related to one that can be swapped, but left as it was"""
     no_counterpart: dict[str, int]
-    """class -> how many modules of it hold parameters and have no counterpart in bigmodel_kernels.nn"""
+    """class -> how many modules of it hold parameters and have no counterpart of ours"""
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)} modules, {len(self.already)} were swapped before"]
@@ -39,7 +40,8 @@ def replace_modules(model: torch.nn.Module) -> ReplacementReport:
     differently from now on: an optimizer, a hook handle or a second parent that holds it stays right. Classes swapped:
     MultiheadAttention, TransformerEncoderLayer, TransformerEncoder, TransformerDecoderLayer, TransformerDecoder,
     Transformer, LayerNorm and RMSNorm. Subclasses of them may compute something else and are left, with the reason in
-    the report. Calling it again changes nothing.
+    the report. Of Hugging Face models also the RMS norms (Llama's, Gemma's, gpt-oss's, T5's) and feed-forward layers
+    (Llama's gated one, ViT's, T5's two), under whatever name a model has them. Calling it again changes nothing.
 
     Raises TypeError for a model that is not a torch.nn.Module.
     """
@@ -50,10 +52,16 @@ def replace_modules(model: torch.nn.Module) -> ReplacementReport:
     for path, module in model.named_modules():
         name = path or "(model)"
         reason = _reason_to_leave(module)
-        if type(module) in ours:
+        layer = hugging_face.recognised(module)
+        if layer is not None:
+            reason = hugging_face.reason_to_leave(module, layer)
+        if type(module) in ours or isinstance(module, hugging_face.Computed):
             already[name] = type(module).__name__
         elif reason is not None:
             left[name] = reason
+        elif layer is not None:
+            hugging_face.adopt(module, layer)
+            swapped[name] = type(module).__name__
         elif adopt(module):
             swapped[name] = type(module).__name__
         elif next(module.parameters(recurse=False), None) is not None:

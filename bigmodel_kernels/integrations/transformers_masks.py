@@ -1,0 +1,108 @@
+"""Masks of Hugging Face models, as options of attention where that says it all.
+
+transformers describes a mask by a function of (batch, head, query, key) indices. The usual ones (causal, sliding
+window, everything) are recognised; with padding they become a DeferredMask, and no [q_len, kv_len] mask is built. Every
+other one (packed sequences, chunks, blocks of an image, functions of a user) becomes the boolean mask that
+transformers' "sdpa" would get.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+from bigmodel_kernels.integrations.deferred_mask import DeferredMask
+
+# (causal, window as bmk.attention takes it)
+Pattern = tuple[bool, tuple[int, int] | None]
+
+
+def mask_for_attention(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs,
+) -> Tensor | None:
+    """A mask function of transformers' interface; arguments as `transformers.masking_utils.sdpa_mask`.
+
+    Returns a DeferredMask, a boolean mask [batch, 1, q_len, kv_len], or None with the meaning that it has for "sdpa".
+    """
+    arguments = {
+        "batch_size": batch_size,
+        "q_length": q_length,
+        "kv_length": kv_length,
+        "q_offset": q_offset,
+        "kv_offset": kv_offset,
+        "mask_function": mask_function,
+        "attention_mask": attention_mask,
+        "device": device,
+        **kwargs,
+    }
+    # A single query's mask is small, and it goes into compiled decoding, where it must be a plain tensor.
+    pattern = None if q_length == 1 or torch.compiler.is_compiling() else _pattern(mask_function)
+    diagonal = None if pattern is None else _diagonal(pattern, q_length, kv_length, int(q_offset), kv_offset)
+    if diagonal is None:
+        return masking_utils.sdpa_mask(**arguments)
+    never_none = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return DeferredMask(
+        (batch_size, 1, q_length, kv_length),
+        device,
+        _padding(attention_mask, kv_length, kv_offset),
+        diagonal if pattern[0] else False,
+        pattern[1],
+        functools.partial(masking_utils.sdpa_mask, **(arguments | never_none)),
+    )
+
+
+def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
+    """[batch, kv_length], True where a key is no padding; None without padding."""
+    if attention_mask is None:
+        return None
+    padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    padding = padding[:, kv_offset : kv_offset + kv_length].bool()
+    return None if padding.all() else padding
+
+
+def _diagonal(pattern: Pattern, q_length: int, kv_length: int, q_offset: int, kv_offset: int) -> str | None:
+    """Where query i stands among the keys: at i ("top_left") or at i + kv_length - q_length ("bottom_right"); None for
+    elsewhere, which `bmk.attention` has no option for (a static cache that is half full)."""
+    causal, window = pattern
+    shift = q_offset - kv_offset
+    if shift == kv_length - q_length or (not causal and window is None):
+        return "bottom_right"
+    return "top_left" if causal and shift == 0 else None
+
+
+def _pattern(mask_function: Callable) -> Pattern | None:
+    """What a mask function of transformers keeps, or None for one that is not recognised."""
+    if mask_function is masking_utils.causal_mask_function:
+        return True, None
+    if mask_function is masking_utils.bidirectional_mask_function:
+        return False, None
+    if not inspect.isfunction(mask_function) or mask_function.__module__ != masking_utils.__name__:
+        return None
+    maker = mask_function.__qualname__.partition(".")[0]
+    made_with = inspect.getclosurevars(mask_function).nonlocals
+    if maker == "sliding_window_overlay":
+        return False, (made_with["sliding_window"] - 1, -1)
+    if maker == "sliding_window_bidirectional_overlay":
+        return False, (made_with["sliding_window"], made_with["sliding_window"])
+    if maker == "and_masks":
+        return _both([_pattern(function) for function in made_with["mask_functions"]])
+    return None
+
+
+def _both(patterns: list[Pattern | None]) -> Pattern | None:
+    """What all of the patterns keep; None where one is not recognised or two have a window."""
+    windows = [pattern[1] for pattern in patterns if pattern is not None and pattern[1] is not None]
+    if None in patterns or len(windows) > 1:
+        return None
+    return any(causal for causal, _ in patterns), windows[0] if windows else None

@@ -1,0 +1,278 @@
+"""attn_implementation="bigmodel" against "eager", on small random models of every kind of attention."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from hugging_face import BATCH, FAMILIES, LENGTH, WINDOW, in_dtype, inputs, logits, of_kind, padding
+from transformers import masking_utils
+
+from bigmodel_kernels import functional
+from bigmodel_kernels.integrations import transformers as integration
+from bigmodel_kernels.integrations.deferred_mask import DeferredMask
+from bigmodel_kernels.testing.tolerance import FORWARD, GRADIENT, assert_as_exact
+
+DECODERS = of_kind("decoder")
+SIDES = [
+    (name, side)
+    for name, family in FAMILIES.items()
+    for side in (("left", "right") if family.kind in ("encoder", "decoder", "text to text") else ("left",))
+]
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    assert integration.register() == integration.register() == "bigmodel"
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The options of each call of bmk.attention: an empty list says that the model went past us."""
+    seen, attention = [], functional.attention
+
+    def spy(query, key, value, **options):
+        seen.append(options)
+        return attention(query, key, value, **options)
+
+    monkeypatch.setattr(functional, "attention", spy)
+    return seen
+
+
+def ours_of(model):
+    copied = copy.deepcopy(model)
+    copied.set_attn_implementation("bigmodel")
+    return copied
+
+
+def run(model, given):
+    """Logits, and the gradients of a fixed combination of them, by parameter."""
+    result = logits(model, given)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(2)).to(result.dtype)
+    (result * weights).sum().backward()
+    return result.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_computes_as_eager(name, side, dtype):
+    family = FAMILIES[name]
+    model, given = family.make().to(dtype), in_dtype(inputs(name, side), dtype)
+    truth, truths = run(copy.deepcopy(model).double(), in_dtype(given, torch.float64))
+    expected, gradients = run(copy.deepcopy(model), given)
+    actual, ours = run(ours_of(model), given)
+    assert_as_exact("logits", actual, expected, truth, FORWARD, dtype)
+    assert ours.keys() == gradients.keys() == truths.keys()
+    for parameter, gradient in ours.items():
+        # A key's bias has no gradient but rounding: it is held to the size that its neighbour's has.
+        if truths[parameter].abs().max() > 1e-9 * truth.abs().max():
+            assert_as_exact(parameter, gradient, gradients[parameter], truths[parameter], GRADIENT, dtype)
+
+
+@pytest.mark.parametrize("name, side", SIDES)
+def test_outputs_and_gradients(name, side, calls):
+    assert_computes_as_eager(name, side, torch.float32)
+    assert calls
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_outputs_and_gradients_in_bfloat16(name, calls):
+    assert_computes_as_eager(name, "left", torch.bfloat16)
+    assert calls
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", of_kind("decoder", "speech", "text to text"))
+def test_generates_the_same_tokens(name, cache, calls):
+    given = {key: x for key, x in inputs(name).items() if key != "decoder_input_ids"}
+    options = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": None if cache == "dynamic" else cache}
+    model = FAMILIES[name].make()
+    expected = model.generate(**given, **options)
+    assert not calls
+    assert torch.equal(ours_of(model).generate(**given, **options), expected)
+    assert calls
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prompt_in_pieces_is_the_prompt(name, cache, calls):
+    """Several queries after keys that are in the cache already."""
+    model = FAMILIES[name].make("bigmodel")
+    given = inputs(name)
+    whole = model(**given).logits
+    if cache == "dynamic":
+        past = transformers.DynamicCache(config=model.config)
+    else:
+        past = transformers.StaticCache(config=model.config, max_cache_len=LENGTH + 4)
+    pieces = []
+    for start, end in ((0, 5), (5, LENGTH)):
+        piece = {"input_ids": given["input_ids"][:, start:end], "attention_mask": given["attention_mask"][:, :end]}
+        piece["position_ids"] = torch.arange(start, end)[None].expand(BATCH, -1)
+        pieces.append(model(**piece, past_key_values=past).logits)
+    real = given["attention_mask"].bool()
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[real], whole[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["position_ids", "cu_seq_lens_q"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
+def test_packed_sequences_do_not_see_each_other(name, how, calls):
+    model = FAMILIES[name].make("bigmodel")
+    tokens = inputs(name)["input_ids"][:1]
+    lengths = (5, 1, 6)
+    packing = {"position_ids": torch.cat([torch.arange(length) for length in lengths])[None]}
+    if how == "cu_seq_lens_q":
+        packing = {"position_ids": None, how: torch.tensor([0, 5, 6, 12], dtype=torch.int32)}
+    packed = model(input_ids=tokens, **packing).logits
+    alone = [model(input_ids=part).logits for part in tokens.split(lengths, dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(packed, model(input_ids=tokens).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_attention_weights_come_back(name):
+    model, given = FAMILIES[name].make(), inputs(name, "right")
+    if FAMILIES[name].kind in ("encoder", "decoder"):
+        del given["attention_mask"]  # eager attention of a row that sees nothing is not ours
+    expected, actual = (each(**given, output_attentions=True) for each in (model, ours_of(model)))
+    kinds = [kind for kind in expected if kind.endswith("attentions") and expected[kind]]
+    assert kinds
+    for kind in kinds:
+        for theirs, ours in zip(expected[kind], actual[kind], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_compiles_whole(calls):
+    model, given = FAMILIES["llama"].make("bigmodel"), inputs("llama")
+    expected, gradients = run(model, given)
+    model.zero_grad()
+    actual, ours = run(torch.compile(model, fullgraph=True, backend="aot_eager"), given)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, gradients[name.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-3)
+
+
+def test_one_compiled_layer_takes_a_deferred_mask():
+    model, given = FAMILIES["llama"].make("bigmodel"), inputs("llama")
+    expected = logits(model, given)
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager")
+    torch.testing.assert_close(logits(model, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant):
+    model, given = FAMILIES["mistral"].make("bigmodel"), inputs("mistral")
+    _, expected = run(model, given)
+    checkpointed = FAMILIES["mistral"].make("bigmodel").train()
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    _, actual = run(checkpointed, given)
+    for name, gradient in actual.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def attend(training=True, **options):
+    module = torch.nn.Module().train(training)
+    module.is_causal = True
+    query, key = (torch.randn(2, heads, 6, 8, generator=torch.Generator().manual_seed(3)) for heads in (4, 2))
+    return query, key, integration.attention_forward(module, query, key, key, None, **options)
+
+
+def test_dropout_applies_in_training_only():
+    query, key, (output, weights) = attend(dropout=0.5, output_attentions=True)
+    assert (weights.tril()[weights.tril() != 0].numel()) < 0.8 * 2 * 4 * 21, "about half of 21 weights a head are left"
+    torch.testing.assert_close(output.transpose(1, 2), weights @ key.repeat_interleave(2, dim=1))
+    still = attend(training=False, dropout=0.5)[2][0]
+    assert torch.equal(still, attend(training=False)[2][0]) and not torch.allclose(still, output)
+
+
+def test_what_is_not_computed_is_refused():
+    with pytest.raises(ValueError, match=r"^\[transformers\] Module passes indices \(sparse attention by index\)"):
+        attend(indices=torch.zeros(2, 6, 3))
+
+
+def may_attend(mask, q_length, kv_length):
+    """[batch, q, kv]: which keys attention with a mask's options looks at, told by the weights of equal scores."""
+    query, key = torch.zeros(BATCH, 1, q_length, 8), torch.zeros(BATCH, 1, kv_length, 8)
+    value = torch.eye(kv_length).expand(BATCH, 1, -1, -1)
+    return functional.attention(query, key, value, **mask.options())[:, 0] > 0
+
+
+MASKS = {
+    "causal": masking_utils.causal_mask_function,
+    "everything": masking_utils.bidirectional_mask_function,
+    "window": masking_utils.sliding_window_causal_mask_function(WINDOW),
+    "window on both sides": masking_utils.sliding_window_bidirectional_mask_function(WINDOW),
+}
+
+
+@pytest.mark.parametrize("padded", [None, "left", "right"])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_masks_that_options_can_say_are_not_built(name, padded):
+    # (q_length, kv_length, q_offset, kv_offset): no cache, a growing one, a sliding one, and an empty static one
+    for q_length, kv_length, q_offset, kv_offset in ((12, 12, 0, 0), (5, 12, 7, 0), (5, 8, 7, 4), (9, 12, 0, 0)):
+        if q_offset == 0 and q_length < kv_length and name == "window on both sides":
+            continue  # no option says this one
+        arguments = {
+            "batch_size": BATCH,
+            "q_length": q_length,
+            "kv_length": kv_length,
+            "q_offset": q_offset,
+            "kv_offset": kv_offset,
+            "mask_function": MASKS[name],
+            "attention_mask": None if padded is None else padding(padded).bool(),
+        }
+        mask = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["bigmodel"](**arguments)
+        assert isinstance(mask, DeferredMask) and mask._built is None
+        given = mask.options()["mask"]
+        assert given is None if padded is None else given.shape == (BATCH, 1, 1, kv_length)
+        seen = may_attend(mask, q_length, kv_length)
+        expected = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
+        assert torch.equal(seen, expected[:, 0]) and torch.equal(mask & True, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mask_function": masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(BATCH, dtype=torch.long))},
+        {"mask_function": lambda batch, head, query, key: (key <= query) & (key != 3)},
+        {"q_offset": 3},
+        {"q_length": 1, "q_offset": 5},
+    ],
+    ids=["chunks", "a user's", "half-full static cache", "one query"],
+)
+def test_other_masks_are_those_of_sdpa(changes):
+    arguments = {"batch_size": BATCH, "q_length": 6, "kv_length": LENGTH, "attention_mask": padding("left").bool()}
+    arguments |= changes
+    mask = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["bigmodel"](**arguments)
+    assert type(mask) is torch.Tensor and torch.equal(mask, masking_utils.sdpa_mask(**arguments))
+
+
+def test_a_model_may_read_and_write_its_mask():
+    arguments = {"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH}
+    mask = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["bigmodel"](**arguments)
+    assert mask.shape == (BATCH, 1, LENGTH, LENGTH) and mask.dtype == torch.bool
+    assert type(mask[:, :, :, :4]) is torch.Tensor
+    mask[:, :, :, 2] = False
+    assert not may_attend(mask, LENGTH, LENGTH)[:, :, 2].any()
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.3.0", "6.0.0"])
+def test_other_versions_are_refused(version, monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", version)
+    expected = rf"^\[transformers\] transformers is version {version}: expected at least 5.4 and below 6"
+    with pytest.raises(ImportError, match=expected):
+        integration.register()
+
+
+def test_says_how_to_install_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"^\[transformers\].*pip install 'bigmodel_kernels\[transformers\]'"):
+        integration.register()
+
+
+def test_importing_the_package_does_not_import_transformers():
+    code = (
+        "import sys, bigmodel_kernels.functional, bigmodel_kernels.integrations.transformers; "
+        "sys.exit('transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
