@@ -46,7 +46,7 @@ test-emulator: build $(VENV)/.nvcc
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build
-	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats) or test_triton' tests/test_triton.py $(OP_TESTS)
+	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k '(triton or cuda) and (case or repeats) or test_triton' tests/test_triton.py $(OP_TESTS)
 
 # The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
 # targets, since sanitized kernels compile slowly and every target has the same sources.

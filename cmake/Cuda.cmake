@@ -5,7 +5,7 @@
 # packages (nvidia-cuda-nvcc and those that it needs) beside torch.
 set(BIGMODEL_CUDA "auto" CACHE STRING "CUDA kernels: auto, ON or OFF")
 set(BIGMODEL_CUDA_ARCHS "" CACHE STRING
-    "CUDA architectures, a list such as 80;90 (empty: those of the GPUs present, else 80;90;120 and PTX of the last)")
+    "CUDA architectures, a list such as 80;90 (empty: those of the GPUs present, else 80;90;120, with PTX of the last two)")
 
 function(bigmodel_find_nvcc result)
   if(DEFINED ENV{CUDACXX})
@@ -56,7 +56,11 @@ if(BIGMODEL_WITH_CUDA)
   if(archs)
     list(TRANSFORM archs APPEND "-real")
   else()
-    set(archs 80-real 90-real 120)
+    set(archs 80-real 90)
+    execute_process(COMMAND ${nvcc} --version OUTPUT_VARIABLE version)
+    if(NOT version MATCHES "release 12\\.[0-7],")  # which know no sm_120
+      list(APPEND archs 120)
+    endif()
   endif()
   set(CMAKE_CUDA_COMPILER ${nvcc})
   set(CMAKE_CUDA_ARCHITECTURES ${archs})

@@ -8,10 +8,13 @@ import torch
 import bigmodel_kernels as bmk
 
 # (backend, CPU target): what a test with the `backend` fixture runs on. Triton: in numpy under TRITON_INTERPRET=1, for
-# most tests' tensors are on the CPU; on a GPU, where op_check.py puts those of every case, under BIGMODEL_TEST_GPU=1.
+# most tests' tensors are on the CPU; Triton and CUDA on a GPU, where op_check.py puts those of every case, under
+# BIGMODEL_TEST_GPU=1.
 CPU_DISPATCHES = [("cpu", target) for target in bmk.supported_cpu_targets()]
-TRITON = os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("BIGMODEL_TEST_GPU") == "1"
-DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not bmk.info()["backends"]["triton"])
+GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1"
+WANTED = {"triton": GPU or os.environ.get("TRITON_INTERPRET") == "1", "cuda": GPU}
+GPU_DISPATCHES = [(name, None) for name, wanted in WANTED.items() if wanted and not bmk.info()["backends"][name]]
+DISPATCHES = CPU_DISPATCHES + GPU_DISPATCHES
 
 _collected: set[tuple] = set()
 _dispatched: set[tuple] = set()

@@ -21,7 +21,9 @@ def ops_of(backend: str):
 
 
 def device_of(backend: str) -> str:
-    return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    """Triton interprets its kernels, and an emulator runs the CUDA ones (tests/ptx_emulator), on CPU tensors."""
+    gpu = not INTERPRETED if backend == "triton" else backend == "cuda" and os.environ.get("BIGMODEL_TEST_GPU") == "1"
+    return "cuda" if gpu else "cpu"
 
 
 def leaves(inputs: dict) -> dict:

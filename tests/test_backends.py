@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels import backends, reference
+from bigmodel_kernels import backends, gpu_choice, reference
 
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
@@ -107,7 +107,7 @@ def test_explain():
     x = torch.randn(1, 1, 2, 4)
     automatic = bmk.explain("attention", x, x, x, causal=True)
     assert automatic.backend == "cpu" and automatic.reasons["cpu"] == []
-    assert "attention runs on: cpu" in str(automatic) and "no CUDA kernels" in str(automatic)
+    assert "attention runs on: cpu" in str(automatic) and f"cuda: {automatic.reasons['cuda'][0]}" in str(automatic)
     wide = bmk.explain("attention", x.double())
     assert wide.backend == "reference" and "float64" in wide.reasons["cpu"][0]
     named = bmk.explain("attention", x.double(), backend="cpu")
@@ -172,3 +172,35 @@ class TestTriton:
             "print(packed_weights.packed_bytes())"
         )
         assert self.run(code, TRITON_INTERPRET="1") == "0"
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("elements", [None, 1, 1 << 40])
+def test_a_row_of_the_table_fits_every_call(op, capability, elements):
+    assert gpu_choice.choose(op, capability, elements).backend in ("cuda", "triton")
+
+
+def test_automatic_choice_between_the_gpu_backends_follows_the_table(monkeypatch):
+    monkeypatch.setattr(backends, "_reasons", lambda name, device, dtype: [])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda")
+    for op in backends.OPS:
+        for elements in (1, 1 << 30):
+            chosen = backends.resolve(op, device, torch.bfloat16, elements=elements)
+            row = gpu_choice.choose(op, (9, 0), elements)
+            assert chosen is (backends.TRITON_OPS if row.backend == "triton" else backends.CPU_OPS)
+
+
+@pytest.mark.parametrize(
+    "architectures, runs, does_not_run",
+    [
+        ("80-real;90;120", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)], [(7, 5)]),
+        ("86-real", [(8, 6), (8, 9)], [(7, 5), (8, 0), (9, 0), (12, 0)]),
+        ("75", [(7, 5), (8, 0), (12, 0)], [(7, 0)]),
+    ],
+)
+def test_devices_that_a_build_is_for(monkeypatch, architectures, runs, does_not_run):
+    monkeypatch.setattr(backends, "_cuda_architectures", lambda: architectures)
+    assert all(backends._compiled_for(capability) for capability in runs)
+    assert not any(backends._compiled_for(capability) for capability in does_not_run)

@@ -17,11 +17,21 @@ ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
 pytestmark = pytest.mark.skipif(building.nvcc() is None, reason=building.NO_NVCC)
 
 
-@pytest.fixture(scope="module")
-def vocabulary():
+def compiled(arch: int) -> ctypes.CDLL:
     source = ROOT / "tests/cuda/vocabulary.cu"
     Emulator()
-    return ctypes.CDLL(str(building.cuda_library(source, include=(ROOT / "csrc", ROOT / "csrc/include"))))
+    return ctypes.CDLL(str(building.cuda_library(source, include=(ROOT / "csrc", ROOT / "csrc/include"), arch=arch)))
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return compiled(80)
+
+
+@pytest.fixture(scope="module")
+def turing():
+    """For sm_75, which has neither cp.async nor products with a depth of 16 or in bf16."""
+    return compiled(75)
 
 
 def call(function, *arguments, **outputs):
@@ -40,6 +50,15 @@ def call(function, *arguments, **outputs):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("lying", ["right_rows", "right_depth", "left_depth"])
 def test_products_of_tiles(vocabulary, dtype, lying):
+    check_products(vocabulary, dtype, lying, 16)
+
+
+@pytest.mark.parametrize("lying", ["right_rows", "right_depth", "left_depth"])
+def test_products_of_tiles_on_turing(turing, lying):
+    check_products(turing, torch.float16, lying, 8)
+
+
+def check_products(vocabulary, dtype, lying, step):
     """Operands in every orientation, from swizzled tiles, without a bank conflict."""
     left, right = (torch.randn(rows, 96).to(dtype) for rows in (16, 64))
     given_left, given_right = left, right if lying == "right_rows" else right.T.contiguous()
@@ -52,7 +71,7 @@ def test_products_of_tiles(vocabulary, dtype, lying):
     (kernel,) = counters.values()
     ldmatrix = kernel["classes"]["ldmatrix"]
     assert ldmatrix["wavefronts"] == ldmatrix["ideal_wavefronts"]
-    assert kernel["classes"]["mma"]["issued"] == 96 // 16 * 64 // 8
+    assert kernel["classes"]["mma"]["issued"] == 96 // step * 64 // 8
 
 
 def test_copies_fill_up_with_zeros(vocabulary):

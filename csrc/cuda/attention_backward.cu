@@ -93,6 +93,7 @@ void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Wor
   const AttentionInputs inputs = packed_inputs(args.inputs, workspace, place);
   const TensorView grad_output = packed_rows(args.grad_output, workspace, place);
   if (!place) return;
+  check_products(args.inputs.query.dtype, *place);
   const GradientParams<T> p{.in = AttentionTensors<T>(inputs),
                             .grad_output = View<const T>(grad_output),
                             .terms = terms,

@@ -10,7 +10,7 @@ namespace {
 template <class T, int Head, bool Plain, bool Keys, bool Values>
 __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
     const __grid_constant__ GradientParams<T> p) {
-  constexpr int queries = passing_rows<Head>;
+  constexpr int queries = passing_rows<Head, Plain>;
   using Tile = SharedTile<T, queries, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -127,7 +127,7 @@ template <class T, int Head, bool Plain>
 void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = (p.in.kv_len + 16 * warps - 1) / (16 * warps);
   const Launch shape{std::int64_t(p.in.batch) * p.in.kv_heads * p.row_tiles, warps * warp_size,
-                     gradient_shared_bytes<Head>(warps, p.stages)};
+                     gradient_shared_bytes<Head, Plain>(warps, p.stages)};
   if constexpr (Head <= 128) {
     launch(&grad_key_kernel<T, Head, Plain, true, true>, shape, place, p);
   } else {  // the sums of both do not fit into registers: each has a pass of its own

@@ -85,7 +85,7 @@ __device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int
 
 // A block sums one tile of 64 rows of dQ, dK or dV, and Slices times 64 of its features.
 template <class T, int Slices>
-__global__ __launch_bounds__(plain_threads) void plain_gradient_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) Scratch scratch;
   const AttentionTensors<T>& in = p.in;
   const bool of_query = p.which == PlainGradient::query, of_value = p.which == PlainGradient::value;
@@ -139,7 +139,7 @@ __global__ __launch_bounds__(plain_threads) void plain_gradient_kernel(const __g
 
 // A block sums one tile of the mask's gradient over the dimensions in which the mask broadcasts.
 template <class T>
-__global__ __launch_bounds__(plain_threads) void mask_gradient_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) Scratch scratch;
   const AttentionTensors<T>& in = p.in;
   int block = static_cast<int>(blockIdx.x);
@@ -190,7 +190,7 @@ __global__ __launch_bounds__(plain_threads) void mask_gradient_kernel(const __gr
 
 // attention_weights: d weights / d lse is minus the weights, so each query's gradient is minus the sum of its dS.
 template <class T>
-__global__ __launch_bounds__(plain_threads) void lse_gradient_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(plain_threads, 1) void lse_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) PlainStage stage;
   const AttentionTensors<T>& in = p.in;
   const int first_query = static_cast<int>(blockIdx.x) % p.row_tiles * plain_tile;

@@ -6,9 +6,9 @@ namespace bigmodel::cuda {
 namespace {
 
 template <class T, int Head, bool Plain>
-__global__ __launch_bounds__(gradient_warps* warp_size) void grad_query_kernel(
+__global__ __launch_bounds__(gradient_warps* warp_size, 2) void grad_query_kernel(
     const __grid_constant__ GradientParams<T> p) {
-  constexpr int keys = passing_rows<Head>;
+  constexpr int keys = passing_rows<Head, Plain>;
   using Tile = SharedTile<T, keys, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -99,7 +99,7 @@ void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = (p.in.q_len + 16 * warps - 1) / (16 * warps);
   launch(&grad_query_kernel<T, Head, Plain>,
          {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, warps * warp_size,
-          gradient_shared_bytes<Head>(warps, p.stages)},
+          gradient_shared_bytes<Head, Plain>(warps, p.stages)},
          place, p);
 }
 

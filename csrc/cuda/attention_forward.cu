@@ -39,6 +39,11 @@ constexpr int tile_keys = Head > 128 ? 32 : 64;
 template <int Head, bool Plain>
 constexpr bool queries_in_registers = Head <= (Plain ? 128 : 64);
 
+// Large tiles have eight warps, where two such blocks, or one of large heads, fill a multiprocessor's registers; at 64
+// features three blocks of four warps do so better.
+template <int Head>
+constexpr bool has_large_tiles = Head == 32 || Head == 96 || Head == 128;
+
 template <int Head>
 std::int64_t shared_bytes(int warps, int stages) {
   return 2 * std::int64_t(Head) * (warps * warp_rows + stages * tile_keys<Head>);
@@ -93,17 +98,23 @@ struct KeyTiles {
 template <class T, int Head>
 __device__ void store_split(const Params<T>& p, const Work<T>& work, int first_row, Accumulators<Head>& output) {
   const int lane = lane_id();
-  output.for_each([&](float x, int half, int column) {
+  output.for_each_pair([&](float first, float second, int half, int column) {
     const int row = first_row + lane / 4 + 8 * half;
     if (row >= p.unit_rows || column >= p.value_dim) return;
     const std::int64_t whole_row =
         (std::int64_t(work.batch) * p.in.heads + work.head(p, row)) * p.in.q_len + work.query(p, row);
-    p.splits.output[(work.split * p.splits.rows + whole_row) * p.value_dim + column] = x;
+    float* const to = p.splits.output + (work.split * p.splits.rows + whole_row) * p.value_dim + column;
+    if (p.value_dim % 2 == 0) {
+      *reinterpret_cast<float2*>(to) = {first, second};
+    } else {
+      to[0] = first;
+      if (column + 1 < p.value_dim) to[1] = second;
+    }
   });
 }
 
 template <class T, int Head, bool Plain>
-__global__ __launch_bounds__(most_warps* warp_size) void attention_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(const __grid_constant__ Params<T> p) {
   constexpr int keys = tile_keys<Head>;
   using Tile = SharedTile<T, keys, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -123,17 +134,16 @@ __global__ __launch_bounds__(most_warps* warp_size) void attention_kernel(const 
       return r < p.unit_rows ? in.query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
     });
   }
-  const T* const key = in.key.at(work.batch, work.kv_head);
-  const T* const value = in.value.at(work.batch, work.kv_head);
   const int items = 2 * max(tiles.end - tiles.begin, 0);  // keys and values of every tile, in turn
   const auto fetch = [&](int item, int slot) {
     if (item >= items) return;
     const int first = (tiles.begin + item / 2) * keys;
     const bool keys_turn = item % 2 == 0;
-    const T* const from = keys_turn ? key : value;
-    const std::int64_t stride = keys_turn ? in.key.row : in.value.row;
+    const View<const T>& view = keys_turn ? in.key : in.value;
+    const T* const from = view.at(work.batch, work.kv_head, first);
+    const int rows_left = in.kv_len - first;
     copy_tile(Tile(ring + slot * Tile::elements), keys_turn ? in.head_dim : in.value_dim, from,
-              [&](int row) -> const T* { return first + row < in.kv_len ? from + (first + row) * stride : nullptr; });
+              [&](int row) -> const T* { return row < rows_left ? from + row * view.row : nullptr; });
   };
   Pipeline pipeline(p.stages, fetch);
 
@@ -246,7 +256,8 @@ Division divide(const AttentionForwardArgs& args, const Place& place) {
   const auto fits = [&](int warps, int stages) { return shared_bytes<Head>(warps, stages) <= place.shared_memory; };
   const std::int64_t large_tiles =
       std::int64_t(d.units) * ((d.unit_rows + most_warps * warp_rows - 1) / (most_warps * warp_rows));
-  const bool large = Head <= 128 && d.unit_rows > fewest_warps * warp_rows && large_tiles >= place.multiprocessors;
+  const bool large =
+      has_large_tiles<Head> && d.unit_rows > fewest_warps * warp_rows && large_tiles >= place.multiprocessors;
   d.warps = large && fits(most_warps, 2) ? most_warps : fewest_warps;
   d.stages = place.capability >= 80 && fits(d.warps, 3) ? 3 : 2;
   d.shared = shared_bytes<Head>(d.warps, d.stages);
@@ -307,6 +318,7 @@ std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& plac
 
 void run(const AttentionForwardArgs& args, const Place& place) {
   if (!uses_tiles(args.inputs)) return run_plain(args, place);
+  check_products(args.inputs.query.dtype, place);
   with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) {
     with_head_size(head_size(args.inputs),
                    [&]<int head>(std::integral_constant<int, head>) { run_tiles<T, head>(args, place); });

@@ -46,7 +46,7 @@ struct PlainSoftmax {
 };
 
 template <class T, int Slices>
-__global__ __launch_bounds__(plain_threads) void plain_attention_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(plain_threads, 1) void plain_attention_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) PlainStage stage;
   __shared__ __align__(16) PlainTile probabilities;
   const AttentionTensors<T>& in = p.in;

@@ -21,16 +21,18 @@ struct GradientParams {
 
 inline constexpr int gradient_warps = 4;
 
-// Keys (or queries) of the tiles that pass by, so that two pairs of tiles fit beside the block's own pair.
-template <int Head>
-constexpr int passing_rows = Head <= 64    ? 64
-                             : Head <= 128 ? 32
-                                           : 16;
+// Keys (or queries) of the tiles that pass by, so that two pairs of tiles fit beside the block's own pair; and, where
+// scores have options, the terms of these fit into registers.
+template <int Head, bool Plain>
+constexpr int passing_rows = (Head <= 64    ? 64
+                              : Head <= 128 ? 32
+                                            : 16) /
+                             (Plain || Head > 128 ? 1 : 2);
 
 // The block's own pair of tiles and the ring of pairs.
-template <int Head>
+template <int Head, bool Plain>
 constexpr std::int64_t gradient_shared_bytes(int warps, int stages) {
-  return 2 * std::int64_t(Head) * 2 * (16 * warps + stages * passing_rows<Head>);
+  return 2 * std::int64_t(Head) * 2 * (16 * warps + stages * passing_rows<Head, Plain>);
 }
 
 // Products to probabilities P. `slope` becomes d score / d (scale * product) where there is a softcap. lse_of(half,
@@ -92,14 +94,16 @@ struct GradientKernel {};
 // kernel of their own for scores without options: they are rare, and the general one does them as well.
 template <class T, class Body>
 void with_gradient_kernel(const GradientParams<T>& p, const Place& place, Body body) {
+  const auto sized = [&]<int head, bool plain>(GradientKernel<head, plain> kernel) {
+    const bool fits = gradient_shared_bytes<head, plain>(gradient_warps, p.stages) <= place.shared_memory;
+    body(kernel, fits ? gradient_warps : gradient_warps / 2);
+  };
   with_head_size(p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim,
                  [&]<int head>(std::integral_constant<int, head>) {
-                   const bool fits = gradient_shared_bytes<head>(gradient_warps, p.stages) <= place.shared_memory;
-                   const int warps = fits ? gradient_warps : gradient_warps / 2;
                    if constexpr (head <= 128) {
-                     if (p.in.rules.plain()) return body(GradientKernel<head, true>{}, warps);
+                     if (p.in.rules.plain()) return sized(GradientKernel<head, true>{});
                    }
-                   body(GradientKernel<head, false>{}, warps);
+                   sized(GradientKernel<head, false>{});
                  });
 }
 

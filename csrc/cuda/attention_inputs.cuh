@@ -129,10 +129,9 @@ struct AttentionTensors {
 // The inputs as the tensor-core kernels can copy them. place null: only the memory is counted.
 inline AttentionInputs packed_inputs(const AttentionInputs& inputs, Workspace& workspace, const Place* place) {
   AttentionInputs packed = inputs;
-  for (TensorView AttentionInputs::* tensor :
-       {&AttentionInputs::query, &AttentionInputs::key, &AttentionInputs::value}) {
-    packed.*tensor = packed_rows(inputs.*tensor, workspace, place);
-  }
+  packed.query = packed_rows(inputs.query, workspace, place);
+  packed.key = packed_rows(inputs.key, workspace, place);
+  packed.value = packed_rows(inputs.value, workspace, place);
   return packed;
 }
 

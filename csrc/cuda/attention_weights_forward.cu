@@ -56,7 +56,7 @@ __device__ void add_head(const Params<T>& p, PlainStage& stage, int b, int h, in
 }
 
 template <class T>
-__global__ __launch_bounds__(plain_threads) void attention_weights_kernel(const __grid_constant__ Params<T> p) {
+__global__ __launch_bounds__(plain_threads, 1) void attention_weights_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) PlainStage stage;
   const AttentionTensors<T>& in = p.in;
   int block = static_cast<int>(blockIdx.x);

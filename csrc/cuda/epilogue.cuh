@@ -1,5 +1,5 @@
-// What is done with a product before it is stored, on N neighbouring elements of a row at a time. A product is itself a
-// Rows or lies in registers; epilogues do not care.
+// What is done with a product before it is stored, on N neighbouring elements of a row at a time: as many as 128 bits
+// hold where `packed` says that every row of every matrix can be accessed so, else one.
 #pragma once
 
 #include "cuda/activation.cuh"
@@ -12,20 +12,6 @@ template <int N, class Body>
 __device__ inline void for_each_of(Body body) {
 #pragma unroll
   for (int i = 0; i < N; ++i) body(i);
-}
-
-// Calls finish(column, elements) with all N elements where every row of every matrix can be accessed in chunks of 128
-// bits, else with one after the other; columns from the last on are left out.
-template <int N, class Finish>
-__device__ inline void in_chunks(bool packed, int column, int columns, float (&x)[N], Finish finish) {
-  if (packed) {
-    if (column < columns) finish(column, x);
-    return;
-  }
-  for_each_of<N>([&](int i) {
-    float one[1] = {x[i]};
-    if (column + i < columns) finish(column + i, one);
-  });
 }
 
 template <int N>
@@ -45,12 +31,6 @@ struct Epilogue {
 
   template <int N>
   __device__ void operator()(std::int64_t row, int column, float (&x)[N]) const {
-    in_chunks(packed, column, columns, x, [&](int at, auto& elements) { finish(row, at, elements); });
-  }
-
- private:
-  template <int N>
-  __device__ void finish(std::int64_t row, int column, float (&x)[N]) const {
     float other[N];
     if (bias.data) {
       load(bias, 0, column, other);
@@ -87,19 +67,6 @@ struct GatedEpilogue {
 
   template <int N>
   __device__ void operator()(std::int64_t row, int column, float (&x)[N], float (&gate)[N]) const {
-    if (packed) {
-      if (column < columns) finish(row, column, x, gate);
-      return;
-    }
-    for_each_of<N>([&](int i) {
-      float one[1] = {x[i]}, its_gate[1] = {gate[i]};
-      if (column + i < columns) finish(row, column + i, one, its_gate);
-    });
-  }
-
- private:
-  template <int N>
-  __device__ void finish(std::int64_t row, int column, float (&x)[N], float (&gate)[N]) const {
     add_bias(bias, column, x);
     add_bias(gate_bias, column, gate);
     if (preactivation.data) store(preactivation, row, column, x);
@@ -109,6 +76,8 @@ struct GatedEpilogue {
     drop(dropout, row, column, x);
     store(output, row, column, x);
   }
+
+ private:
   template <int N>
   __device__ static void add_bias(const Rows<T>& bias, int column, float (&x)[N]) {
     if (!bias.data) return;
@@ -135,12 +104,6 @@ struct GradientEpilogue {
 
   template <int N>
   __device__ void operator()(std::int64_t row, int column, float (&x)[N]) const {
-    in_chunks(packed, column, columns, x, [&](int at, auto& elements) { finish(row, at, elements); });
-  }
-
- private:
-  template <int N>
-  __device__ void finish(std::int64_t row, int column, float (&x)[N]) const {
     float value[N], slope[N], factor[N];
     load(z, row, column, value);
     drop(dropout, row, column, x);

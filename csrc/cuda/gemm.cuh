@@ -89,6 +89,38 @@ struct TilePlace {
   }
 };
 
+// Sixteen rows of a warp's products, which lie in shared memory, through the epilogue, N elements at a time.
+template <int N, class Shape, class Epilogue>
+__device__ void finish_rows(const Epilogue& epilogue, const float* room, std::int64_t first_row, std::int64_t rows,
+                            int first_column) {
+  constexpr int chunks = Shape::warp_columns / N;
+#pragma unroll 1
+  for (int i = lane_id(); i < 16 * chunks; i += warp_size) {
+    const std::int64_t row = first_row + i / chunks;
+    const int column = first_column + i % chunks * N;
+    if (row >= rows || column >= epilogue.columns) continue;
+    float x[Shape::rights][N];
+#pragma unroll
+    for (int which = 0; which < Shape::rights; ++which) {
+      const float* const from = room + (which * 16 + i / chunks) * Shape::pitch + i % chunks * N;
+      if constexpr (N == 1) {
+        x[which][0] = *from;
+      } else {
+#pragma unroll
+        for (int j = 0; j < N; j += 4) {
+          const float4 four = *reinterpret_cast<const float4*>(from + j);
+          x[which][j] = four.x, x[which][j + 1] = four.y, x[which][j + 2] = four.z, x[which][j + 3] = four.w;
+        }
+      }
+    }
+    if constexpr (Shape::rights == 1) {
+      epilogue(row, column, x[0]);
+    } else {
+      epilogue(row, column, x[0], x[1]);
+    }
+  }
+}
+
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
     const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
@@ -151,38 +183,26 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
 
   ptx::wait_for_copies<0>();
   __syncthreads();  // the ring becomes room to turn accumulators into rows
-  constexpr int room_size = 16 * Shape::pitch, chunks = Shape::warp_columns / chunk_elements;
+  constexpr int room_size = 16 * Shape::pitch;
   float* const room = reinterpret_cast<float*>(shared) + warp_id() * Shape::rights * room_size;
-#pragma unroll
+  // Not unrolled: the epilogue's code stands here once, and the accumulators' registers are picked by comparison.
+#pragma unroll 1
   for (int block = 0; block < row_blocks; ++block) {
 #pragma unroll
-    for (int which = 0; which < Shape::rights; ++which) {
-      c[which][block].for_each_pair([&](float first, float second, int half, int column) {
-        float* const at = room + which * room_size + (lane_id() / 4 + 8 * half) * Shape::pitch + column;
-        *reinterpret_cast<float2*>(at) = {first, second};
+    for (int i = 0; i < Shape::rights * row_blocks; ++i) {
+      if (i % row_blocks != block) continue;
+      float* const to = room + i / row_blocks * room_size;
+      c[i / row_blocks][i % row_blocks].for_each_pair([&](float first, float second, int half, int column) {
+        *reinterpret_cast<float2*>(to + (lane_id() / 4 + 8 * half) * Shape::pitch + column) = {first, second};
       });
     }
     __syncwarp();
-    for (int i = lane_id(); i < 16 * chunks; i += warp_size) {
-      const std::int64_t row = first_row + warp_row + 16 * block + i / chunks;
-      const int column = i % chunks * chunk_elements;
-      float x[Shape::rights][chunk_elements];
-#pragma unroll
-      for (int which = 0; which < Shape::rights; ++which) {
-#pragma unroll
-        for (int j = 0; j < chunk_elements; j += 4) {
-          const float* const from = room + which * room_size + i / chunks * Shape::pitch + column + j;
-          const float4 four = *reinterpret_cast<const float4*>(from);
-          x[which][j] = four.x, x[which][j + 1] = four.y, x[which][j + 2] = four.z, x[which][j + 3] = four.w;
-        }
-      }
-      const auto whole_column = static_cast<int>(first_column + warp_column + column);
-      if (row >= p.rows || whole_column >= p.columns) continue;
-      if constexpr (Shape::rights == 1) {
-        p.epilogue(row, whole_column, x[0]);
-      } else {
-        p.epilogue(row, whole_column, x[0], x[1]);
-      }
+    const std::int64_t row = first_row + warp_row + 16 * block;
+    const auto column = static_cast<int>(first_column) + warp_column;
+    if (p.epilogue.packed) {
+      finish_rows<chunk_elements, Shape>(p.epilogue, room, row, p.rows, column);
+    } else {
+      finish_rows<1, Shape>(p.epilogue, room, row, p.rows, column);
     }
     __syncwarp();
   }

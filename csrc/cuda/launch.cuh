@@ -15,6 +15,14 @@ inline void check(cudaError_t code, const char* what) {
   if (code != cudaSuccess) throw Error(std::string("CUDA refused ") + what + ": " + cudaGetErrorString(code));
 }
 
+// Products of bf16 on tensor cores came with sm_80.
+inline void check_products(DType dtype, const Place& place) {
+  if (dtype == DType::bfloat16 && place.capability < 80) {
+    throw Error("products of bfloat16 need compute capability 8.0 or more, and this device has " +
+                std::to_string(place.capability / 10) + '.' + std::to_string(place.capability % 10));
+  }
+}
+
 struct Launch {
   std::int64_t blocks;  // a grid of one dimension: kernels divide the block's number themselves
   int threads;

@@ -41,6 +41,7 @@ Operand<T> along_rows(const TensorView& matrix, Workspace& workspace, const Plac
 
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 void launch_gemm(GemmParams<T, Shape::rights, Epilogue> p, const Place& place) {
+  check_products(std::is_same_v<T, bf16> ? DType::bfloat16 : DType::float16, place);
   p.row_tiles = static_cast<int>(ceil_div(p.rows, Shape::rows));
   p.column_tiles = static_cast<int>(ceil_div(p.columns, Shape::columns));
   p.stages = place.capability >= 80 ? Shape::stages : 2;

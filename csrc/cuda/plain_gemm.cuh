@@ -31,11 +31,26 @@ __global__ __launch_bounds__(plain_threads) void plain_gemm_kernel(
   plain_multiply<LeftDepthInside, RightDepthInside>(c, stage, static_cast<int>(p.depth),
                                                     operand(p.left, first_row, p.rows),
                                                     operand(p.right, first_column, p.columns));
-#pragma unroll
+  // Not unrolled: the epilogue's code stands here once, and registers are picked by comparison.
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const std::int64_t row = first_row + plain_row() + i;
+    if (row >= p.rows) break;
+    float x[4];
+#pragma unroll
+    for (int k = 0; k < 16; ++k) {
+      if (k / 4 == i) x[k % 4] = c.at[k / 4][k % 4];
+    }
     const auto column = static_cast<int>(first_column) + plain_column();
-    if (row < p.rows && column < p.columns) p.epilogue(row, column, c.at[i]);
+    if (p.epilogue.packed) {
+      if (column < p.epilogue.columns) p.epilogue(row, column, x);
+      continue;
+    }
+#pragma unroll 1
+    for (int j = 0; j < 4; ++j) {
+      float one[1] = {j == 0 ? x[0] : j == 1 ? x[1] : j == 2 ? x[2] : x[3]};
+      if (column + j < p.epilogue.columns) p.epilogue(row, column + j, one);
+    }
   }
 }
 

@@ -47,7 +47,7 @@ struct SharedTile {
 template <class T, int Rows, int Columns, class Source>
 __device__ void copy_tile(const SharedTile<T, Rows, Columns>& tile, int width, const T* somewhere, Source source) {
   using Tile = SharedTile<T, Rows, Columns>;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < Rows * Tile::chunks; i += static_cast<int>(blockDim.x)) {
     const int row = i / Tile::chunks, number = i % Tile::chunks, column = number * chunk_elements;
     const T* const first = source(row);
