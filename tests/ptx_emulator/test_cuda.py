@@ -128,9 +128,8 @@ def test_tensors_are_the_memory_of_the_device(emulator):
     x, y = torch.arange(5.0), torch.empty(5)
     assert y.isnan().all()
     arguments = {"grid": (1,), "block": (1,), "arguments": [x, y.data_ptr()]}
-    emulator.launch_ptx(
-        HEADER + "ld.global.b32 %r5, [%in+16]; st.global.b32 [%out+16], %r5; ret; }", "test", **arguments
-    )
+    text = HEADER + "ld.global.b32 %r5, [%in+16]; st.global.b32 [%out+16], %r5; ret; }"
+    emulator.launch_ptx(text, "test", **arguments)
     emulator.check()
     assert y[4] == 4
     text = HEADER + "st.global.b32 [%out+20], %r5; ret; }"
