@@ -22,7 +22,7 @@ NO_PYTHON := '$(PYTHON) is not Python 3.11 or newer, which bigmodel_kernels need
 NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 12 or newer \
     (apt-get install g++), or name another: make CXX=clang++'
 
-.PHONY: demo test test-triton test-gpu test-cpp test-isa bench lint format build clean
+.PHONY: demo test test-triton test-emulator test-gpu test-cpp test-isa bench lint format build clean
 
 demo: build
 	$(BIN)/bigmodel info
@@ -32,13 +32,17 @@ demo: build
 # The Triton kernels first, interpreted, where Triton is installed. pytest last, so that its summary is the closing
 # line. Its workers share the processors, so waiting threads must sleep:
 # spinning ones take the time of those that work.
-test: build test-cpp
+test: build test-cpp $(VENV)/.nvcc
 	@if $(BIN)/python -c 'import triton' 2> /dev/null; then $(MAKE) --no-print-directory test-triton; fi
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS)
 
 # Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
 test-triton: build
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton tests/test_triton.py $(OP_TESTS)
+
+# The CUDA kernels, executed on the CPU by tests/ptx_emulator, and the emulator itself: also a part of `make test`.
+test-emulator: build $(VENV)/.nvcc
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) tests/ptx_emulator tests/test_cuda_vocabulary.py
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build
@@ -85,6 +89,14 @@ $(VENV)/.tools:
 	@echo | $(CXX) -std=c++20 -fsyntax-only -x c++ - 2> /dev/null || { echo $(NO_COMPILER); exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' 'ninja>=1.11' 'pybind11>=2.13'
+	@touch $@
+
+# nvcc, which compiles what the emulator executes: from PyPI where the machine has none, and its packages exist.
+NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl
+$(VENV)/.nvcc: $(VENV)/.tools
+	@command -v nvcc > /dev/null || test -x /usr/local/cuda/bin/nvcc \
+	    || $(PIP) install -q $(patsubst %,'%==13.0.*',$(NVCC_PACKAGES)) \
+	    || echo 'No nvcc here: the tests of the CUDA kernels will be skipped.'
 	@touch $@
 
 # torch comes first and alone, so that its version and its index are the ones named above.

@@ -60,7 +60,7 @@ class HazardError(AssertionError):
 def library() -> ctypes.CDLL:
     """The emulator, loaded before and visible to any library of CUDA host code."""
     loaded = ctypes.CDLL(str(building.built("ptx_emulator")), mode=ctypes.RTLD_GLOBAL)
-    for name in ("launch", "kernels", "take_hazards", "take_counters"):
+    for name in ("launch", "kernels", "take_hazards", "take_counters", "registered_text"):
         getattr(loaded, f"ptx_emulator_{name}").restype = ctypes.c_char_p
     return loaded
 
@@ -151,6 +151,10 @@ class Emulator:
         issued it, in how many lanes, wavefronts of shared memory and ideal ones, sectors and bytes of global memory.
         lines: the same by line of PTX."""
         return json.loads(self._library.ptx_emulator_take_counters(lines))
+
+    def registered_ptx(self) -> str:
+        """The PTX of every library of CUDA host code that was loaded, text after text."""
+        return self._library.ptx_emulator_registered_text().decode()
 
     # The device ------------------------------------------------------------------------------------------------------
     def device(

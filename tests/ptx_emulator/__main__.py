@@ -178,4 +178,5 @@ def add_norm(
     report(case, dtype, backward, as_json, device)
 
 
-app()
+if __name__ == "__main__":
+    app()

@@ -12,23 +12,27 @@ from bigmodel_kernels import backends, ops
 
 from . import Emulator, building, library
 
-NAMESPACE = "bigmodel_emulated"
+# Oldest device that each build's PTX is for, newest first.
+NAMESPACES = {(8, 0): "bigmodel_emulated", (7, 5): "bigmodel_emulated_sm_75"}
+NAMESPACE = NAMESPACES[8, 0]
 
 
 @functools.cache
-def namespace():
-    """torch.ops.bigmodel_emulated, with gradients; from now on every new CPU tensor is memory of the device."""
+def namespace(name: str = NAMESPACE):
+    """torch.ops.bigmodel_emulated (or its twin for sm_75), with gradients; from now on every new CPU tensor is the
+    device's memory."""
     library()
     ctypes.CDLL(str(building.built("tensor_memory"))).tensor_memory_on()
-    torch.ops.load_library(building.built(NAMESPACE))
-    ops.register(NAMESPACE)
-    return getattr(torch.ops, NAMESPACE)
+    torch.ops.load_library(building.built(name))
+    ops.register(name)
+    return getattr(torch.ops, name)
 
 
 @contextlib.contextmanager
-def cuda_backend() -> Iterator[Emulator]:
-    """Inside, the backend "cuda" runs CPU tensors, made inside or after a first use, on the emulator."""
-    emulated = namespace()
+def cuda_backend(capability: tuple[int, int] = (8, 0)) -> Iterator[Emulator]:
+    """Inside, the backend "cuda" runs CPU tensors, made inside or after a first use, on the emulator, with the code of
+    a device of this compute capability."""
+    emulated = namespace(next(name for oldest, name in NAMESPACES.items() if capability >= oldest))
     reasons, choose = backends._reasons, backends._namespace
 
     def no_reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:

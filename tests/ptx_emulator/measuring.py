@@ -46,7 +46,7 @@ def _with_gradients(case, inputs: dict, dtype: torch.dtype, backend: str, backwa
 
 def measure(case, dtype: torch.dtype, backward: bool = False, capability: tuple[int, int] = (8, 0)) -> Measured:
     """Runs a case of testing/cases.py on the emulator, which poses as a device of this compute capability."""
-    with emulated.cuda_backend() as emulator:
+    with emulated.cuda_backend(capability) as emulator:
         emulator.device(capability, *_DEVICES[capability])
         inputs = case.inputs(dtype)
         wide = {name: x.double() if x is not None and x.is_floating_point() else x for name, x in inputs.items()}

@@ -2,12 +2,11 @@
 in every dtype, as exact as the tolerance rule asks and without a hazard."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from op_check import DTYPES, check_case, check_repeats, dtype_name
+from typer.testing import CliRunner
 
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
@@ -23,6 +22,8 @@ if building.nvcc() is None:
     pytest.skip(building.NO_NVCC, allow_module_level=True)
 
 from . import emulated
+from .__main__ import app
+from .test_warp_instructions import HEADER
 
 CASES = {
     "attention": ATTENTION_CASES,
@@ -52,13 +53,45 @@ def test_case(op, case, dtype, emulator):
     needs_kernel(op)
     check_case(case, dtype, "cuda")
     emulator.check()
-    launched = emulator.counters()
-    assert launched or 0 in next(iter(case.inputs(dtype).values())).shape, "nothing ran on the emulator"
+    needs_launch(case, dtype, emulator)
 
 
-# The widths of an add_norm are split among lanes in other ways on every side of a power of two.
+def needs_launch(case, dtype: torch.dtype, emulator) -> None:
+    empty = any(x is not None and x.numel() == 0 for x in case.inputs(dtype).values())
+    assert emulator.counters() or empty, "nothing ran on the emulator"
+
+
+# Host code takes larger tiles where they leave no part of a device idle, splits keys where there are few rows, and has
+# fewer stages where shared memory is small: devices on which these small cases meet all that.
+DEVICES = {
+    "one_multiprocessor": {"multiprocessors": 1},
+    "one_multiprocessor_sm_89": {"multiprocessors": 1, "capability": (8, 9), "shared_bytes": 99 << 10},
+    "sixteen_multiprocessors": {"multiprocessors": 16},
+}
+ON_DEVICES = {
+    "attention": ("primes", "head_dim_80", "head_dim_129", "large_tiles", "above_large_tiles", "long_keys",
+                  "one_query_long", "multi_query", "causal_large", "window_causal", "everything"),
+    "attention_weights": ("above_large_tiles", "everything", "everything_averaged"),
+    "linear": ("130x100x70", "gelu_residual", "deep"),
+    "feed_forward": ("gelu_plain", "silu_hidden", "relu_input"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("op, name", [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "gqa")])
+@pytest.mark.parametrize("op, name", [(op, name) for op, names in ON_DEVICES.items() for name in names])
+@pytest.mark.parametrize("device", DEVICES)
+def test_other_devices(device, op, name, dtype, emulator):
+    needs_kernel(op)
+    emulator.device(**DEVICES[device])
+    (case,) = [case for case in CASES[op] if case.name == name]
+    check_case(case, dtype, "cuda")
+    emulator.check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "op, name", [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "everything")]
+)
 def test_repeats_bitwise(op, name, dtype, emulator):
     needs_kernel(op)
     (case,) = [case for case in CASES[op] if case.name == name]
@@ -66,25 +99,77 @@ def test_repeats_bitwise(op, name, dtype, emulator):
     emulator.check()
 
 
-def test_command(tmp_path):
-    """One line of JSON, or a table."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.ptx_emulator",
-        "add-norm",
-        "--rows",
-        "5",
-        "--width",
-        "33",
-        "--dtype",
-        "bf16",
-    ]
-    run = subprocess.run([*command, "--backward", "--json"], cwd=building.ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    (line,) = run.stdout.splitlines()
+TURING = {
+    "attention": ("primes", "head_dim_80", "above_large_tiles", "long_keys", "everything"),
+    "attention_weights": ("everything",),
+    "linear": ("130x100x70", "gelu_residual"),
+    "feed_forward": ("silu_hidden",),
+    "add_norm": ("rows_257_layer",),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("op, name", [(op, name) for op, names in TURING.items() for name in names])
+def test_sm_75(op, name, dtype):
+    """The PTX for devices without cp.async and with other products."""
+    with emulated.cuda_backend((7, 5)) as emulator:
+        emulator.device(capability=(7, 5), multiprocessors=4, shared_bytes=64 << 10)
+        (case,) = [case for case in CASES[op] if case.name == name]
+        check_case(case, dtype, "cuda")
+        emulator.check()
+        classes = {name for kernel in emulator.counters().values() for name in kernel["classes"]}
+    assert "cp_async" not in classes
+    if op in ("attention", "linear", "feed_forward"):
+        assert ("mma" in classes) == (dtype == torch.float16)
+
+
+def test_tensors_are_the_memory_of_the_device(emulator):
+    """Without being told of: from their first byte to their last, as long as they live, and NaN when fresh."""
+    x, y = torch.arange(5.0), torch.empty(5)
+    assert y.isnan().all()
+    arguments = {"grid": (1,), "block": (1,), "arguments": [x, y.data_ptr()]}
+    text = HEADER + "ld.global.b32 %r5, [%in+16]; st.global.b32 [%out+16], %r5; ret; }"
+    emulator.launch_ptx(text, "test", **arguments)
+    emulator.check()
+    assert y[4] == 4
+    text = HEADER + "st.global.b32 [%out+20], %r5; ret; }"
+    emulator.launch_ptx(text, "test", **arguments)
+    assert [hazard.kind for hazard in emulator.hazards()] == ["out of bounds"]
+    del y
+    emulator.launch_ptx(text.replace("+20", ""), "test", **arguments)
+    assert [hazard.kind for hazard in emulator.hazards()] == ["out of bounds"]
+
+
+def test_devices_get_other_launches(emulator):
+    """What test_other_devices relies on."""
+    (case,) = [case for case in CASES["linear"] if case.name == "130x100x70"]
+    kernels = []
+    for device in ({}, DEVICES["one_multiprocessor"]):
+        emulator.device(**device)
+        case.run(case.inputs(torch.bfloat16), "cuda")
+        kernels.append(set(emulator.counters()))
+    assert kernels[0] != kernels[1]
+
+
+def test_command():
+    """One line of JSON, or tables."""
+    arguments = ["add-norm", "--rows", "5", "--width", "33", "--dtype", "bf16"]
+    run = CliRunner().invoke(app, [*arguments, "--backward", "--json"])
+    assert run.exit_code == 0, run.output
+    (line,) = run.output.splitlines()
     found = json.loads(line)
     assert found["hazards"] == [] and 0 < found["error"] <= 3 * found["reference_error"]
     assert any("add_norm_backward" in kernel for kernel in found["counters"])
-    run = subprocess.run(command, cwd=building.ROOT, capture_output=True, text=True)
-    assert run.returncode == 0 and "hazards: none" in run.stdout and "the reference's in bf16" in run.stdout
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0 and "hazards: none" in run.output and "the reference's in bf16" in run.output
+
+
+def test_command_of_attention():
+    arguments = ["attention", "--batch", "1", "--heads", "4", "--kv-heads", "2", "--q", "97", "--k", "133"]
+    arguments += ["--head-dim", "80", "--dtype", "bf16", "--causal", "bottom_right", "--json"]
+    for more in ([], ["--backward"]):
+        run = CliRunner().invoke(app, arguments + more)
+        assert run.exit_code == 0, run.output
+        found = json.loads(run.output)
+        assert found["hazards"] == [] and 0 < found["error"] <= 3 * found["reference_error"]
+        assert all("mma" in kernel["classes"] for name, kernel in found["counters"].items() if "forward" in name)

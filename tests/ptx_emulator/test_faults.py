@@ -212,3 +212,33 @@ def test_check_raises_with_all_that_was_found():
     emulator = launch(FAULTS["misaligned"], torch.zeros(4), torch.zeros(4))
     with pytest.raises(HazardError, match=r"1 hazards\nmisaligned: test, PTX line \d+, block \(0, 0, 0\)"):
         emulator.check()
+
+
+BLOCKS = {
+    "both write": ("st.global.b32 [%in], %r5;", True),
+    "one reads what the other writes": ("@%p1 st.global.b32 [%in], 1; @!%p1 ld.global.b32 %r6, [%in];", True),
+    "both read": ("ld.global.b32 %r6, [%in]; st.global.b32 [%d0], %r6;", False),
+    "halves of a word": ("mul.wide.u32 %d1, %r5, 2; add.u64 %d1, %out, %d1; st.global.b16 [%d1], 1;", False),
+    "each reads its own again": ("st.global.b32 [%d0], 1; ld.global.b32 %r6, [%d0];", False),
+    "atomics": ("red.global.add.u32 [%in], 1;", False),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_races_of_blocks(name, threads):
+    body, races = BLOCKS[name]
+    body = f"""
+    mov.u32 %r5, %ctaid.x;
+    setp.eq.u32 %p1, %r5, 1;
+    mul.wide.u32 %d0, %r5, 4;
+    add.u64 %d0, %out, %d0;
+    {body}
+    ret; }}"""
+    emulator, x, y = Emulator(), torch.zeros(4), torch.zeros(4)
+    emulator.threads(threads)
+    with emulator.buffers(x=x, y=y):
+        emulator.launch_ptx(HEADER + body, "test", (2,), (1,), [x, y])
+        emulator.launch_ptx(HEADER + body, "test", (1,), (1,), [x, y])  # another launch comes after the first
+    emulator.threads(2)
+    assert [hazard.kind for hazard in emulator.hazards()] == ["race of blocks"] * races

@@ -224,14 +224,15 @@ def test_scopes_hide_registers_and_labels():
     assert found.tolist() == [1, 50]
 
 
-def test_predicates_guard():
-    """Lanes whose guard fails change nothing, and may exit first."""
-    body = """
+@pytest.mark.parametrize("leave", ["ret", "exit"])
+def test_predicates_guard(leave):
+    """Lanes whose guard fails change nothing, and may leave first."""
+    body = f"""
     mad.wide.u32 %d1, %lane, 4, %out;
     setp.lt.u32 %p1, %lane, 5;
     mov.u32 %r5, 7;
     @!%p1 mov.u32 %r5, 8;
-    @%p1 ret;
+    @%p1 {leave};
     st.global.b32 [%d1], %r5;"""
     found = torch.zeros(32, dtype=torch.int32)
     launch(body, torch.zeros(1), found).check()

@@ -40,6 +40,16 @@ void count_global(Warp& warp, const std::uint64_t* addresses, std::uint32_t lane
   line.bytes += static_cast<std::uint64_t>(count) * bytes;
 }
 
+// Nothing orders the blocks of a launch.
+void note_block(Warp& warp, Buffer& buffer, Use use, int lane, std::uint64_t address, std::uint32_t bytes) {
+  if (warp.block.launch.number == 0 || !buffer.touch(address, bytes, warp.block.toucher(), use != Use::read)) return;
+  const std::string where =
+      std::to_string(bytes) + " bytes at " + std::to_string(address - buffer.begin) + " of " + buffer.name;
+  warp.hazard(
+      "race of blocks", lane,
+      verb(use) + where + (use == Use::read ? ", which another block writes" : ", which another block touches"));
+}
+
 // A lane's bytes in a buffer that holds them, or nullptr after a report.
 std::byte* global_place(Warp& warp, Use use, int lane, std::uint64_t address, std::uint32_t bytes) {
   GlobalMemory& memory = *warp.block.launch.memory;
@@ -66,6 +76,7 @@ std::byte* global_place(Warp& warp, Use use, int lane, std::uint64_t address, st
                     ", which nothing has written");
   }
   if (use != Use::read) buffer->wrote(address, bytes);
+  note_block(warp, *buffer, use, lane, address, bytes);
   return reinterpret_cast<std::byte*>(address);
 }
 
@@ -84,10 +95,13 @@ bool all_inside(const std::uint64_t* addresses, std::uint32_t lanes, std::uint32
 Places global_places(Warp& warp, Use use, const std::uint64_t* addresses, std::uint32_t lanes, std::uint32_t bytes) {
   Places places;
   count_global(warp, addresses, lanes, bytes);
-  const Buffer* buffer = warp.last_buffer;
+  Buffer* buffer = warp.last_buffer;
   const bool plain = buffer != nullptr && buffer->written.empty() && !buffer->read_only;
   if (plain && all_inside(addresses, lanes, bytes, buffer->begin, buffer->end)) {
-    for_lanes(lanes, [&](int lane) { places.at[lane] = reinterpret_cast<std::byte*>(addresses[lane]); });
+    for_lanes(lanes, [&](int lane) {
+      note_block(warp, *buffer, use, lane, addresses[lane], bytes);
+      places.at[lane] = reinterpret_cast<std::byte*>(addresses[lane]);
+    });
     places.allowed = lanes;
     return places;
   }

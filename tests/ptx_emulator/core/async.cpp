@@ -4,63 +4,83 @@
 namespace ptx {
 namespace {
 
+// What one cp.async does in each lane.
+struct Request {
+  std::uint32_t bytes;              // written
+  std::uint64_t to[warp_size];      // in shared memory
+  std::uint64_t from[warp_size];    // in global memory
+  std::uint32_t wanted[warp_size];  // bytes read; the rest is zeros
+  std::uint32_t reads = 0;          // lanes that read anything
+};
+
 // operand: shared address, global address, bytes to read (0: all). list: predicate that ignores the source (0: none).
-// choice: bytes to write; immediate: both offsets.
-void copy(Warp& warp, const Instruction& in) {
-  const std::uint32_t bytes = in.choice;
+// choice: bytes to write; flag: shared addresses of 32 bits; immediate: both offsets.
+Request request_of(Warp& warp, const Instruction& in) {
+  Request request;
+  request.bytes = in.choice;
   const std::uint32_t* wanted = in.operand[2] ? warp.reg<std::uint32_t>(in.operand[2]) : nullptr;
   const std::uint32_t ignored = in.list[0] ? warp.predicate(in.list[0]) : 0;
-  std::uint64_t to[warp_size], from[warp_size];
-  const auto* shared = warp.reg<std::byte>(in.operand[0]);
-  const int shared_width = in.flag ? 4 : 8;
-  std::uint32_t reads = 0;
+  const std::byte* base = warp.reg<std::byte>(in.operand[0]);
+  const int width = in.flag ? 4 : 8;
+  addresses_of(warp, in, 1, static_cast<std::int32_t>(in.immediate), request.from);
   for_lanes(warp.exec, [&](int lane) {
-    std::uint64_t base = 0;
-    std::memcpy(&base, shared + lane * shared_width, shared_width);
-    to[lane] = base + static_cast<std::uint64_t>(in.immediate >> 32);
-    if (in.flag) to[lane] &= 0xffffffffu;
-    if (wanted && wanted[lane] > bytes) {
+    std::uint64_t& to = request.to[lane] = 0;
+    std::memcpy(&to, base + lane * width, width);
+    to += static_cast<std::uint64_t>(in.immediate >> 32);
+    if (in.flag) to &= 0xffffffffu;
+    request.wanted[lane] = ignored >> lane & 1 ? 0 : wanted ? wanted[lane] : request.bytes;
+    if (request.wanted[lane] > request.bytes) {
       warp.hazard("cp.async", lane,
-                  "asks for " + std::to_string(wanted[lane]) + " of " + std::to_string(bytes) + " bytes");
+                  "asks for " + std::to_string(wanted[lane]) + " of " + std::to_string(request.bytes) + " bytes");
+      request.wanted[lane] = request.bytes;
     }
-    if ((wanted == nullptr || wanted[lane] > 0) && !(ignored >> lane & 1)) reads |= 1u << lane;
+    request.reads |= static_cast<std::uint32_t>(request.wanted[lane] > 0) << lane;
   });
-  addresses_of(warp, in, 1, static_cast<std::int32_t>(in.immediate), from);
-  const std::uint32_t size_read = wanted && reads ? wanted[std::countr_zero(reads)] : bytes;
-  bool same_size = true;
-  if (wanted) for_lanes(reads, [&](int lane) { same_size &= wanted[lane] == bytes; });
-  Places sources;
-  if (reads && same_size && size_read == bytes) {
-    sources = places_of(warp, Space::global, Use::read, from, reads, bytes);
-  } else {  // parts of a copy: byte by byte, so that only what is read must be there
-    for_lanes(reads, [&](int lane) {
-      if (from[lane] % bytes)
-        warp.hazard("misaligned", lane,
-                    "reads at " + hexadecimal(from[lane]) + " for a copy of " + std::to_string(bytes) + " bytes");
-      bool all = true;
-      for (std::uint32_t i = 0; i < std::min(wanted[lane], bytes); ++i) {
-        std::uint64_t each[warp_size];
-        each[lane] = from[lane] + i;
-        all &= places_of(warp, Space::global, Use::read, each, 1u << lane, 1).allowed != 0;
-      }
-      sources.at[lane] = reinterpret_cast<std::byte*>(from[lane]);
-      if (all) sources.allowed |= 1u << lane;
-    });
+  return request;
+}
+
+// Part of a copy: byte by byte, so that only what is read must be there.
+void read_part(Warp& warp, const Request& request, int lane, Places& places) {
+  if (request.from[lane] % request.bytes != 0) {
+    warp.hazard(
+        "misaligned", lane,
+        "reads at " + hexadecimal(request.from[lane]) + " for a copy of " + std::to_string(request.bytes) + " bytes");
   }
+  std::uint64_t each[warp_size];
+  for (std::uint32_t i = 0; i < request.wanted[lane]; ++i) {
+    each[lane] = request.from[lane] + i;
+    if (places_of(warp, Space::global, Use::read, each, 1u << lane, 1).allowed == 0) return;
+  }
+  places.at[lane] = reinterpret_cast<std::byte*>(request.from[lane]);
+  places.allowed |= 1u << lane;
+}
+
+Places sources_of(Warp& warp, const Request& request) {
+  std::uint32_t whole = 0;
+  for_lanes(request.reads,
+            [&](int lane) { whole |= static_cast<std::uint32_t>(request.wanted[lane] == request.bytes) << lane; });
+  Places places;
+  if (whole) places = places_of(warp, Space::global, Use::read, request.from, whole, request.bytes);
+  for_lanes(request.reads & ~whole, [&](int lane) { read_part(warp, request, lane, places); });
+  return places;
+}
+
+void copy(Warp& warp, const Instruction& in) {
+  const Request request = request_of(warp, in);
+  const Places sources = sources_of(warp, request);
   for_lanes(warp.exec, [&](int lane) {
     std::uint32_t offset;
-    if (!shared_offset(warp, lane, to[lane], bytes, offset)) return;
-    report_fault(warp, warp.block.shared.on_copy(warp.index, offset, bytes), lane, offset, bytes);
+    if (!shared_offset(warp, lane, request.to[lane], request.bytes, offset)) return;
+    report_fault(warp, warp.block.shared.on_copy(warp.index, offset, request.bytes), lane, offset, request.bytes);
     Warp::Copy& made = warp.copies.emplace_back();
     made.offset = offset;
     made.group = warp.groups_committed[lane];
     made.lane = static_cast<std::uint8_t>(lane);
-    made.bytes = static_cast<std::uint8_t>(bytes);
+    made.bytes = static_cast<std::uint8_t>(request.bytes);
     std::memset(made.data, 0, sizeof(made.data));
-    if (!(reads >> lane & 1)) return;
     if (sources.allowed >> lane & 1) {
-      std::memcpy(made.data, sources.at[lane], wanted ? std::min(wanted[lane], bytes) : bytes);
-    } else {
+      std::memcpy(made.data, sources.at[lane], request.wanted[lane]);
+    } else if (request.reads >> lane & 1) {  // it must not read: as floats NaN
       std::memset(made.data, 0xff, sizeof(made.data));
     }
   });

@@ -63,6 +63,7 @@ class Emulator {
   void run_blocks(const Launch& launch);
 
   std::mutex mutex_;
+  std::uint64_t launches_ = 0;
   std::map<std::string, std::unique_ptr<LoadedModule>> modules_;
   Hazards hazards_;
   std::map<std::string, KernelCounters> counters_;

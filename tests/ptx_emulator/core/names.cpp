@@ -4,7 +4,6 @@
 
 #include <cstdlib>
 #include <memory>
-#include <regex>
 
 namespace ptx {
 namespace {
@@ -30,9 +29,9 @@ std::string readable(const std::string& name) {
   std::string result = text.get();
   result.resize(parameters_of(result));
   if (result.starts_with("void ")) result.erase(0, 5);
-  // nvcc names an anonymous namespace after its file, between numbers that change with the file.
-  static const std::regex anonymous("_GLOBAL__N__[0-9a-f]+_[0-9]+_(\\w+?)_[0-9a-f]{8}(?=::)");
-  return std::regex_replace(result, anonymous, "$1");
+  const std::string anonymous = "(anonymous namespace)::";
+  for (std::size_t at; (at = result.find(anonymous)) != std::string::npos;) result.erase(at, anonymous.size());
+  return result;
 }
 
 }  // namespace ptx

@@ -22,10 +22,19 @@ struct Fatbinary {  // what __cudaRegisterFatBinary is given
   void* file;
 };
 
+struct Module {  // of one fat binary, read when its first kernel is asked for
+  std::string text, error;
+};
+
 struct Function {
-  ptx::LoadedModule* module = nullptr;
+  const Module* module = nullptr;
   std::string name;
   int maximum_dynamic_shared = -1;  // -1: nothing was asked for
+
+  const ptx::Program& program() const {
+    if (!module->error.empty()) throw ptx::Error(module->error);
+    return ptx::Emulator::instance().program(ptx::Emulator::instance().load(module->text), name);
+  }
 };
 
 struct CallConfiguration {
@@ -35,6 +44,7 @@ struct CallConfiguration {
 };
 
 struct Runtime {
+  std::vector<const Module*> modules;
   std::map<const void*, Function> functions;  // by their host stub
   std::vector<CallConfiguration> calls;
   Status last = success;
@@ -96,7 +106,7 @@ Status guarded(Status status, F f) {
 
 Status launch(const Function& kernel, const CallConfiguration& call, void** arguments) {
   return guarded(launch_failure, [&] {
-    const ptx::Program& program = emulator().program(*kernel.module, kernel.name);
+    const ptx::Program& program = kernel.program();
     const auto limit = static_cast<std::size_t>(kernel.maximum_dynamic_shared >= 0
                                                     ? kernel.maximum_dynamic_shared
                                                     : emulator().device.shared_bytes_per_block -
@@ -163,19 +173,20 @@ int attribute(int number) {
 #define CUDA_API extern "C" [[gnu::visibility("default")]]
 
 CUDA_API void** __cudaRegisterFatBinary(void* wrapper) {
-  auto* module = new ptx::LoadedModule*(nullptr);  // handle; lives as long as the process
+  auto* module = new Module;  // lives as long as the process
   try {
-    *module = &emulator().load(ptx_of(static_cast<const Fatbinary*>(wrapper)->data));
+    module->text = ptx_of(static_cast<const Fatbinary*>(wrapper)->data);
   } catch (const std::exception& error) {
-    runtime().fail(launch_failure, error.what());
+    module->error = error.what();
   }
+  runtime().modules.push_back(module);
   return reinterpret_cast<void**>(module);
 }
 CUDA_API void __cudaRegisterFatBinaryEnd(void**) {}
 CUDA_API void __cudaUnregisterFatBinary(void**) {}
 CUDA_API void __cudaRegisterFunction(void** handle, const char* stub, char*, const char* name, int, void*, void*, void*,
                                      void*, int*) {
-  runtime().functions[stub] = {*reinterpret_cast<ptx::LoadedModule**>(handle), name};
+  runtime().functions[stub] = {reinterpret_cast<Module*>(handle), name};
 }
 
 CUDA_API unsigned __cudaPushCallConfiguration(ptx::Index3 grid, ptx::Index3 block, std::size_t shared_bytes,
@@ -215,7 +226,7 @@ CUDA_API Status cudaFuncSetAttribute(const void* stub, int which, int value) {
   return guarded(invalid_value, [&] {
     if (which == 9) return;  // preferred shared memory carveout: a hint
     if (which != 8) throw ptx::Error("cudaFuncSetAttribute: attribute " + std::to_string(which) + " is not emulated");
-    const ptx::Program& program = emulator().program(*function(stub).module, function(stub).name);
+    const ptx::Program& program = function(stub).program();
     if (value + static_cast<int>(program.static_shared_bytes) > emulator().device.shared_bytes_per_block_optin) {
       throw ptx::Error("cudaFuncSetAttribute: " + std::to_string(value) + " bytes of dynamic shared memory for " +
                        program.name + ", on a device with " +
@@ -226,7 +237,7 @@ CUDA_API Status cudaFuncSetAttribute(const void* stub, int which, int value) {
 }
 CUDA_API Status cudaFuncGetAttributes(FunctionAttributes* attributes, const void* stub) {
   return guarded(invalid_value, [&] {
-    const ptx::Program& program = emulator().program(*function(stub).module, function(stub).name);
+    const ptx::Program& program = function(stub).program();
     std::memset(static_cast<void*>(attributes), 0, sizeof(*attributes));
     attributes->shared_bytes = program.static_shared_bytes;
     attributes->local_bytes = program.local_bytes;
@@ -240,7 +251,7 @@ CUDA_API Status cudaFuncGetAttributes(FunctionAttributes* attributes, const void
 CUDA_API Status cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* stub, int threads,
                                                                        std::size_t shared_bytes, unsigned) {
   return guarded(invalid_value, [&] {
-    const ptx::Program& program = emulator().program(*function(stub).module, function(stub).name);
+    const ptx::Program& program = function(stub).program();
     const int warps = (threads + ptx::warp_size - 1) / ptx::warp_size;
     const int shared = static_cast<int>(shared_bytes + program.static_shared_bytes) + attribute(111);
     *blocks = std::min({attribute(39) / (warps * ptx::warp_size), attribute(81) / shared, attribute(106)});
@@ -284,5 +295,13 @@ CUDA_API Status cudaMemsetAsync(void* at, int value, std::size_t bytes, void*) {
   if (bytes != 0) buffer->wrote(address, bytes);
   return success;
 }
+// Not CUDA's: the PTX that libraries have registered, text after text.
+CUDA_API const char* ptx_emulator_registered_text() {
+  static std::string all;
+  all.clear();
+  for (const Module* module : runtime().modules) all += module->text + "\n";
+  return all.c_str();
+}
+
 CUDA_API Status cudaStreamSynchronize(void*) { return runtime().last; }
 CUDA_API Status cudaDeviceSynchronize() { return runtime().last; }
