@@ -2,12 +2,13 @@
 
 import pytest
 
-from . import Emulator
+from . import Emulator, library
 
 
 @pytest.fixture(autouse=True)
 def clean_emulator():
     emulator = Emulator()
     emulator.hazards(), emulator.counters()
+    library().cudaGetLastError()
     yield
     emulator.device()

@@ -23,6 +23,7 @@ if building.nvcc() is None:
 
 from . import emulated
 from .__main__ import app
+from .test_warp_instructions import HEADER
 
 CASES = {
     "attention": ATTENTION_CASES,
@@ -120,6 +121,23 @@ def test_sm_75(op, name, dtype):
     assert "cp_async" not in classes
     if op in ("attention", "linear", "feed_forward"):
         assert ("mma" in classes) == (dtype == torch.float16)
+
+
+def test_tensors_are_the_memory_of_the_device(emulator):
+    """Without being told of: from their first byte to their last, as long as they live, and NaN when fresh."""
+    x, y = torch.arange(5.0), torch.empty(5)
+    assert y.isnan().all()
+    arguments = {"grid": (1,), "block": (1,), "arguments": [x, y.data_ptr()]}
+    text = HEADER + "ld.global.b32 %r5, [%in+16]; st.global.b32 [%out+16], %r5; ret; }"
+    emulator.launch_ptx(text, "test", **arguments)
+    emulator.check()
+    assert y[4] == 4
+    text = HEADER + "st.global.b32 [%out+20], %r5; ret; }"
+    emulator.launch_ptx(text, "test", **arguments)
+    assert [hazard.kind for hazard in emulator.hazards()] == ["out of bounds"]
+    del y
+    emulator.launch_ptx(text.replace("+20", ""), "test", **arguments)
+    assert [hazard.kind for hazard in emulator.hazards()] == ["out of bounds"]
 
 
 def test_devices_get_other_launches(emulator):

@@ -19,8 +19,9 @@ struct Launch {
   Index3 grid, block;
   std::uint32_t dynamic_shared_bytes = 0;
   std::vector<std::byte> parameters;
-  std::uint64_t number = 0;      // of the launch, from 1; 0: blocks may touch what others do (atomics order them)
-  std::uint64_t step_limit = 0;  // instructions of one warp between two barriers
+  std::vector<std::byte> fresh_file;  // every warp's registers before it starts
+  std::uint64_t number = 0;           // of the launch, from 1; 0: blocks may touch what others do (atomics order them)
+  std::uint64_t step_limit = 0;       // instructions of one warp between two barriers
 };
 
 // Ends a block that cannot go on; the hazard is noted.

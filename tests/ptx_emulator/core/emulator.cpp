@@ -79,6 +79,7 @@ void Emulator::launch(const Program& program, const LaunchShape& shape, const vo
   launch.block = shape.block;
   launch.dynamic_shared_bytes = shape.dynamic_shared_bytes;
   launch.step_limit = step_limit;
+  launch.fresh_file = fresh_file(program);
   launch.number = program.has_global_atomics ? 0 : ++launches_;
   launch.parameters.resize(program.parameter_bytes);
   for (std::size_t i = 0; i < program.parameters.size(); ++i) {

@@ -35,16 +35,23 @@ std::uint64_t special_value(const Block& block, const std::string& name, int war
 
 }  // namespace
 
-Warp::Warp(Block& block, int index) : block(block), index(index), file_(block.launch.program->file_bytes) {
-  for (const Constant& constant : block.launch.program->constants) {
-    if (constant.bytes == 0) predicate(constant.offset) = constant.value ? all_lanes : 0;
+std::vector<std::byte> fresh_file(const Program& program) {
+  std::vector<std::byte> file(program.file_bytes, std::byte{0xff});
+  for (const Constant& constant : program.constants) {
+    std::byte* at = file.data() + constant.offset;
+    const std::uint32_t mask = constant.value ? all_lanes : 0;
+    if (constant.bytes == 0) std::memcpy(at, &mask, sizeof(mask));
     for (int lane = 0; constant.bytes && lane < warp_size; ++lane) {
-      std::memcpy(reg<std::byte>(constant.offset) + lane * constant.bytes, &constant.value, constant.bytes);
+      std::memcpy(at + lane * constant.bytes, &constant.value, constant.bytes);
     }
   }
+  return file;
 }
 
+Warp::Warp(Block& block, int index) : block(block), index(index) {}
+
 void Warp::start(std::uint32_t lanes) {
+  file_ = block.launch.fresh_file;
   for (const SpecialRegister& special : block.launch.program->specials) {
     for (int lane = 0; lane < warp_size; ++lane) {
       const std::uint64_t value = special_value(block, special.name, index, lane);

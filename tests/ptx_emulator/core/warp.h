@@ -79,6 +79,9 @@ class Warp {
   int rejoin_ = 0;  // the lowest pc at which another group has to be looked at
 };
 
+// Registers before the first instruction: constants, and ones (as floats NaN) where nothing was written.
+std::vector<std::byte> fresh_file(const Program& program);
+
 // Calls f(lane) for each lane that the current instruction runs in, in order.
 template <class F>
 inline void for_lanes(std::uint32_t lanes, F f) {
