@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 # A call that takes some microseconds is timed many at once, so that the clock's own cost and grain disappear.
 SHORTEST_SAMPLE_NS = 1_000_000
@@ -18,6 +19,9 @@ FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
 # A call longer than this many budgets is timed once: its warm-up no longer matters, and more would take minutes.
 BUDGETS_OF_ONE_CALL = 3
+
+# (first turn, number of calls) -> nanoseconds of all these calls.
+Sampler = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def rotations(input_bytes: int, last_level_cache_bytes: int, most: int = 8) -> i
     return max(1, min(most, math.ceil(2 * last_level_cache_bytes / input_bytes)))
 
 
-def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+def sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+    """Nanoseconds that `calls` calls take together."""
     start = time.perf_counter_ns()
     for turn in range(first_turn, first_turn + calls):
         call(turn)
@@ -66,8 +71,8 @@ def _sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> in
 class _Race:
     """One contender's samples so far."""
 
-    def __init__(self, call: Callable[[int], object], longest_s: float):
-        self.call = call
+    def __init__(self, sampler: Sampler, longest_s: float):
+        self.sampler = sampler
         self.turn = 0
         self.samples_ns: list[int] = []
         self.calls = 1
@@ -80,7 +85,7 @@ class _Race:
             self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
 
     def _run(self, calls: int) -> int:
-        elapsed = _sample_ns(self.call, self.turn, calls)
+        elapsed = self.sampler(self.turn, calls)
         self.turn += calls
         return elapsed
 
@@ -92,7 +97,12 @@ class _Race:
 
 
 def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> dict[str, Timing | Exception]:
-    """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn.
+    """Times every contender in this process; `calls[name](turn)` runs one call on the inputs of that turn."""
+    return race({name: partial(sample_ns, call) for name, call in calls.items()}, budget_s)
+
+
+def race(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing | Exception]:
+    """Times every contender, wherever it runs: `samplers[name](first_turn, calls)` gives the nanoseconds of these calls.
 
     After one call of each to warm up, goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and
     at most MOST_ROUNDS. A contender whose warm-up call takes longer than BUDGETS_OF_ONE_CALL budgets is not called
@@ -100,9 +110,9 @@ def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> di
     """
     results: dict[str, Timing | Exception] = {}
     races: dict[str, _Race] = {}
-    for name, call in calls.items():
+    for name, sampler in samplers.items():
         try:
-            races[name] = _Race(call, BUDGETS_OF_ONE_CALL * budget_s)
+            races[name] = _Race(sampler, BUDGETS_OF_ONE_CALL * budget_s)
         except Exception as error:  # the table shows it
             results[name] = error
     collected = gc.isenabled()
@@ -116,7 +126,7 @@ def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> di
     for name, race in races.items():
         if name not in results:
             results[name] = race.timing()
-    return {name: results[name] for name in calls}
+    return {name: results[name] for name in samplers}
 
 
 def _go_round(races: dict[str, _Race], budget_s: float, results: dict[str, Timing | Exception]) -> None:
