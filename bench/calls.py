@@ -26,6 +26,7 @@ def run_once(function: Function, inputs: Inputs, differentiable: tuple[str, ...]
 
 
 def named(outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """One output is "output", several are "output 0", "output 1" ..."""
     if isinstance(outputs, Tensor):
         return {"output": outputs}
     return {f"output {index}": output for index, output in enumerate(outputs)}
@@ -43,4 +44,5 @@ def largest_error(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float
 
 
 def own_copy(inputs: Inputs) -> Inputs:
+    """The same values in new memory."""
     return {name: None if tensor is None else tensor.detach().clone() for name, tensor in inputs.items()}

@@ -102,7 +102,7 @@ def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> di
 
 
 def race(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing | Exception]:
-    """Times every contender, wherever it runs: `samplers[name](first_turn, calls)` gives the nanoseconds of these calls.
+    """Times every contender, wherever it runs: `samplers[name](first_turn, calls)` gives their nanoseconds.
 
     After one call of each to warm up, goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and
     at most MOST_ROUNDS. A contender whose warm-up call takes longer than BUDGETS_OF_ONE_CALL budgets is not called

@@ -21,7 +21,7 @@ PLAIN_WIDTH = 200
 TIE = 0.03
 
 LEGEND = (
-    "ms: median ± half the interquartile range. % peak: of the measured fp32 multiply-add peak (c), or of the memory's "
+    "ms: median ± half the interquartile range. % peak: of the measured peak of fp32 multiply-adds (of bf16 dot products in bf16 rows, where the machine has them) (c), or of the memory's "
     "read bandwidth (m) where that is the limit. error: largest deviation from float64 over the largest value, output "
     "and gradients. memory: most MiB held during a call beyond its inputs, outputs and gradients included."
 )
@@ -46,7 +46,7 @@ def line_of(row: Row, ceiling: Ceiling) -> Line:
     """Renders a row. Rates and percentages are ours."""
     ours, peer = row.results["ours"], row.results.get("torch", Result())
     ratio = speed_up(row)
-    cells = [row.op, row.shape, row.dtype, row.pass_name, _milliseconds(ours), _milliseconds(peer)]
+    cells = [row.op, row.shape, row.dtype, row.pass_name, milliseconds(ours), milliseconds(peer)]
     cells.append("" if ratio is None else f"{ratio:.2f}x")
     if ours.timing:
         seconds = ours.timing.median_s
@@ -54,7 +54,7 @@ def line_of(row: Row, ceiling: Ceiling) -> Line:
         cells += [_rate(row.flops / seconds), _rate(row.bytes / seconds), f"{percent:.0f} {limit}"]
     else:
         cells += ["", "", ""]
-    cells += [_error(ours), _error(peer), _mebibytes(ours), _mebibytes(peer)]
+    cells += [error_text(ours), error_text(peer), _mebibytes(ours), _mebibytes(peer)]
     failures = tuple(f"{name}: {result.failure}" for name, result in row.results.items() if result.failure)
     return Line(tuple(cells), ratio, failures)
 
@@ -65,11 +65,11 @@ def speed_up(row: Row) -> float | None:
     return peer.timing.median_s / ours.timing.median_s if ours.timing and peer.timing else None
 
 
-def percent_of_peak(row: Row, ceiling: Ceiling) -> tuple[float, str]:
-    """Least possible time over ours in percent, and what bounds it: "c" computing, "m" memory."""
-    compute_s, memory_s = row.flops / ceiling.flops_per_s, row.bytes / ceiling.bytes_per_s
+def percent_of_peak(row: Row, ceiling: Ceiling, name: str = "ours") -> tuple[float, str]:
+    """Least possible time over ours (or another's) in percent, and what bounds it: "c" computing, "m" memory."""
+    compute_s, memory_s = row.flops / ceiling.flops_per_s_in(row.dtype), row.bytes / ceiling.bytes_per_s
     least_s, limit = max((compute_s, "c"), (memory_s, "m"))
-    return 100 * least_s / row.results["ours"].timing.median_s, limit
+    return 100 * least_s / row.results[name].timing.median_s, limit
 
 
 def heading(record: Record) -> list[str]:
@@ -77,7 +77,7 @@ def heading(record: Record) -> list[str]:
     machine, versions = record.machine, record.versions
     ceilings = "; ".join(
         f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}: {ceiling.flops_per_s / 1e9:.0f} GFLOP/s, "
-        f"{ceiling.bytes_per_s / 1e9:.1f} GB/s"
+        f"{ceiling.bytes_per_s / 1e9:.1f} GB/s{_other_ceilings(ceiling)}"
         for ceiling in record.ceilings
     )
     memory = f", {format_bytes(machine.memory_bytes)} memory" if machine.memory_bytes else ""
@@ -88,6 +88,16 @@ def heading(record: Record) -> list[str]:
         f"torch {versions['torch']}, Python {versions['python']}, {machine.system}, "
         f"commit {record.commit or 'unknown'}, {record.created}",
     ]
+
+
+def _other_ceilings(ceiling: Ceiling) -> str:
+    """What is known beside the two that every machine has."""
+    known = [
+        (ceiling.bf16_dot_flops_per_s, "bf16 dot", "GFLOP/s"),
+        (ceiling.int8_dot_ops_per_s, "int8 dot", "GOP/s"),
+        (ceiling.l2_bytes_per_s, "L2 read", "GB/s"),
+    ]
+    return "".join(f", {name} {rate / 1e9:.0f} {unit}" for rate, name, unit in known if rate)
 
 
 def summary(rows: Iterable[Row]) -> list[str]:
@@ -171,15 +181,16 @@ def report_console() -> Console:
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def _milliseconds(result: Result) -> str:
+def milliseconds(result: Result) -> str:
+    """A time with its spread, "failed", or nothing."""
     if result.timing is None:
         return "failed" if result.failure else ""
     timing = result.timing
     spread = "   once" if timing.samples == 1 else f"± {50 * timing.spread:3.0f} %"
-    return f"{_short(1e3 * timing.median_s)} {spread}"
+    return f"{short(1e3 * timing.median_s)} {spread}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits, never an exponent."""
     if value >= 100:
         return f"{value:.0f}"
@@ -192,7 +203,8 @@ def _rate(per_second: float) -> str:
     return f"{giga:.0f}" if giga >= 100 else f"{giga:.1f}" if giga >= 1 else f"{giga:.2f}"
 
 
-def _error(result: Result) -> str:
+def error_text(result: Result) -> str:
+    """An error to one digit."""
     return "" if result.error is None else f"{result.error:.0e}"
 
 

@@ -110,15 +110,18 @@ def _rotating_call(case: Case, function: Function, inputs: Inputs, copies: int) 
 
 
 def rotations_of(inputs: Inputs) -> int:
+    """How many copies of these inputs a contender rotates on this machine."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)
     return rotations(size, this_machine().last_level_cache_bytes)
 
 
 def cropped(case: Case, tensors: Inputs) -> Inputs:
+    """The part on which truth is computed."""
     return {name: None if tensor is None else case.crop(name, tensor) for name, tensor in tensors.items()}
 
 
 def float64(inputs: Inputs) -> Inputs:
+    """The same values, floating-point ones in float64."""
     return {
         name: tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
         for name, tensor in inputs.items()

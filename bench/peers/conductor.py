@@ -7,8 +7,7 @@ import json
 import select
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from . import families
 from .cases import case_of
 from .families import Family
 from .rows import PeerRow
+from .worker import IDLE_PATIENCE_S
 
 # A row may have to be compiled and a slow contender may need a minute a call; a worker silent for longer has hung.
 REPLY_SECONDS = 600
@@ -117,7 +117,18 @@ class Ensemble:
         self.versions[family.name] = ", ".join(f"{name} {version}" for name, version in reply["versions"].items())
         self.workers[family.name] = worker
 
+    def notes(self) -> dict[str, str]:
+        """Family -> what it runs; whether it left, or never came; whether its threads spin on between calls."""
+        notes = dict(self.versions)
+        for name, reason in self.absent.items():
+            notes[name] = f"{notes[name]}; left: {reason}" if name in notes else f"absent: {reason}"
+        for name, worker in self.workers.items():
+            if worker.spins:
+                notes[name] += f"; threads still ran {IDLE_PATIENCE_S:g} s after a call"
+        return notes
+
     def close(self) -> None:
+        """Ends every worker."""
         for worker in self.workers.values():
             worker.close()
         self.workers.clear()
@@ -195,11 +206,15 @@ def run_rows(
     chosen: Sequence[Family],
     thread_counts: Iterable[int],
     budget_s: float,
+    done: Container[tuple] = (),
     on_row: Callable[[Row], None] = lambda row: None,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> tuple[list[Row], dict[str, str], float]:
-    """All rows with each number of threads: (rows, family -> versions or why it is absent, seconds)."""
-    results, notes, start = [], {}, time.monotonic()
+) -> dict[str, str]:
+    """Measures all rows with each number of threads; `on_row` sees each as it is finished.
+
+    done: (op, shape, dtype, pass, threads) of rows to leave out. Returns family -> versions, or why it is absent.
+    """
+    notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="bigmodel_peers_") as folder:
         scratch = Path(folder)
         for threads in thread_counts:
@@ -208,12 +223,11 @@ def run_rows(
             try:
                 for row in rows:
                     case = case_of(row)
+                    if (case.op, case.shape, case.dtype, pass_name(row, case), threads) in done:
+                        continue
                     on_progress(f"{' '.join((case.op, case.shape, case.dtype))}, {threads} threads")
-                    results.append(ensemble.run(row, case, budget_s, scratch))
-                    on_row(results[-1])
-                notes |= ensemble.versions
-                notes |= {name: f"absent: {reason}" for name, reason in ensemble.absent.items()}
-                notes |= {name: notes[name] + " (spins)" for name, w in ensemble.workers.items() if w.spins}
+                    on_row(ensemble.run(row, case, budget_s, scratch))
+                notes |= ensemble.notes()
             finally:
                 ensemble.close()
-    return results, notes, time.monotonic() - start
+    return notes
