@@ -43,9 +43,9 @@ def thread_counts(threads: int) -> list[int]:
 def measure_ceilings(threads: int, progress: Callable[[str], None] = lambda text: None) -> list[Ceiling]:
     """Measures with 1, 2, 4 ... `threads` threads, on the widest CPU target that the machine runs.
 
-    The multiply-adds and dot products are independent chains in registers: no library's GEMM stands in for the peak. The
-    read is of a buffer of eight last-level caches (256 MiB at least, 1 GiB at most), so it is the memory's bandwidth; for
-    L2 each thread reads half of its cache again and again.
+    The multiply-adds and dot products are independent chains in registers: no library's GEMM stands in for the peak.
+    The read is of a buffer of eight last-level caches (256 MiB at least, 1 GiB at most), so it is the memory's
+    bandwidth; for L2 each thread reads half of its cache again and again.
     """
     buffer_bytes = min(max(8 * this_machine().last_level_cache_bytes, 256 << 20), 1 << 30)
     l2_bytes = _l2_bytes_per_core()

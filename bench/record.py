@@ -23,8 +23,11 @@ FORMAT = "bigmodel_bench 1"
 
 @dataclass
 class Record:
-    """One run of the suite. `ceilings` end with the run's own thread count; `commit` is None outside a git tree; `peers`,
-    of a run against peers: family -> what it ran, or why it took no part."""
+    """One run of the suite.
+
+    `ceilings` end with the run's own thread count; `commit` is None outside a git tree; `peers`, of a run against peers:
+    family -> what it ran, or why it took no part.
+    """
 
     created: str
     quick: bool

@@ -1,5 +1,8 @@
-"""OpenVINO as a contender, forward only: the module of torch, converted. In fp32 rows its precision hint is f32, in bf16
-rows bf16 (inputs and outputs stay fp32, as its users have them), in fp16 rows f16."""
+"""OpenVINO as a contender, forward only: the module of torch, converted.
+
+Its precision hint is f32 in fp32 rows, bf16 in bf16 rows and f16 in fp16 rows; inputs and outputs stay fp32, as its
+users have them.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

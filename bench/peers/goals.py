@@ -1,8 +1,8 @@
 """What a row is to reach, and what the fastest engines reached elsewhere: data beside the rows.
 
-The goal of every row is to be at least as fast as the fastest peer (`TIMES_FASTEST`), at a share of the machine's ceiling
-no lower than what the fastest engine reached on the machine named below: an AMD Zen 5 EPYC with AVX-512 and AVX512-BF16,
-two threads unless said, 2026-11-23, PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1, zentorch 2.14.0.1.
+The goal of every row is to be at least as fast as the fastest peer (`TIMES_FASTEST`), at a share of the machine's
+ceiling no lower than what the fastest engine reached on another one: an AMD Zen 5 EPYC with AVX-512 and AVX512-BF16,
+measured 2026-11-23 with PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1 and zentorch 2.14.0.1.
 """
 
 from dataclasses import dataclass

@@ -19,11 +19,11 @@ COLUMNS = (
 )  # fmt: skip
 LEGEND = (
     "ms: median ± half the interquartile range. times as fast: the fastest peer's median over ours; the goal is "
-    f"{TIMES_FASTEST:g} or more. % ceiling: least possible time over the measured one, of multiply-adds (c) or of reading "
-    "memory (m), whichever bounds; above 100 where the data lay in a cache. error: largest deviation from float64 over "
-    "the largest value, outputs and gradients. elsewhere: the fastest engine's percent of the ceiling on an AMD Zen 5 with "
-    "AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). A contender whose error is beyond rounding is marked "
-    "wrong and is never the fastest."
+    f"{TIMES_FASTEST:g} or more. % ceiling: least possible time over the measured one, of multiply-adds (c) or of "
+    "reading memory (m), whichever bounds; above 100 where the data lay in a cache. error: largest deviation from "
+    "float64 over the largest value, outputs and gradients. elsewhere: the fastest engine's percent of the ceiling on "
+    "an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). A contender whose error is beyond "
+    "rounding is marked wrong and is never the fastest."
 )
 
 
@@ -55,7 +55,10 @@ def line_of(row: Row, record: Record) -> Line:
 def peer_heading(record: Record) -> list[str]:
     """The machine, the ceilings and what every family ran, as lines of text."""
     families = [f"{name}: {text}" for name, text in record.peers.items()]
-    setting = "every family in a process of its own, samples in turn, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ raised"
+    setting = (
+        "every family in a process of its own, samples in turn, "
+        "MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ raised for all"
+    )
     return [*heading(record), setting, "; ".join(families)]
 
 
