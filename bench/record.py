@@ -25,8 +25,8 @@ FORMAT = "bigmodel_bench 1"
 class Record:
     """One run of the suite.
 
-    `ceilings` end with the run's own thread count; `commit` is None outside a git tree; `peers`, of a run against peers:
-    family -> what it ran, or why it took no part.
+    `ceilings` end with the run's own thread count; `commit` is None outside a git tree; `peers`, of a run against
+    peers: family -> what it ran, or why it took no part.
     """
 
     created: str

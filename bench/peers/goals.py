@@ -20,7 +20,7 @@ class Elsewhere:
     percent: int
 
 
-# (op, shape, dtype, pass, threads)
+# op | shape | dtype | pass | threads | engine | percent
 _TABLE = """
 attention | (1,16,2048,64) | fp32 | fwd | 2 | ORT MultiHeadAttention | 74
 attention | (1,16,2048,64) causal | fp32 | fwd | 2 | torch+MKL512 sdpa | 51
@@ -93,7 +93,7 @@ feed_forward | 512x1024, hidden 4096, gelu | bf16 | fwd+bwd | 2 | torch | 87
 
 def elsewhere(row: Row) -> Elsewhere | None:
     """What was reached elsewhere on this row, if it was measured there in percent of the same ceiling."""
-    return _ELSEWHERE.get((*row.key, row.threads))
+    return ELSEWHERE.get((*row.key, row.threads))
 
 
 def _read(table: str) -> dict[tuple, Elsewhere]:
@@ -104,4 +104,5 @@ def _read(table: str) -> dict[tuple, Elsewhere]:
     return found
 
 
-_ELSEWHERE = _read(_TABLE)
+# (op, shape, dtype, pass, threads) -> what was reached there.
+ELSEWHERE = _read(_TABLE)
