@@ -4,6 +4,7 @@
 #   make test TORCH=torch==2.10.0                                    another torch
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu       a torch without CUDA: a smaller download
 #   make test BIGMODEL_MAX_JOBS=1                                    fewer compilers at once
+#   make build BIGMODEL_CUDA=ON BIGMODEL_CUDA_ARCHS='80;90'          CUDA kernels, also without a GPU or a torch with CUDA
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -13,7 +14,8 @@ SANITIZERS := address,undefined
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_FILES = $(shell git ls-files '*.h' '*.cpp')
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_launches triton_tune triton_warm_up))
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
@@ -37,11 +39,11 @@ test: build test-cpp
 
 # Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
 test-triton: build
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton tests/test_triton.py $(OP_TESTS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) -k triton $(TRITON_TESTS) $(OP_TESTS)
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build
-	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats) or test_triton' tests/test_triton.py $(OP_TESTS)
+	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k 'triton and (case or repeats) or test_triton' $(TRITON_TESTS) $(OP_TESTS)
 
 # The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
 # targets, since sanitized kernels compile slowly and every target has the same sources.

@@ -61,6 +61,8 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "Python_EXECUTABLE": sys.executable,
         }
+        # BIGMODEL_CUDA=ON and BIGMODEL_CUDA_ARCHS="80;90": see cmake/Cuda.cmake.
+        options |= {name: os.environ[name] for name in ("BIGMODEL_CUDA", "BIGMODEL_CUDA_ARCHS") if name in os.environ}
         defines = [f"-D{name}={value}" for name, value in options.items()]
         defines += os.environ.get("CMAKE_ARGS", "").split()  # for example -DBIGMODEL_CPU_TARGETS=avx2
         for step in (["-S", ROOT, "-B", build, "-G", "Ninja", *defines], ["--build", build, "--target", "_C"]):

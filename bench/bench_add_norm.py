@@ -32,11 +32,13 @@ FULL = [
     *(Shape(rows, width, kind) for rows, width in [(32, 64), (1000, 257), (16384, 4096)] for kind in ("layer", "rms")),
 ]
 
+CUDA = [Shape(16384, width, kind) for width in (1024, 4096, 8192) for kind in ("layer", "rms")]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
     """The rows of this op."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
                 yield case(shape, dtype, backward)
 

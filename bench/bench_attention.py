@@ -9,7 +9,8 @@ from torch import Tensor
 
 import bigmodel_kernels as bmk
 
-from .case import Case, Inputs, item_bytes, random_tensor
+from .case import Case, Function, Inputs, item_bytes, random_tensor
+from .torch_attention import SDPA_BACKENDS, forced, with_flex
 
 # One head of at most this many scores is what float64 truth is computed on: 8 heads' worth of 2048 x 2048.
 _MOST_TRUE_SCORES = 1 << 25
@@ -39,6 +40,13 @@ class Shape:
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
 
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """Where each sequence ends, from half to all of the length; None without padding."""
+        if not self.padding:
+            return None
+        return tuple(torch.linspace(self.length // 2, self.length, self.batch).int().tolist())
+
 
 QUICK = [
     Shape(1, 4, 32, 32),
@@ -65,16 +73,27 @@ FULL = [
     Shape(1, 8, 1024, 256, causal=True),
 ]
 
+CUDA = [
+    Shape(4, 16, 4096, 64),
+    Shape(4, 16, 4096, 64, causal=True),
+    Shape(4, 16, 4096, 128),
+    Shape(4, 16, 4096, 128, causal=True),
+    Shape(4, 16, 4096, 128, padding=True),
+    Shape(4, 32, 4096, 128, kv_heads=8, causal=True),
+    Shape(2, 8, 4096, 256, causal=True),
+    Shape(32, 16, 512, 64),
+]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
     """The rows of this op."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
-                yield case(shape, dtype, backward)
+                yield case(shape, dtype, backward, device)
 
 
-def case(shape: Shape, dtype: str, backward: bool) -> Case:
+def case(shape: Shape, dtype: str, backward: bool, device: str = "cpu") -> Case:
     """The row of one shape."""
     return Case(
         op="attention",
@@ -83,11 +102,24 @@ def case(shape: Shape, dtype: str, backward: bool) -> Case:
         flops=_flops(shape, backward),
         bytes=_bytes(shape, dtype, backward),
         make_inputs=lambda generator: make_inputs(shape, dtype, generator),
-        contenders={"ours": lambda inputs: ours(shape, inputs), "torch": lambda inputs: with_torch(shape, inputs)},
+        contenders=contenders(shape, device),
         truth=lambda inputs: ours(shape, inputs, backend="reference"),
         differentiable=("query", "key", "value") if backward else (),
         crop=lambda name, tensor: crop(shape, name, tensor),
     )
+
+
+def contenders(shape: Shape, device: str) -> dict[str, Function]:
+    """Ours and what torch chooses by itself; on a CUDA device also everything that it could have chosen."""
+    found: dict[str, Function] = {
+        "ours": lambda inputs: ours(shape, inputs),
+        "torch": lambda inputs: with_torch(shape, inputs),
+    }
+    if device == "cuda":
+        for name, backend in SDPA_BACKENDS.items():
+            found[name] = forced(backend, lambda inputs: with_torch(shape, inputs))
+        found["torch flex"] = with_flex(shape.causal, shape.lengths)
+    return found
 
 
 def make_inputs(shape: Shape, dtype: str, generator: torch.Generator) -> Inputs:
@@ -95,9 +127,8 @@ def make_inputs(shape: Shape, dtype: str, generator: torch.Generator) -> Inputs:
     q_shape = (shape.batch, shape.heads, shape.length, shape.head_dim)
     kv_shape = (shape.batch, shape.key_heads, shape.length, shape.head_dim)
     mask = None
-    if shape.padding:
-        lengths = torch.linspace(shape.length // 2, shape.length, shape.batch).int()
-        mask = (torch.arange(shape.length) < lengths[:, None])[:, None, None, :]
+    if shape.lengths is not None:
+        mask = (torch.arange(shape.length) < torch.tensor(shape.lengths)[:, None])[:, None, None, :]
     if shape.additive:
         mask = random_tensor(generator, dtype, shape.batch, 1, shape.length, shape.length)
     return {

@@ -13,11 +13,13 @@ from .case import Case, Inputs, item_bytes
 QUICK = [Shape(4, 8, 512, 64)]
 FULL = [*QUICK, Shape(1, 4, 32, 32), Shape(8, 12, 128, 64), Shape(1, 16, 2048, 64)]
 
+CUDA = [Shape(4, 16, 2048, 64), Shape(4, 16, 2048, 128)]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
     """The rows of this op."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             yield _case(shape, dtype, average=True)
             if not quick:
                 yield _case(shape, dtype, average=False)

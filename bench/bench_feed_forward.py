@@ -42,14 +42,21 @@ FULL = [
     Shape(512, 1024, 4096, "gelu"),
 ]
 
+CUDA = [
+    Shape(8192, 4096, 16384, "relu"),
+    Shape(8192, 4096, 16384, "gelu"),
+    Shape(8192, 4096, 11008, "silu", "hidden"),
+    Shape(16, 4096, 11008, "silu", "hidden"),
+]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
-    """The rows of this op. Quick runs take the backward pass in fp32 only: without half-precision arithmetic in the
-    processor, torch's products take ten seconds a call, and linear's rows show as much."""
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
+    """The rows of this op. Quick runs on the CPU take the backward pass in fp32 only: without half-precision arithmetic
+    in the processor, torch's products take ten seconds a call, and linear's rows show as much."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             yield case(shape, dtype, backward=False)
-            if not quick or dtype == "fp32":
+            if not quick or dtype == "fp32" or device == "cuda":
                 yield case(shape, dtype, backward=True)
 
 

@@ -45,11 +45,19 @@ FULL = [
     Shape(1000, 257, 509, "silu"),
 ]
 
+CUDA = [
+    Shape(8192, 4096, 4096),
+    Shape(8192, 4096, 4096, "gelu"),
+    Shape(8192, 4096, 16384, "gelu"),
+    Shape(256, 4096, 4096),
+    Shape(16, 4096, 4096),
+]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
     """The rows of this op."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
                 yield case(shape, dtype, backward)
 

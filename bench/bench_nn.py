@@ -45,13 +45,19 @@ FULL = [
     Shape("EncoderLayer", 1, 16, 64, 4),
 ]
 
+CUDA = [
+    Shape("MHA", 8, 2048, 1024, 16),
+    Shape("MHA weights", 4, 1024, 1024, 16),
+    Shape("EncoderLayer", 8, 2048, 1024, 16),
+]
 
-def cases(quick: bool, dtypes: list[str]) -> Iterator[Case]:
-    """The rows of the modules. Quick runs take fp32 only: the ops' rows show the other dtypes."""
+
+def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
+    """The rows of the modules. Quick runs on the CPU take fp32 only: the ops' rows show the other dtypes."""
     for dtype in dtypes:
-        if quick and dtype != "fp32":
+        if quick and dtype != "fp32" and device == "cpu":
             continue
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
                 yield case(shape, dtype, backward)
 

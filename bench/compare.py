@@ -68,7 +68,7 @@ def _ratio(a: Row | None, b: Row | None, name: str) -> Text:
 
 
 def _percent(row: Row | None, record: Record) -> str:
-    if row is None or not row.results["ours"].timing:
+    if row is None or record.ceiling is None or not row.results["ours"].timing:
         return ""
     percent, limit = percent_of_peak(row, record.ceiling)
     return f"{percent:.0f} {limit}"

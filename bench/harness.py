@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 # A call that takes some microseconds is timed many at once, so that the clock's own cost and grain disappear.
 SHORTEST_SAMPLE_NS = 1_000_000
@@ -19,9 +18,6 @@ FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
 # A call longer than this many budgets is timed once: its warm-up no longer matters, and more would take minutes.
 BUDGETS_OF_ONE_CALL = 3
-
-# (first turn, number of calls) -> nanoseconds of all these calls.
-Sampler = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,12 @@ def rotations(input_bytes: int, last_level_cache_bytes: int, most: int = 8) -> i
     return max(1, min(most, math.ceil(2 * last_level_cache_bytes / input_bytes)))
 
 
-def sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
-    """Nanoseconds that `calls` calls take together."""
+# (call, first turn, number of calls) -> nanoseconds
+Sample = Callable[[Callable[[int], object], int, int], int]
+
+
+def wall_clock_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int:
+    """How long so many calls take, one for each turn."""
     start = time.perf_counter_ns()
     for turn in range(first_turn, first_turn + calls):
         call(turn)
@@ -71,8 +71,9 @@ def sample_ns(call: Callable[[int], object], first_turn: int, calls: int) -> int
 class _Race:
     """One contender's samples so far."""
 
-    def __init__(self, sampler: Sampler, longest_s: float):
-        self.sampler = sampler
+    def __init__(self, call: Callable[[int], object], longest_s: float, sample_ns: Sample):
+        self.call = call
+        self.sample_ns = sample_ns
         self.turn = 0
         self.samples_ns: list[int] = []
         self.calls = 1
@@ -85,7 +86,7 @@ class _Race:
             self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
 
     def _run(self, calls: int) -> int:
-        elapsed = self.sampler(self.turn, calls)
+        elapsed = self.sample_ns(self.call, self.turn, calls)
         self.turn += calls
         return elapsed
 
@@ -96,13 +97,10 @@ class _Race:
         return summarize([ns / self.calls * 1e-9 for ns in self.samples_ns], self.calls)
 
 
-def measure(calls: Mapping[str, Callable[[int], object]], budget_s: float) -> dict[str, Timing | Exception]:
-    """Times every contender in this process; `calls[name](turn)` runs one call on the inputs of that turn."""
-    return race({name: partial(sample_ns, call) for name, call in calls.items()}, budget_s)
-
-
-def race(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing | Exception]:
-    """Times every contender, wherever it runs: `samplers[name](first_turn, calls)` gives their nanoseconds.
+def measure(
+    calls: Mapping[str, Callable[[int], object]], budget_s: float, sample_ns: Sample = wall_clock_ns
+) -> dict[str, Timing | Exception]:
+    """Times every contender; `calls[name](turn)` runs one call on the inputs of that turn. sample_ns: the clock.
 
     After one call of each to warm up, goes round until `budget_s` seconds have passed, at least FEWEST_ROUNDS times and
     at most MOST_ROUNDS. A contender whose warm-up call takes longer than BUDGETS_OF_ONE_CALL budgets is not called
@@ -110,9 +108,9 @@ def race(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing |
     """
     results: dict[str, Timing | Exception] = {}
     races: dict[str, _Race] = {}
-    for name, sampler in samplers.items():
+    for name, call in calls.items():
         try:
-            races[name] = _Race(sampler, BUDGETS_OF_ONE_CALL * budget_s)
+            races[name] = _Race(call, BUDGETS_OF_ONE_CALL * budget_s, sample_ns)
         except Exception as error:  # the table shows it
             results[name] = error
     collected = gc.isenabled()
@@ -126,7 +124,7 @@ def race(samplers: Mapping[str, Sampler], budget_s: float) -> dict[str, Timing |
     for name, race in races.items():
         if name not in results:
             results[name] = race.timing()
-    return {name: results[name] for name in samplers}
+    return {name: results[name] for name in calls}
 
 
 def _go_round(races: dict[str, _Race], budget_s: float, results: dict[str, Timing | Exception]) -> None:

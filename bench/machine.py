@@ -17,18 +17,22 @@ class Ceiling:
     """What the machine reaches at most with this many threads.
 
     fp32 multiply-add FLOP/s and bytes/s read from memory; bf16 and int8 dot products, None without such instructions;
-    and bytes/s read from L2, None where its size is unknown.
+    and bytes/s read from L2, None where its size is unknown. Of a CUDA device: no threads, its data sheet's peaks, and
+    those in 16 bits on tensor cores.
     """
 
     threads: int
     flops_per_s: float
     bytes_per_s: float
+    half_flops_per_s: float | None = None
     bf16_dot_flops_per_s: float | None = None
     int8_dot_ops_per_s: float | None = None
     l2_bytes_per_s: float | None = None
 
     def flops_per_s_in(self, dtype: str) -> float:
-        """Of the products of a row in this dtype: bf16 has its own instructions on some machines."""
+        """Of the products of a row in this dtype: 16 bits have their own instructions on some machines."""
+        if dtype in ("bf16", "fp16") and self.half_flops_per_s:
+            return self.half_flops_per_s
         return (dtype == "bf16" and self.bf16_dot_flops_per_s) or self.flops_per_s
 
 
@@ -61,6 +65,7 @@ def measure_ceilings(threads: int, progress: Callable[[str], None] = lambda text
                     count,
                     _C.fma_peak_flops(count, FMA_SECONDS),
                     _C.read_bandwidth(count, buffer_bytes, READ_SECONDS),
+                    None,
                     _C.bf16_dot_peak_flops(count, FMA_SECONDS),
                     _C.int8_dot_peak_ops(count, FMA_SECONDS),
                     _C.read_bandwidth(count, count * l2_bytes // 2, FMA_SECONDS) if l2_bytes else None,

@@ -25,8 +25,9 @@ FORMAT = "bigmodel_bench 1"
 class Record:
     """One run of the suite.
 
-    `ceilings` end with the run's own thread count; `commit` is None outside a git tree; `peers`, of a run against
-    peers: family -> what it ran, or why it took no part.
+    `ceilings` end with the run's own thread count, and there are none of a CUDA device whose peaks are not known;
+    `device` describes that device and is None for the processor; `commit` is None outside a git tree; `peers`, of a run
+    against peers: family -> what it ran, or why it took no part.
     """
 
     created: str
@@ -39,12 +40,13 @@ class Record:
     commit: str | None
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    device: str | None = None
     peers: dict[str, str] = field(default_factory=dict)
 
     @property
-    def ceiling(self) -> Ceiling:
-        """Of the thread count that the rows were measured with."""
-        return self.ceilings[-1]
+    def ceiling(self) -> Ceiling | None:
+        """Of the thread count, or the device, that the rows were measured with."""
+        return self.ceilings[-1] if self.ceilings else None
 
     def ceiling_of(self, row: Row) -> Ceiling:
         """Of the thread count that this row was measured with."""
@@ -79,8 +81,8 @@ def load_record(path: Path) -> Record:
     )
 
 
-def new_record(ceilings: Sequence[Ceiling], quick: bool) -> Record:
-    """A record of this machine, process and moment, without rows yet."""
+def new_record(ceilings: Sequence[Ceiling], quick: bool, device: str | None = None) -> Record:
+    """A record of this machine, process and moment, without rows yet. device: what describes a CUDA device."""
     return Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -94,6 +96,7 @@ def new_record(ceilings: Sequence[Ceiling], quick: bool) -> Record:
             "python": platform.python_version(),
         },
         commit=_commit(),
+        device=device,
     )
 
 

@@ -21,10 +21,10 @@ PLAIN_WIDTH = 200
 TIE = 0.03
 
 LEGEND = (
-    "ms: median ± half the interquartile range. % peak: of the measured peak of fp32 multiply-adds (bf16 rows: of bf16 "
-    "dot products, where the machine has them) (c), or of the memory's read bandwidth (m) where that is the limit. "
-    "error: largest deviation from float64 over the largest value, output and gradients. memory: most MiB held during "
-    "a call beyond its inputs, outputs and gradients included."
+    "ms: median ± half the interquartile range. % peak: of the peak named above (c; bf16 rows: of bf16 dot products, "
+    "where the machine has them), or of the memory's bandwidth (m) where that is the limit. error: largest deviation from "
+    "float64 over the largest value, output and gradients. memory: most MiB held during a call beyond its inputs, "
+    "outputs and gradients included."
 )
 # What a terminal that is narrower than the whole table goes without, first what it misses least.
 DISPENSABLE = ("GB/s", "MiB torch", "MiB ours", "GFLOP/s", "error torch", "error ours", "% peak")
@@ -32,6 +32,7 @@ COLUMNS = (
     "op", "shape", "dtype", "pass", "ours ms", "torch ms", "speed-up", "GFLOP/s", "GB/s", "% peak",
     "error ours", "error torch", "MiB ours", "MiB torch",
 )  # fmt: skip
+OTHER_COLUMNS = ("op", "shape", "dtype", "pass", "contender", "ms", "speed-up of ours", "error", "MiB")
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,26 @@ class Line:
     failures: tuple[str, ...]
 
 
-def line_of(row: Row, ceiling: Ceiling) -> Line:
-    """Renders a row. Rates and percentages are ours."""
+def line_of(row: Row, ceiling: Ceiling | None) -> Line:
+    """Renders a row. Rates and percentages are ours; no percentage without a ceiling."""
     ours, peer = row.results["ours"], row.results.get("torch", Result())
     ratio = speed_up(row)
     cells = [row.op, row.shape, row.dtype, row.pass_name, milliseconds(ours), milliseconds(peer)]
     cells.append("" if ratio is None else f"{ratio:.2f}x")
     if ours.timing:
         seconds = ours.timing.median_s
-        percent, limit = percent_of_peak(row, ceiling)
-        cells += [_rate(row.flops / seconds), _rate(row.bytes / seconds), f"{percent:.0f} {limit}"]
+        share = "{:.0f} {}".format(*percent_of_peak(row, ceiling)) if ceiling else ""
+        cells += [_rate(row.flops / seconds), _rate(row.bytes / seconds), share]
     else:
         cells += ["", "", ""]
     cells += [error_text(ours), error_text(peer), _mebibytes(ours), _mebibytes(peer)]
-    failures = tuple(f"{name}: {result.failure}" for name, result in row.results.items() if result.failure)
+    failures = tuple(f"{name}: {row.results[name].failure}" for name in _in_columns(row) if row.results[name].failure)
     return Line(tuple(cells), ratio, failures)
 
 
-def speed_up(row: Row) -> float | None:
-    """How many times faster than torch's our median is; None where one of them failed."""
-    ours, peer = row.results["ours"], row.results.get("torch", Result())
+def speed_up(row: Row, name: str = "torch") -> float | None:
+    """How many times faster than that contender's our median is; None where one of them failed."""
+    ours, peer = row.results["ours"], row.results.get(name, Result())
     return peer.timing.median_s / ours.timing.median_s if ours.timing and peer.timing else None
 
 
@@ -81,10 +82,13 @@ def heading(record: Record) -> list[str]:
         f"{ceiling.bytes_per_s / 1e9:.1f} GB/s{_other_ceilings(ceiling)}"
         for ceiling in record.ceilings
     )
+    peaks = f"measured ceilings (fp32 multiply-add, memory read): {ceilings}"
+    if record.device:
+        peaks = f"{record.device}; {_data_sheet(record.ceiling)}"
     memory = f", {format_bytes(machine.memory_bytes)} memory" if machine.memory_bytes else ""
     return [
         f"{machine.processor}, {machine.usable_cores} cores, {machine.describe_caches()}{memory}",
-        f"measured ceilings (fp32 multiply-add, memory read): {ceilings}",
+        peaks,
         f"CPU target {record.cpu_target}, {record.threads} threads, bigmodel_kernels {versions['bigmodel_kernels']}, "
         f"torch {versions['torch']}, Python {versions['python']}, {machine.system}, "
         f"commit {record.commit or 'unknown'}, {record.created}",
@@ -99,6 +103,29 @@ def _other_ceilings(ceiling: Ceiling) -> str:
         (ceiling.l2_bytes_per_s, "L2 read", "GB/s"),
     ]
     return "".join(f", {name} {rate / 1e9:.0f} {unit}" for rate, name, unit in known if rate)
+
+
+def _data_sheet(ceiling: Ceiling | None) -> str:
+    if ceiling is None:
+        return "its peaks are not listed, so there are no percentages"
+    half, fp32, memory = (
+        value / 1e12 for value in (ceiling.half_flops_per_s, ceiling.flops_per_s, ceiling.bytes_per_s)
+    )
+    return f"its data sheet's peaks: {half:g} TFLOP/s in 16 bits, {fp32:g} in fp32, {memory:g} TB/s"
+
+
+def other_contenders(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """What the main table has no column for: (op, shape, dtype, pass, contender, ms, how many times as fast ours is,
+    error, MiB) of every contender but ours and "torch"; the reason instead of ms where it failed."""
+    lines = []
+    for row in rows:
+        for name, result in row.results.items():
+            if name not in ("ours", "torch"):
+                ratio = speed_up(row, name)
+                time = f"failed: {result.failure}" if result.failure else milliseconds(result)
+                faster = "" if ratio is None else f"{ratio:.2f}x"
+                lines.append((*row.key, name, time, faster, error_text(result), _mebibytes(result)))
+    return lines
 
 
 def summary(rows: Iterable[Row]) -> list[str]:
@@ -126,8 +153,9 @@ def print_heading(record: Record, console: Console) -> None:
     console.print(LEGEND, style="dim", highlight=False)
 
 
-def print_rows(rows: Sequence[Row], ceiling: Ceiling, console: Console) -> None:
-    """Prints one table of these rows; whatever failed is named below it. A narrow console gets fewer columns."""
+def print_rows(rows: Sequence[Row], ceiling: Ceiling | None, console: Console) -> None:
+    """Prints one table of these rows, whatever failed below it, and one of other contenders, if there are any. A narrow
+    console gets fewer columns."""
     shown = list(COLUMNS)
     for name in DISPENSABLE:
         # Measured with room to spare: a measurement never says more than the width that it is given.
@@ -141,9 +169,17 @@ def print_rows(rows: Sequence[Row], ceiling: Ceiling, console: Console) -> None:
     if len(shown) < len(COLUMNS):
         left_out = ", ".join(name for name in COLUMNS if name not in shown)
         console.print(f"Not shown in {console.width} columns: {left_out}", style="dim", highlight=False)
+    others = other_contenders(rows)
+    if others:
+        table = Table(header_style="bold")
+        for name in OTHER_COLUMNS:
+            table.add_column(name, overflow="fold")
+        for line in others:
+            table.add_row(*map(Text, line))
+        console.print(table)
 
 
-def _table(rows: Sequence[Row], ceiling: Ceiling, shown: Sequence[str]) -> Table:
+def _table(rows: Sequence[Row], ceiling: Ceiling | None, shown: Sequence[str]) -> Table:
     table = Table(caption_justify="left", header_style="bold")
     for name in shown:
         table.add_column(name, justify="left" if name in COLUMNS[:4] else "right", no_wrap=True)
@@ -154,9 +190,9 @@ def _table(rows: Sequence[Row], ceiling: Ceiling, shown: Sequence[str]) -> Table
         line = line_of(row, ceiling)
         cells = dict(zip(COLUMNS, map(Text, line.cells), strict=True))
         cells["speed-up"].stylize(_colour(line.speed_up))
-        for name, result in row.results.items():
-            if result.failure:
-                notes.append(f"[{len(notes) + 1}] {' '.join(row.key)}, {name}: {result.failure}")
+        for name in _in_columns(row):
+            if failure := row.results[name].failure:
+                notes.append(f"[{len(notes) + 1}] {' '.join(row.key)}, {name}: {failure}")
                 cells[f"{name} ms"] = Text(f"failed [{len(notes)}]", style="red")
         table.add_row(*(cells[name] for name in shown))
     table.caption = Text("\n".join(notes), style="red") if notes else None
@@ -172,14 +208,27 @@ def markdown(record: Record) -> str:
         cells = list(line.cells)
         if line.failures:
             cells[COLUMNS.index("torch ms")] += " " + "; ".join(line.failures)
-        lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_markdown_row(cells))
+    others = other_contenders(record.rows)
+    if others:
+        lines += ["", _markdown_row(OTHER_COLUMNS), "|" + "---|" * 5 + "---:|" * (len(OTHER_COLUMNS) - 5)]
+        lines += [_markdown_row(line) for line in others]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
 
 
 def report_console() -> Console:
     """A console that wraps no row where nobody can widen it."""
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _in_columns(row: Row) -> list[str]:
+    """The contenders that the main table has columns for."""
+    return [name for name in ("ours", "torch") if name in row.results]
 
 
 def milliseconds(result: Result) -> str:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from bigmodel_kernels.machine import this_machine
+import bigmodel_kernels as bmk
 
 from .calls import largest_error, own_copy, run_once
 from .case import Case, Function, Inputs
+from .device import Device, Processor
 from .harness import Timing, measure, rotations
-from .memory import peak_extra_bytes
 
 
 @dataclass
@@ -70,24 +70,30 @@ def run_cases(
     return rows
 
 
-def run_case(case: Case, budget_s: float, seed: int = 0) -> Row:
-    """Measures error and memory of each contender in one call each, then times them all against each other."""
-    inputs = case.make_inputs(torch.Generator().manual_seed(seed))
-    copies = rotations_of(inputs)
+def run_case(case: Case, budget_s: float, seed: int = 0, device: Device | None = None) -> Row:
+    """Measures error and memory of each contender in one call each, then times them all against each other. device:
+    the processor by default."""
+    device = device or Processor()
+    inputs = _to_device(case.make_inputs(torch.Generator().manual_seed(seed)), device)
+    copies = rotations_of(inputs, device)
     row = Row(case.op, case.shape, case.dtype, case.pass_name, case.flops, case.bytes, copies)
     truth = run_once(case.truth, float64(cropped(case, inputs)), case.differentiable)
     calls = {}
     for name, function in case.contenders.items():
         row.results[name] = result = Result()
+        if name == "ours":
+            function = _with_backend(function, device.backend)
         try:
             calls[name] = _rotating_call(case, function, inputs, copies)
             outputs: list[dict[str, Tensor]] = []
-            result.peak_extra_bytes = peak_extra_bytes(lambda call=calls[name], kept=outputs: kept.append(call(0)))
+            result.peak_extra_bytes = device.peak_extra_bytes(
+                lambda call=calls[name], kept=outputs: kept.append(call(0))
+            )
             result.error = largest_error(cropped(case, outputs.pop()), truth)
         except Exception as error:  # stays in the table, with its error
             calls.pop(name, None)
             result.fail(error)
-    for name, timing in measure(calls, budget_s).items():
+    for name, timing in measure(calls, budget_s, device.sample_ns).items():
         if isinstance(timing, Exception):
             row.results[name].fail(timing)
         else:
@@ -95,11 +101,28 @@ def run_case(case: Case, budget_s: float, seed: int = 0) -> Row:
     return row
 
 
+def _with_backend(function: Function, backend: str | None) -> Function:
+    """The function, with no choice left to it where a backend is named."""
+    if backend is None:
+        return function
+
+    def named(inputs: Inputs) -> Tensor | tuple[Tensor, ...]:
+        with bmk.use_backend(backend):
+            return function(inputs)
+
+    return named
+
+
+def _to_device(inputs: Inputs, device: Device) -> Inputs:
+    return {name: None if tensor is None else tensor.to(device.name) for name, tensor in inputs.items()}
+
+
 def rotating_calls(case: Case, generator: torch.Generator) -> dict[str, Callable[[int], dict[str, Tensor]]]:
     """By contender: turn -> a call on that turn's inputs, its outputs and gradients by name."""
     inputs = case.make_inputs(generator)
     return {
-        name: _rotating_call(case, function, inputs, rotations_of(inputs)) for name, function in case.contenders.items()
+        name: _rotating_call(case, function, inputs, rotations_of(inputs, Processor()))
+        for name, function in case.contenders.items()
     }
 
 
@@ -109,10 +132,10 @@ def _rotating_call(case: Case, function: Function, inputs: Inputs, copies: int) 
     return lambda turn: run_once(function, sets[turn % copies], case.differentiable)
 
 
-def rotations_of(inputs: Inputs) -> int:
-    """How many copies of these inputs a contender rotates on this machine."""
+def rotations_of(inputs: Inputs, device: Device) -> int:
+    """How many copies of these inputs a contender rotates on this device."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)
-    return rotations(size, this_machine().last_level_cache_bytes)
+    return rotations(size, device.cache_bytes)
 
 
 def cropped(case: Case, tensors: Inputs) -> Inputs:

@@ -37,6 +37,7 @@ _HOMES = {
     ],
     "backends": ["explain", "info", "use_backend"],
     "integrations": ["replace_modules"],
+    "warming": ["warm_up"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = ["functional", "integrations", "models", "nn"]

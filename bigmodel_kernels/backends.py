@@ -1,8 +1,9 @@
 """Which implementation runs an op: named by the user, or chosen by device and dtype.
 
-A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu"), `torch.ops.bigmodel_triton`
-("triton"), or the module `reference`. A backend that was named never falls back: what it cannot run raises with the
-reasons. Automatic choice takes the first of `AUTOMATIC_ORDER` that has no reason against it; `explain()` tells what was
+A backend is any object with the ops as attributes: `torch.ops.bigmodel` ("cpu" and "cuda": the dispatcher picks by
+device), `torch.ops.bigmodel_triton` ("triton"), or the module `reference`. A backend that was named never falls back:
+what it cannot run raises with the reasons. Automatic choice takes the first of `AUTOMATIC_ORDER` that has no reason
+against it, and of cuda and triton, where both can run, the one that gpu_choice.py says; `explain()` tells what was
 chosen and why the others were not.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import gpu_choice, ops, reference
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
@@ -24,14 +25,16 @@ OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
+_GPU_BACKENDS = ("cuda", "triton")
+
 # Meta tensors have no data; the ops' fakes, registered beside the CPU kernels, give their shapes.
 _CPU_DEVICES = ("cpu", "meta")
 CPU_OPS = torch.ops.bigmodel
 
 # Empty until `_load_triton` has imported the kernels.
 TRITON_OPS = torch.ops.bigmodel_triton
-TRITON_CAPABILITY = (7, 5)
-TRITON_BFLOAT16_CAPABILITY = (8, 0)
+GPU_CAPABILITY = (7, 5)
+GPU_BFLOAT16_CAPABILITY = (8, 0)
 
 
 class _Forced(threading.local):
@@ -65,15 +68,16 @@ class use_backend:
         forced.name = self.previous
 
 
-def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None = None):
+def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None = None, elements: int | None = None):
     """The object whose attribute `op` runs tensors of this device and dtype.
 
-    Args: `name` a backend, or None for the one forced by `use_backend`, or else automatic choice.
+    Args: `name` a backend, or None for the one forced by `use_backend`, or else automatic choice; `elements` of the
+    call's first tensor, if known.
     Raises: ValueError for an unknown name; RuntimeError, with every reason, if the named backend cannot run this.
     """
     name = forced.name if name is None else name
     if name is None:
-        return _namespace(_automatic(op, device, dtype))
+        return _namespace(_automatic(op, device, dtype, elements))
     _check_name(op, name)
     reasons = _reasons(name, device, dtype)
     if reasons:
@@ -85,7 +89,9 @@ def resolve_for(op: str, x: Tensor, name: str | None = None):
     """`resolve` by a call's first tensor; the common case first, without the cost of looking at x's device."""
     if name is None and forced.name is None and x.is_cpu and x.dtype in KERNEL_DTYPES:
         return CPU_OPS
-    return resolve(op, x.device, x.dtype, name)
+    # A compiled graph must not be bound to one size by this.
+    elements = None if torch.compiler.is_compiling() or not x.is_cuda else x.numel()
+    return resolve(op, x.device, x.dtype, name, elements)
 
 
 def unsupported_reasons(
@@ -110,15 +116,18 @@ def unsupported_reasons(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the op, the backend that runs it (None if none can) and, per backend, why it cannot."""
+    """What `explain` found: the op, the backend that runs it (None if none can), per backend why it cannot and, of the
+    Triton kernels, whether their launches were measured on the device (`bigmodel tune`) or are the default ones."""
 
     op: str
     backend: str | None
     how: str
     reasons: dict[str, list[str]]
+    launches: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.op} runs on: {self.backend or 'nothing'} ({self.how})"]
+        lines += [f"  launches: {self.launches}"] if self.launches else []
         for name, reasons in self.reasons.items():
             if name != self.backend:
                 lines.append(f"  {name}: {'; '.join(reasons) if reasons else 'can run this, not chosen'}")
@@ -141,16 +150,24 @@ def explain(op: str, *tensors: Tensor, **options) -> Explanation:
     first = tensors[:1]
     reasons = {name: unsupported_reasons(op, name, first, options) for name in BACKENDS}
     if named is None:
-        return Explanation(op, _automatic(op, first[0].device, first[0].dtype), "chosen automatically", reasons)
-    _check_name("explain", named)
-    return Explanation(op, None if reasons[named] else named, f"{named} was named, and never falls back", reasons)
+        device, dtype, elements = first[0].device, first[0].dtype, first[0].numel()
+        chosen, how = _automatic(op, device, dtype, elements), "chosen automatically"
+        if chosen in _GPU_BACKENDS and not any(reasons[name] for name in _GPU_BACKENDS):
+            row = gpu_choice.choose(op, torch.cuda.get_device_capability(device), elements)
+            how += f": {row.why}; {'measured' if row.measured else 'no device has measured this'}"
+    else:
+        _check_name("explain", named)
+        chosen, how = None if reasons[named] else named, f"{named} was named, and never falls back"
+    return Explanation(op, chosen, how, reasons, _launches(first[0].device) if chosen == "triton" else "")
 
 
 def info() -> dict:
     """This machine and installation: versions, CPU targets, threads, and for each backend the reasons why it is not
-    available (an empty list: it is).
+    available (an empty list: it is), and for each CUDA device which launches the Triton kernels use there.
     """
     from . import _C
+
+    devices = range(torch.cuda.device_count()) if not _backend_reasons("triton") else ()
 
     return {
         "torch": torch.__version__,
@@ -161,7 +178,16 @@ def info() -> dict:
         "supported_cpu_targets": _C.supported_cpu_targets(),
         "build": _C.build_info(),
         "backends": {name: [*_backend_reasons(name)] for name in BACKENDS},
+        "launches": {f"cuda:{index}": _launches(torch.device("cuda", index)) for index in devices},
     }
+
+
+def _launches(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "the interpreter's own, small ones"
+    from . import tuned_launches
+
+    return tuned_launches.describe(device)
 
 
 def _check_name(op: str, name: str) -> None:
@@ -169,7 +195,9 @@ def _check_name(op: str, name: str) -> None:
         raise ValueError(f"[{op}] backend is {name!r}; expected one of {', '.join(BACKENDS)}, or None")
 
 
-def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
+def _automatic(op: str, device: torch.device, dtype: torch.dtype, elements: int | None = None) -> str:
+    if device.type == "cuda" and not any(_reasons(name, device, dtype) for name in _GPU_BACKENDS):
+        return gpu_choice.choose(op, torch.cuda.get_device_capability(device), elements).backend
     for name in AUTOMATIC_ORDER:
         # On CPU tensors Triton only interprets its kernels: a test of them, and never a choice.
         if not (name == "triton" and device.type == "cpu") and not _reasons(name, device, dtype):
@@ -182,26 +210,53 @@ def _automatic(op: str, device: torch.device, dtype: torch.dtype) -> str:
 def _backend_reasons(name: str) -> tuple[str, ...]:
     """Why a backend is not available at all."""
     if name == "cuda":
-        missing = () if torch.cuda.is_available() else ("torch sees no CUDA device",)
-        return "this version has no CUDA kernels", *missing
+        return _cuda_reasons()
     return _load_triton() if name == "triton" else ()
 
 
+def _cuda_reasons() -> tuple[str, ...]:
+    from . import _C
+
+    built = () if _C.has_cuda() else ("this build has no CUDA kernels: build it with BIGMODEL_CUDA=ON",)
+    return *built, *(() if torch.cuda.is_available() else ("torch sees no CUDA device",))
+
+
 @torch.compiler.assume_constant_result
-def _triton_device_reasons(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """Why Triton cannot run tensors of this device and dtype."""
-    if device.type == "cpu" and _interpreting():
+def _gpu_reasons(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Why a GPU backend cannot run tensors of this device and dtype."""
+    if backend == "triton" and device.type == "cpu" and _interpreting():
         return ()
     if device.type != "cuda" or not torch.cuda.is_available():
-        hint = "" if device.type != "cpu" else ", and CPU tensors where TRITON_INTERPRET=1 was set before the start"
-        return (f"the tensors are on {device}; the triton backend reads cuda tensors{hint}",)
+        interpreted = backend == "triton" and device.type == "cpu"
+        hint = ", and CPU tensors where TRITON_INTERPRET=1 was set before the start" if interpreted else ""
+        return (f"the tensors are on {device}; the {backend} backend reads cuda tensors{hint}",)
     capability = torch.cuda.get_device_capability(device)
     name = f"compute capability {capability[0]}.{capability[1]}"
-    if capability < TRITON_CAPABILITY:
-        return (f"{device} has {name}; the triton backend needs {TRITON_CAPABILITY[0]}.{TRITON_CAPABILITY[1]}",)
-    if dtype == torch.bfloat16 and capability < TRITON_BFLOAT16_CAPABILITY:
+    if capability < GPU_CAPABILITY:
+        return (f"{device} has {name}; the {backend} backend needs {GPU_CAPABILITY[0]}.{GPU_CAPABILITY[1]}",)
+    if dtype == torch.bfloat16 and capability < GPU_BFLOAT16_CAPABILITY:
         return (f"the dtype is torch.bfloat16, which {device} with {name} cannot multiply; float16 and float32 run",)
+    if backend == "cuda" and not _compiled_for(capability):
+        architectures = _cuda_architectures()
+        return (f"{device} has {name}, and this build's CUDA kernels are for {architectures}: set BIGMODEL_CUDA_ARCHS",)
     return ()
+
+
+def _cuda_architectures() -> str:
+    from . import _C
+
+    return _C.build_info()["cuda_architectures"]
+
+
+def _compiled_for(capability: tuple[int, int]) -> bool:
+    """Whether this build has machine code for a device, or PTX that its driver can compile."""
+    for architecture in _cuda_architectures().split(";"):
+        number, _, kind = architecture.partition("-")
+        major, minor = divmod(int(number), 10)
+        same_family = major == capability[0] and minor <= capability[1]
+        if same_family if kind == "real" else (major, minor) <= capability:
+            return True
+    return False
 
 
 @functools.cache
@@ -214,10 +269,12 @@ def _load_triton() -> tuple[str, ...]:
         reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
     if not reasons:
         try:
-            from . import triton
+            from . import triton, tuned_launches
+            from .triton import choice
         except ImportError as error:  # a triton too old, or broken: no reason to fail where another backend can run
             return (f"the package triton cannot be used: {error}",)
         ops.register(triton.NAMESPACE)
+        choice.use_measured(tuned_launches.launches_on)
     return tuple(reasons)
 
 
@@ -233,8 +290,8 @@ def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
         if dtype not in REFERENCE_DTYPES:
             reasons.append(f"the dtype is {dtype}; the reference computes float64, float32, bfloat16 and float16")
         return reasons
-    if name == "triton":
-        reasons += _triton_device_reasons(device, dtype)
+    if name in _GPU_BACKENDS:
+        reasons += _gpu_reasons(name, device, dtype)
     elif name == "cpu" and device.type not in _CPU_DEVICES:
         reasons.append(f"the tensors are on {device}; the cpu backend reads cpu tensors")
     if dtype not in KERNEL_DTYPES:

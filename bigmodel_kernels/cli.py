@@ -1,5 +1,6 @@
-"""`bigmodel`: info, bench, compare, audit and train. What they do lives elsewhere; this only talks."""
+"""`bigmodel`: info, bench, compare, audit, tune and train. What they do lives elsewhere; this only talks."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,8 @@ def info() -> None:
     table.add_row("CPU targets", ", ".join(targets))
     for name, reasons in facts["backends"].items():
         table.add_row(f"backend {name}", "; ".join(reasons) or "[green]available[/green]")
+    for device, launches in facts["launches"].items():
+        table.add_row(f"triton on {device}", launches)
     Console().print(table, highlight=False)
 
 
@@ -73,6 +76,7 @@ def bench(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, for us and torch alike.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
     peers: Annotated[
@@ -88,8 +92,10 @@ def bench(
     if plot or resume:
         raise ValueError("[bench] --plot and --resume belong to --peers")
     from bigmodel_bench import report, suite
+    from bigmodel_bench.device import device_named
 
-    cases = suite.select(op or (), dtype or (), quick)
+    where = device_named(device)
+    cases = suite.select(op or (), dtype or (), quick, device)
     console = report.report_console()
     with _progress(console) as progress:
         task = progress.add_task("starting", total=len(cases))
@@ -97,6 +103,7 @@ def bench(
             cases,
             quick,
             threads,
+            where,
             on_start=lambda record: report.print_heading(record, console),
             on_case=lambda case: progress.update(task, description=" ".join(case.key)),
             on_row=lambda row: progress.advance(task),
@@ -173,17 +180,22 @@ def audit(
     arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also kernels whose code hardly differs from another's: takes hours.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file, as a list.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
 ) -> None:
-    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code."""
+    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code. What
+    was compiled before is taken from Triton's cache."""
     from . import audit as auditing
     from .audit import report
 
     console = report.report_console()
     architectures = arch or auditing.ARCHITECTURES
     selected = {
-        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES)) for each in architectures
+        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every)
+        for each in architectures
     }
     rows = []
     with _progress(console) as progress:
@@ -197,7 +209,71 @@ def audit(
     if json:
         report.save(rows, json)
     if markdown:
-        markdown.write_text(report.markdown(rows))
+        markdown.write_text(report.markdown(rows, " ".join(["bigmodel", *sys.argv[1:]])))
+
+
+@app.command()
+def tune(
+    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="bf16 (also for fp16), fp32 or tf32; may be repeated. bf16 by default.")
+    ] = None,
+    head_dim: Annotated[
+        list[int] | None, typer.Option(help="Of attention; may be repeated. 64 and 128 by default.")
+    ] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Tokens of linear and feed_forward; may be repeated. 8192 by default.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Features of linear and feed_forward.")] = 4096,
+    hidden: Annotated[int, typer.Option(help="Features inside feed_forward.")] = 16384,
+    device: Annotated[int, typer.Option(help="The CUDA device to measure on.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where results go; by default BIGMODEL_TUNE_DIR, or the user's cache.")
+    ] = None,
+) -> None:
+    """Measures on this GPU which launches of the Triton kernels are fastest, and keeps them for later runs."""
+    import torch
+
+    from .tuning.device import limits_of, measured_device
+
+    on = measured_device(device)  # before anything that needs Triton
+
+    from . import tuned_launches
+    from .tuning import problems, report, search
+
+    limits = limits_of(on)
+    half = "bf16" if limits.capability >= 80 else "fp16"
+    wanted = problems.problems(
+        op or problems.OPS, dtype or (half,), head_dim or (64, 128), rows or (8192,), width, hidden
+    )
+    identity = tuned_launches.identity_of(on)
+    console = report.report_console()
+    results, stopped = [], False
+    with torch.cuda.device(on), _progress(console) as progress:
+        overall = progress.add_task("problems", total=len(wanted))
+        task = progress.add_task("", total=None)
+        found = search.tune(
+            wanted,
+            on,
+            identity,
+            limits,
+            folder,
+            on_problem=lambda problem, total: progress.reset(task, total=total, description=str(problem)),
+            on_candidate=lambda: progress.advance(task),
+        )
+        try:
+            for result in found:
+                results.append(result)
+                progress.advance(overall)
+        except KeyboardInterrupt:
+            stopped = True
+    report.print_results(results, identity, console)
+    console.print(f"Kept in {tuned_launches.path_of(identity, folder)}", highlight=False)
+    if folder and folder.resolve() != tuned_launches.default_folder().resolve():
+        console.print(f"To use them: export {tuned_launches.ENVIRONMENT}={folder.resolve()}", highlight=False)
+    if stopped:
+        console.print(f"Stopped after {len(results)} of {len(wanted)} problems.", highlight=False)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _default(name: str, text: str, **options) -> typer.models.OptionInfo:

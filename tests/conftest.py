@@ -10,8 +10,14 @@ import bigmodel_kernels as bmk
 # (backend, CPU target): what a test with the `backend` fixture runs on. Triton: in numpy under TRITON_INTERPRET=1, for
 # most tests' tensors are on the CPU; on a GPU, where op_check.py puts those of every case, under BIGMODEL_TEST_GPU=1.
 CPU_DISPATCHES = [("cpu", target) for target in bmk.supported_cpu_targets()]
-TRITON = os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("BIGMODEL_TEST_GPU") == "1"
-DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not bmk.info()["backends"]["triton"])
+ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1"
+TRITON = os.environ.get("TRITON_INTERPRET") == "1" or ON_GPU
+MISSING = bmk.info()["backends"]["triton"]
+DISPATCHES = CPU_DISPATCHES + [("triton", None)] * (TRITON and not MISSING)
+# Without a GPU the tests that were asked to run on one are there, and say why they do not.
+SKIPPED = [pytest.param(("triton", None), marks=pytest.mark.skip(reason="; ".join(MISSING)))] * (
+    ON_GPU and bool(MISSING)
+)
 
 _collected: set[tuple] = set()
 _dispatched: set[tuple] = set()
@@ -31,7 +37,34 @@ def pytest_report_header(config):
     return lines
 
 
-@pytest.fixture(params=DISPATCHES, ids=lambda dispatch: dispatch[1] or dispatch[0])
+@pytest.fixture(autouse=True, scope="session")
+def patched_once_per_launch():
+    """Triton's interpreter exchanges the functions of triton.language before a launch, and again at every call of a
+    helper, which finds it done and takes much of the time. Here a launch does it once for each module that it calls."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    done = set()
+
+    def patch_once(fn):
+        if id(fn.__globals__) not in done:
+            done.add(id(fn.__globals__))
+            return patch(fn)
+
+    def launch_afresh(*arguments, **options):
+        done.clear()
+        return launch(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_afresh)
+        yield
+
+
+@pytest.fixture(params=DISPATCHES + SKIPPED, ids=lambda dispatch: dispatch[1] or dispatch[0])
 def backend(request):
     """The backend's name, with the CPU target forced for the length of the test."""
     name, target = request.param

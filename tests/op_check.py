@@ -3,6 +3,7 @@
 import os
 from functools import cache
 
+import pytest
 import torch
 
 from bigmodel_kernels import backends
@@ -11,6 +12,10 @@ from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Random cases per test: fewer where Triton's interpreter takes seconds for what a kernel does in microseconds.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What random cases draw from: on a GPU that multiplies no bfloat16 the others only, which the other tests skip there.
+ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1" and torch.cuda.is_available()
+OLD_GPU = ON_GPU and torch.cuda.get_device_capability() < backends.TRITON_BFLOAT16_CAPABILITY
+RANDOM_DTYPES = [dtype for dtype in DTYPES if not (OLD_GPU and dtype == torch.bfloat16)]
 EXAMPLES = 10 if INTERPRETED else 40
 dtype_name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
 
@@ -22,6 +27,14 @@ def ops_of(backend: str):
 
 def device_of(backend: str) -> str:
     return "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+
+
+def moved(x: torch.Tensor | None, device: str) -> torch.Tensor | None:
+    """x on a device in the same memory layout, with what lies before and between its elements; `to` tidies up."""
+    if x is None or x.device.type == device:
+        return x
+    size = x.untyped_storage().nbytes() // x.element_size()
+    return x.as_strided((size,), (1,), 0).to(device).as_strided(x.size(), x.stride(), x.storage_offset())
 
 
 def leaves(inputs: dict) -> dict:
@@ -40,14 +53,14 @@ def grad_outputs(outputs: dict, dtype: torch.dtype) -> dict:
         grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype).to(output.dtype)
         if grad.dim() > 1:
             grad = grad.transpose(-1, -2).contiguous().transpose(-1, -2)
-        grads[name] = grad.to(output.device)
+        grads[name] = moved(grad, output.device.type)
     return grads
 
 
 def run_with_gradients(case, inputs: dict, dtype: torch.dtype, backend: str) -> tuple[dict, dict]:
     """Outputs, and the gradients of every differentiable input."""
     device = device_of(backend)
-    inputs = leaves({name: x if x is None else x.to(device) for name, x in inputs.items()})
+    inputs = leaves({name: moved(x, device) for name, x in inputs.items()})
     outputs = case.run(inputs, backend)
     wanted = {name: x for name, x in inputs.items() if x is not None and x.requires_grad}
     given = grad_outputs(outputs, dtype)
@@ -69,8 +82,18 @@ def expected(case, dtype: torch.dtype) -> tuple:
     return run_with_gradients(case, wide, dtype, "reference"), run_with_gradients(case, inputs, dtype, "reference")
 
 
+def skip_what_the_device_lacks(dtype: torch.dtype, backend: str) -> None:
+    """With the backend's own reasons: bfloat16 on GPUs before Ampere."""
+    if device_of(backend) != "cpu":
+        tensor = torch.empty(0, dtype=dtype, device=device_of(backend))
+        reasons = backends.unsupported_reasons("attention", backend, (tensor,))
+        if reasons:
+            pytest.skip("; ".join(reasons))
+
+
 def check_case(case, dtype: torch.dtype, backend: str) -> None:
     """Outputs and gradients of the case are as near the float64 truth as the tolerance rule asks."""
+    skip_what_the_device_lacks(dtype, backend)
     outputs, grads = run_with_gradients(case, case.inputs(dtype), dtype, backend)
     (true_outputs, true_grads), (reference_outputs, reference_grads) = expected(case, dtype)
     for name, output in outputs.items():
@@ -81,10 +104,11 @@ def check_case(case, dtype: torch.dtype, backend: str) -> None:
 
 def check_repeats(case, dtype: torch.dtype, backend: str) -> None:
     """The same bits again, after other work has used the same memory and threads."""
-    inputs = case.inputs(dtype)
+    skip_what_the_device_lacks(dtype, backend)
+    inputs, device = case.inputs(dtype), device_of(backend)
     first = run_with_gradients(case, inputs, dtype, backend)
     for size in (3, 4096):
-        torch.randn(size, size % 97 + 1) @ torch.randn(size % 97 + 1, 50)
+        torch.randn(size, size % 97 + 1, device=device) @ torch.randn(size % 97 + 1, 50, device=device)
         second = run_with_gradients(case, inputs, dtype, backend)
         for before, after in zip(first, second, strict=True):
             for name in before:

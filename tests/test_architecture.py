@@ -20,16 +20,32 @@ MAY_IMPORT = {
     "triton": set(),
     "checks": set(),
     "machine": set(),
+    "tuned_launches": {"triton"},
     "ops": {"_C", "checks", "reference"},
-    "backends": {"_C", "ops", "reference", "triton"},
+    "gpu_choice": set(),
+    "backends": {"_C", "gpu_choice", "ops", "reference", "triton", "tuned_launches"},
     "functional": {"backends", "checks", "ops", "reference"},
+    "warming": {"backends", "functional"},
     "nn": {"functional"},
     "models": {"functional", "nn"},
     "integrations": {"functional", "models", "nn"},
     "testing": {"_C", "backends", "functional", "models", "nn", "reference"},
     "audit": {"triton"},
+    "tuning": {"testing", "triton", "tuned_launches"},
     "training": {"_C", "functional", "integrations", "machine", "models", "nn"},
-    "cli": {"_C", "audit", "backends", "functional", "integrations", "machine", "models", "nn", "training"},
+    "cli": {
+        "_C",
+        "audit",
+        "backends",
+        "functional",
+        "integrations",
+        "machine",
+        "models",
+        "nn",
+        "training",
+        "tuned_launches",
+        "tuning",
+    },
 }
 # The only imports from outside that these parts may have: they are read and run where nothing else is installed.
 ONLY_FROM = {
@@ -132,6 +148,13 @@ def test_devices_do_not_include_each_other_or_torch(device, other):
     for path in cxx_files(f"csrc/{device}"):
         wrong = [name for name in includes_of(path) if name.startswith((f"{other}/", "torch/", "pybind11/", "Python"))]
         assert not wrong, f"{path.name} includes {wrong}"
+
+
+def test_kernels_are_launched_in_one_place_and_assembly_is_in_one_file():
+    """`<<<` and cudaLaunchKernel only in launch.cuh, inline assembly only in ptx.cuh."""
+    for words, home in (("<<<|cudaLaunchKernel", "launch.cuh"), (r"\basm\b", "ptx.cuh")):
+        found = {path.name for path in cxx_files("csrc/cuda") if re.search(words, path.read_text())}
+        assert found == {home}, f"{words} is found in {sorted(found)}"
 
 
 def test_the_binding_includes_torch_only_through_its_stable_interface():

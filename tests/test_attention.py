@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from op_check import (
     DTYPES,
     EXAMPLES,
+    RANDOM_DTYPES,
     check_case,
     check_repeats,
     dtype_name,
@@ -72,7 +73,7 @@ def any_case(draw):
 @settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(case=any_case(), dtype=st.sampled_from(DTYPES))
+@given(case=any_case(), dtype=st.sampled_from(RANDOM_DTYPES))
 def test_random_case(backend, case, dtype):
     check_case(case, dtype, backend)
 

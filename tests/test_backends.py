@@ -48,7 +48,10 @@ def test_automatic_choice():
     assert backends.resolve("linear", cpu, torch.float32) is torch.ops.bigmodel
     assert backends.resolve("linear", cpu, torch.bfloat16) is torch.ops.bigmodel
     assert backends.resolve("linear", cpu, torch.float64) is reference
-    assert backends.resolve("linear", torch.device("cuda"), torch.float32) is reference
+    on_gpu = (
+        torch.ops.bigmodel_triton if torch.cuda.is_available() and not bmk.info()["backends"]["triton"] else reference
+    )
+    assert backends.resolve("linear", torch.device("cuda"), torch.float32) is on_gpu
     assert backends.resolve("linear", torch.device("meta"), torch.float32) is torch.ops.bigmodel
 
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 from bigmodel_bench import compare, harness, report, suite
 from bigmodel_bench.case import Case, random_tensor
+from bigmodel_bench.device import data_sheet, device_named
 from bigmodel_bench.machine import Ceiling, measure_ceilings, thread_counts
 from bigmodel_bench.memory import peak_extra_bytes
 from bigmodel_bench.record import load_record, new_record
 from bigmodel_bench.run import run_case
 from rich.console import Console
+
+import bigmodel_kernels as bmk
 
 MEBIBYTE = 1 << 20
 
@@ -247,3 +250,131 @@ def test_comparison_pairs_rows_and_draws(tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"^\[compare\] the two records share no row"):
         compare.draw(record_of(fast), record_of(other), tmp_path / "none.png")
+
+
+class Elsewhere:
+    """A device that is this processor under another clock, memory and name: what a CUDA device changes, without one."""
+
+    name = "cpu"
+    cache_bytes = 1
+
+    def __init__(self, backend=None):
+        self.backend = backend
+        self.sampled = 0
+
+    def ceilings(self, threads, progress):
+        return data_sheet("NVIDIA H100 80GB HBM3")
+
+    def peak_extra_bytes(self, call):
+        call()
+        return 12345
+
+    def sample_ns(self, call, first_turn, calls):
+        self.sampled += calls
+        for turn in range(first_turn, first_turn + calls):
+            call(turn)
+        return 2_000_000 * calls
+
+    def describe(self):
+        return "NVIDIA H100 80GB HBM3, backend triton"
+
+
+def test_a_device_brings_clock_memory_cache_and_backend():
+    seen = []
+
+    def ours(inputs):
+        seen.append(bmk.backends.resolve("attention", torch.device("cpu"), torch.float32))
+        return double(inputs)
+
+    device = Elsewhere(backend="reference")
+    row = run_case(case_of({"ours": ours, "torch": double, "torch other": fail}), 0.01, device=device)
+    assert row.results["ours"].timing.median_s == 0.002 and device.sampled > 6
+    assert row.results["torch"].peak_extra_bytes == 12345
+    assert row.rotations == 1  # inputs of many times its cache
+    assert all(backend is bmk.reference for backend in seen)
+    assert row.results["torch other"].failure == "RuntimeError: no kernel for this"
+
+
+def test_other_contenders_have_a_table_of_their_own(tmp_path):
+    contenders = {"ours": double, "torch": double, "torch math": lambda inputs: inputs["x"] * 2.5, "torch flash": fail}
+    row = run_case(case_of(contenders, dtype="bf16"), 0.01, device=Elsewhere())
+    record = new_record(Elsewhere().ceilings(1, print), quick=True, device=Elsewhere().describe())
+    record.rows.append(row)
+    record.save(tmp_path / "record.json")
+    again = load_record(tmp_path / "record.json")
+    assert again == record
+    heading = "\n".join(report.heading(again))
+    assert (
+        "NVIDIA H100 80GB HBM3, backend triton; its data sheet's peaks: 989 TFLOP/s in 16 bits, 67 in fp32" in heading
+    )
+    for text in (printed(report.print_rows, again.rows, again.ceiling), report.markdown(again)):
+        assert "torch math" in text and "1.00x" in text
+        assert "failed: RuntimeError: no kernel for this" in text
+    assert "failed: 1" in report.summary(again.rows)
+
+
+def test_percentages_are_of_the_peak_of_the_dtype():
+    (ceiling,) = data_sheet("NVIDIA H100 80GB HBM3")
+    half = run_case(case_of({"ours": double}, dtype="fp16"), 0.01, device=Elsewhere())
+    single = run_case(case_of({"ours": double}), 0.01, device=Elsewhere())
+    for row, peak in ((half, 989e12), (single, 67e12)):
+        row.flops = 10**12
+        assert report.percent_of_peak(row, ceiling) == (pytest.approx(100 * 1e12 / peak / 0.002), "c")
+
+
+def test_a_device_of_another_name_has_no_percentages():
+    assert data_sheet("NVIDIA H100") == []
+    row = run_case(case_of({"ours": double, "torch": double}), 0.01, device=Elsewhere())
+    record = new_record([], quick=True, device="something new")
+    record.rows.append(row)
+    assert record.ceiling is None
+    assert "its peaks are not listed" in "\n".join(report.heading(record))
+    assert dict(zip(report.COLUMNS, report.line_of(row, None).cells, strict=True))["% peak"] == ""
+    assert "1.00x" in printed(compare.print_comparison, record, record)
+
+
+@pytest.mark.parametrize("op", suite.OPS)
+def test_cuda_devices_have_cases_of_their_own(op):
+    cases = suite.select([op], device="cuda:1")
+    keys = [case.key for case in cases]
+    assert len(keys) == len(set(keys)) > 0
+    assert {case.dtype for case in cases} == {"fp32", "bf16", "fp16"}
+    flops = {device: max(case.flops for case in suite.select([op], device=device)) for device in ("cpu", "cuda")}
+    assert flops["cuda"] > flops["cpu"]
+
+
+def test_attention_on_cuda_meets_everything_that_torch_has():
+    names = {name for case in suite.select(["attention"], device="cuda") for name in case.contenders}
+    assert names == {"ours", "torch", "torch flash", "torch efficient", "torch cudnn", "torch math", "torch flex"}
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"padding": True}, {"causal": True, "kv_heads": 1}], ids=str)
+def test_attention_contenders_of_cuda_agree(options):
+    """Those of torch's that run on a CPU; the rest must say why they do not. FlexAttention without its compiler."""
+    from bigmodel_bench.bench_attention import Shape, contenders, make_inputs
+    from bigmodel_bench.torch_attention import with_flex
+
+    shape = Shape(2, 2, 128, 16, **options)
+    inputs = make_inputs(shape, "fp32", torch.Generator().manual_seed(0))
+    functions = contenders(shape, "cuda") | {"torch flex": with_flex(shape.causal, shape.lengths, compiled=False)}
+    with torch.no_grad():
+        expected = functions.pop("ours")(inputs)
+        for name, function in functions.items():
+            if name in ("torch efficient", "torch cudnn"):
+                with pytest.raises(RuntimeError, match="[Nn]o (available kernel|viable backend)"):
+                    function(inputs)
+            else:
+                torch.testing.assert_close(function(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", r"^\[bench\] 'gpu' is no device that is known; expected cpu, cuda or cuda:<number>"),
+        ("cuda:x", r"^\[bench\] 'cuda:x' is no device that is known"),
+        ("cuda:99", r"^\[bench\] there is no device cuda:99: torch .* sees \d+ CUDA devices"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        device_named(name)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from bigmodel_bench import harness, report
+from bigmodel_bench import harness
+from bigmodel_bench import report as suite_report
 from bigmodel_bench.case import Case, random_tensor
 from bigmodel_bench.machine import Ceiling
 from bigmodel_bench.peers import conductor, families, goals, plot, suite, verdict
@@ -21,7 +22,7 @@ from bigmodel_bench.peers.rows import Norm, PeerRow, rows
 from bigmodel_bench.record import load_record, new_record
 from bigmodel_bench.run import Result, Row
 
-# An engine whose contenders double x. Each call is noted in a file that all workers share, so that the turns can be read.
+# An engine whose contenders double x. Each call is noted in a file that all workers share: the turns can be read there.
 ENGINE = """
 import os, time
 
@@ -208,7 +209,7 @@ def test_every_row_is_named_once_survives_the_pipe_and_has_counts():
 
 
 def test_goals_belong_to_rows_that_exist():
-    assert set(key[:4] for key in goals.ELSEWHERE) <= set(keys_of(rows()))
+    assert {key[:4] for key in goals.ELSEWHERE} <= set(keys_of(rows()))
 
 
 def test_rows_are_selected_by_op_and_dtype():
@@ -289,8 +290,8 @@ def test_records_with_peers_are_read_again_and_drawn(tmp_path):
 
 def test_bf16_rows_are_divided_by_the_dot_products_peak_where_there_is_one():
     row = Row("linear", "x", "bf16", "fwd", 100, 1, 1, {"ours": timed(1.0)})
-    assert report.percent_of_peak(row, Ceiling(1, 1000.0, 1e9, 2000.0)) == (pytest.approx(5), "c")
-    assert report.percent_of_peak(row, Ceiling(1, 1000.0, 1e9)) == (pytest.approx(10), "c")
+    assert suite_report.percent_of_peak(row, Ceiling(1, 1000.0, 1e9, 2000.0)) == (pytest.approx(5), "c")
+    assert suite_report.percent_of_peak(row, Ceiling(1, 1000.0, 1e9)) == (pytest.approx(10), "c")
 
 
 def test_a_run_goes_on_where_it_stopped(folder, monkeypatch):

@@ -35,6 +35,64 @@ def test_offsets_of_64_bits():
     assert torch.equal(wide, bmk.linear(x.clone(), weight.clone(), activation="silu", backend="triton"))
 
 
+APART = 2**26  # 40 rows of a tile, so far apart, span more than 2^31 elements
+
+
+def far_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors, of one batch and one head, with rows that lie APART. They share one storage, side by side, of which
+    only what they occupy is ever touched: the system lends memory for nothing else."""
+    rows = max(x.shape[2] for x in tensors)
+    width = sum(x.shape[3] for x in tensors)
+    storage = torch.empty((rows - 1) * APART + width, dtype=tensors[0].dtype, device=DEVICE)
+    placed, start = [], 0
+    for x in tensors:
+        far = storage.as_strided(x.shape, (1, 1, APART, 1), start)
+        placed.append(far.copy_(x))
+        start += x.shape[3]
+    return placed
+
+
+def attention_and_gradients(tensors, grad, options, backend="triton"):
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
+    names = ("query", "key", "value", "mask")[: len(leaves)]
+    output = bmk.attention(**dict(zip(names, leaves, strict=True)), **options, backend=backend)
+    wanted = [x for x in leaves if x.requires_grad]
+    return [output.detach(), *torch.autograd.grad(output, wanted, grad)]
+
+
+@pytest.mark.parametrize("far", ["all", "grad_output", "mask_columns"])
+def test_attention_with_offsets_of_64_bits(far, monkeypatch):
+    """Forward and backward: where the elements lie changes no bit of the result."""
+    from bigmodel_kernels.triton import attention_launch
+    from bigmodel_kernels.triton.attention_inputs import needs_wide, view
+
+    # Tiles of all rows at once, so that offsets inside of them need more than 31 bits in every pass.
+    def whole(*arguments):
+        return attention_launch.Launch(64, 64, 4, 1)
+
+    for module in ("attention_forward", "attention_backward"):
+        monkeypatch.setattr(f"bigmodel_kernels.triton.{module}.attention_launch", whole)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, grad = (
+        torch.randn(1, 1, 40, size, generator=generator).half().to(DEVICE) for size in (16, 16, 24, 24)
+    )
+    mask = torch.randn(1, 1, 40, 40, generator=generator).half().to(DEVICE)
+    expected = attention_and_gradients([query, key, value, mask], grad, {"causal": "bottom_right"})
+    reference = attention_and_gradients([query, key, value, mask], grad, {"causal": "bottom_right"}, "reference")
+    for ours, theirs in zip(expected, reference, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    if far == "all":
+        query, key, value, mask = far_rows(query, key, value, mask)
+    elif far == "grad_output":
+        (grad,) = far_rows(grad)
+    else:
+        (mask,) = (x.mT for x in far_rows(mask.mT.contiguous()))
+    assert any(needs_wide(view(x), 40) for x in (query, key, value, grad, mask))
+    found = attention_and_gradients([query, key, value, mask], grad, {"causal": "bottom_right"})
+    for ours, near in zip(found, expected, strict=True):
+        assert torch.equal(ours, near)
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_widest_rows(kind):
     generator = torch.Generator().manual_seed(0)

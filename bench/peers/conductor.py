@@ -1,6 +1,6 @@
 """Lets workers take turns: only one computes at any time, and all have seen the same inputs.
 
-Inputs and truth go to the workers in one file, times come back over their pipes; harness.race does the rounds.
+Inputs and truth go to the workers in one file, times come back over their pipes; harness.measure does the rounds.
 """
 
 import json
@@ -15,7 +15,8 @@ import torch
 
 from ..calls import run_once
 from ..case import Case
-from ..harness import race
+from ..device import Processor
+from ..harness import measure
 from ..run import Result, Row, cropped, float64, rotations_of
 from . import families
 from .cases import case_of
@@ -159,7 +160,7 @@ class Ensemble:
                 if "failure" not in outcome:
                     samplers[contender] = partial(self._sample_ns, name, variant)
         data.unlink()
-        for contender, timing in race(samplers, budget_s).items():
+        for contender, timing in measure(samplers, budget_s, _remotely).items():
             if isinstance(timing, Exception):
                 result.results[contender].failure = str(timing)
             else:
@@ -182,6 +183,11 @@ class Ensemble:
         return reply["ns"]
 
 
+def _remotely(sampler: Callable[[int, int], int], first_turn: int, calls: int) -> int:
+    """The clock of a contender elsewhere: its worker's own."""
+    return sampler(first_turn, calls)
+
+
 def pass_name(row: PeerRow, case: Case) -> str:
     """A training step is a whole one, though nothing of it is asked back."""
     return "step" if case.op == "training" else "fwd+bwd" if row.backward else "fwd"
@@ -198,7 +204,7 @@ def write_data(row: PeerRow, case: Case, path: Path) -> int:
     if not case.differentiable:
         inputs = {name: tensor for name, tensor in inputs.items() if not name.startswith("grad_")}
     torch.save({"inputs": inputs, "differentiable": list(case.differentiable), "truth": truth}, path)
-    return 1 if row.has_parameters else rotations_of(inputs)
+    return 1 if row.has_parameters else rotations_of(inputs, Processor())
 
 
 def run_rows(

@@ -27,7 +27,7 @@ from typing import TextIO
 import torch
 
 from ..calls import largest_error, own_copy
-from ..harness import sample_ns
+from ..harness import wall_clock_ns
 from .rows import PeerRow
 
 # A worker answers only when its threads have gone to sleep, so that none spins in another's time. It gives up after
@@ -85,7 +85,7 @@ class Worker:
     def sample(self, contender: str, turn: int, calls: int) -> dict:
         gc.disable()
         try:
-            elapsed = sample_ns(self._contenders[contender].call, turn, calls)
+            elapsed = wall_clock_ns(self._contenders[contender].call, turn, calls)
         except Exception as error:
             return {"failure": failure_of(error)}
         finally:

@@ -24,6 +24,7 @@ class Architecture:
     registers: int = 65536
     exps: int = 16
     shared_load_bytes: int = 128
+    issues: int = 4  # instructions, each by a warp: one by each of four schedulers
 
 
 def _rates(tflops: float, gigabytes_per_s: float, multiprocessors: int, gigahertz: float) -> tuple[float, float]:

@@ -24,5 +24,7 @@ def compile_case(case: AuditCase, capability: int) -> Compiled:
     attributes = {path: [["tt.divisibility", 16]] for path in case.divisible_by_16}
     source = ASTSource(case.kernel, case.signature, case.constexprs, attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+    if case.max_registers is not None:
+        options["maxnreg"] = case.max_registers
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
     return Compiled(read_machine_code(kernel.asm["cubin"], _TOOLS), kernel.metadata.shared)

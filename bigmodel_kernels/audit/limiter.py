@@ -1,7 +1,8 @@
 """Which unit a kernel's inner loop would wait for: clocks of one iteration of one block, by unit, on paper.
 
 The longest is the predicted limiter. It assumes that units overlap perfectly and that caches hold what neighbouring
-blocks share, so that it says what to look at, and not how fast the kernel is.
+blocks share, so that it says what to look at, and not how fast the kernel is. Of a kernel without products the
+"iteration" is one pass through all of its code.
 """
 
 import math
@@ -10,59 +11,96 @@ from dataclasses import dataclass
 
 from ..triton.audit_case import AuditCase
 from .architectures import Architecture
-from .machine_code import MachineCode
+from .machine_code import Counts, MachineCode
+
+_LANES = 32
 
 
 @dataclass(frozen=True)
 class Prediction:
     limiter: str
     clocks: dict[str, float]
-
-    def __str__(self) -> str:
-        clocks = ", ".join(f"{unit} {clocks:.0f}" for unit, clocks in self.clocks.items())
-        return f"{self.limiter} (clocks of an iteration: {clocks})" if clocks else self.limiter
+    arithmetic: dict[str, str]  # by unit: the division that the clocks are the result of
+    exps_per_score: float | None  # of attention: exponentials in the code over those that the softmax needs
 
 
-def mma_expected(case: AuditCase, architecture: Architecture) -> float:
+def mma_kind(architecture: Architecture, counts: Counts) -> str:
+    """What multiplies: the architecture's own instruction, or HMMA where tiles are too low for it."""
+    kinds = {name.split(".")[0] for name in counts.mma}
+    return kinds.pop() if len(kinds) == 1 else architecture.mma
+
+
+def mma_expected(case: AuditCase, architecture: Architecture, kind: str) -> float:
     """Tensor-core instructions that one iteration's products need, per warp (HMMA), warp group (HGMMA) or block
     (UTCHMMA); 0 for fp32, which ordinary units multiply."""
     if case.dtype == "fp32":
         return 0
-    if architecture.mma == "HMMA":
+    if kind == "HMMA":
         depth = 8 if architecture.name == "sm_75" else 16
         return sum(m * n * k for m, n, k in case.dots) / (16 * 8 * depth) / case.num_warps
-    if architecture.mma == "HGMMA":
+    if kind == "HGMMA":
         groups = case.num_warps // 4
         return sum(max(m / 64 / groups, 1) * (k / 16) * math.ceil(n / 256) for m, n, k in case.dots)
     return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / 16) for m, n, k in case.dots)
 
 
-def predict(case: AuditCase, architecture: Architecture, code: MachineCode, l2_reuse: float) -> Prediction:
-    """l2_reuse: how many blocks read an operand from the L2 cache once memory has delivered it."""
-    if not case.dots:
-        return Prediction("memory: no products, each element is read once", {})
+def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts) -> float:
+    """How many iterations' products the code holds, as it does more than one where the compiler unrolled or peeled."""
+    expected = mma_expected(case, architecture, mma_kind(architecture, counts))
+    if counts.mma and expected:
+        return counts.mma_count / expected
+    needed = sum(m * n * k for m, n, k in case.dots)
+    # Among the multiply-adds are some that belong to no product.
+    return max(1, round(counts.fp32_multiply_adds * _LANES * case.num_warps / needed)) if needed else 1
+
+
+def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> Prediction:
+    counts = code.loop or code.whole
+    held = iterations_held(case, architecture, counts)
+    warps = case.num_warps / held  # the code of one iteration, times this, is what a block runs in one iteration
+    exps = counts.exps * _LANES * warps
+    if case.iterations and code.loop:  # of the whole block, by iteration
+        exps += (code.whole.exps - code.loop.exps) * _LANES * case.num_warps / case.iterations
+    moved = case.bytes_loaded / case.readers + case.bytes_alone if case.dots else counts.global_bytes * _LANES * warps
     # Without tensor-core instructions the products run on the ordinary units, whatever their dtype.
-    unit, rate = ("mma", architecture.mma_flops) if code.mma else ("fp32", architecture.fp32_flops)
-    clocks = {
-        unit: case.mma_flops / rate,
-        "exp": case.exps / architecture.exps,
-        "shared memory": _shared_bytes(case, architecture, code) / architecture.shared_load_bytes,
-        "memory": case.bytes_loaded / l2_reuse / architecture.memory_bytes,
+    unit, rate = ("mma", architecture.mma_flops) if code.whole.mma else ("fp32", architecture.fp32_flops)
+    shared = _shared_bytes(case, architecture, counts, warps)
+    work = {
+        unit: (case.mma_flops, rate, "operations"),
+        "exp": (exps, architecture.exps, "exponentials"),
+        "shared memory": (shared, architecture.shared_load_bytes, "bytes"),
+        "memory": (moved, architecture.memory_bytes, "bytes"),
+        "issue": (counts.instructions * warps, architecture.issues, "instructions"),
     }
-    clocks = {unit: value for unit, value in clocks.items() if value > 0}
-    return Prediction(max(clocks, key=clocks.get), clocks)
+    work = {unit: each for unit, each in work.items() if each[0] > 0}
+    clocks = {unit: amount / rate for unit, (amount, rate, _) in work.items()}
+    arithmetic = {
+        unit: f"{amount:.0f} {what} / {rate:.4g} per clock = {clocks[unit]:.0f}"
+        for unit, (amount, rate, what) in work.items()
+    }
+    per_score = counts.exps * _LANES * warps / case.exps if case.exps else None
+    return Prediction(max(clocks, key=clocks.get), clocks, arithmetic, per_score)
 
 
-def _shared_bytes(case: AuditCase, architecture: Architecture, code: MachineCode) -> float:
-    """What an iteration writes to shared memory and reads from it."""
-    found, expected = sum(code.mma.values()), mma_expected(case, architecture)
-    if not found or not expected:
+def _shared_bytes(case: AuditCase, architecture: Architecture, counts: Counts, warps: float) -> float:
+    """What an iteration writes to shared memory and reads from it. Only where tensor cores multiply: what ordinary
+    units read, many lanes read at the same address, which costs less than its bytes."""
+    if not counts.mma:
         return 0
-    copies = found / expected  # the loop's body appears more than once: peeled, unrolled
-    if architecture.mma == "HMMA":
-        return case.bytes_loaded + code.matrix_loads * 512 * case.num_warps / copies
-    if architecture.mma == "HGMMA":
-        shapes = ((re.search(r"64x(\d+)x16", name), count) for name, count in code.mma.items())
-        read = sum((64 + int(shape[1])) * 16 * 2 * count for shape, count in shapes if shape)
-        return case.bytes_loaded + read * case.num_warps / 4 / copies
-    return 2 * case.bytes_loaded
+    moved = counts.shared_bytes * warps
+    kind = mma_kind(architecture, counts)
+    if kind == "HGMMA":
+        return moved + _read_by_warp_groups(counts) * warps / 4
+    if kind == "UTCHMMA":
+        shared = 1 - sum(counts.register_mma.values()) / counts.mma_count
+        return moved + sum(2 * k * (n + m * shared) for m, n, k in case.dots)
+    return moved
+
+
+def _read_by_warp_groups(counts: Counts) -> int:
+    """Both factors of HGMMA, 64 rows by 16 and 16 by the name's columns, unless registers hold the left one."""
+    read = 0
+    for name, count in counts.mma.items():
+        columns = int(re.search(r"64x(\d+)x16", name)[1])
+        read += 16 * 2 * (columns * count + 64 * (count - counts.register_mma.get(name, 0)))
+    return read

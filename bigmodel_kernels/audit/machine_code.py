@@ -1,4 +1,5 @@
-"""Machine code of a cubin as counts: registers, spills, tensor-core instructions, loads by width, exponentials.
+"""Machine code of a cubin as counts: registers, spills, tensor-core instructions, loads by width, exponentials, of all
+of the code and of its inner loop.
 
 nvdisasm and cuobjdump ship with Triton.
 """
@@ -7,13 +8,45 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w.]+)?)")
+from .disassembly import Instruction, hot_loop, parse
+
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _MMA = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "QMMA", "OMMA", "IMMA")
 _BYTES = {"256": 32, "128": 16, "64": 8, "": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+_LANES = 32
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a stretch of code holds."""
+
+    instructions: int
+    mma: dict[str, int]  # tensor-core instructions by full name, as HMMA.16816.F32.BF16
+    register_mma: dict[str, int]  # those of them whose left factor does not come from shared memory
+    fp32_multiply_adds: int
+    exps: int
+    global_loads: dict[int, int]  # by bytes per thread; copies to shared memory count too
+    global_stores: dict[int, int]
+    bulk_loads: int  # tensor memory accelerator
+    shared_bytes: int  # that a warp moves between shared memory and registers, or copies to it from global memory
+
+    @property
+    def mma_count(self) -> int:
+        return sum(self.mma.values())
+
+    @property
+    def mma_share(self) -> float:
+        """Of all instructions, those that multiply matrices: on the tensor cores, or without those in fp32."""
+        return (self.mma_count or self.fp32_multiply_adds) / self.instructions
+
+    @property
+    def global_bytes(self) -> int:
+        """That a thread reads and writes."""
+        return sum(width * count for moves in (self.global_loads, self.global_stores) for width, count in moves.items())
 
 
 @dataclass(frozen=True)
@@ -22,13 +55,8 @@ class MachineCode:
     stack_bytes: int
     spill_instructions: int  # LDL and STL
     static_shared_bytes: int
-    mma: dict[str, int]  # tensor-core instructions by full name, as HMMA.16816.F32.BF16
-    global_loads: dict[int, int]  # by bytes per thread; copies to shared memory count too
-    bulk_loads: int  # tensor memory accelerator
-    matrix_loads: int  # ldmatrix of four 8x8 matrices, 512 bytes by a warp; fewer matrices count as parts
-    exps: int
-    fp32_multiply_adds: int
-    instructions: int
+    whole: Counts
+    loop: Counts | None  # the inner loop over whole tiles; None without products in a loop
 
 
 def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
@@ -37,20 +65,32 @@ def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _USAGE.search(_output(tools / "cuobjdump", "-res-usage", path))
-        names = Counter(_INSTRUCTION.findall(_output(tools / "nvdisasm", "-c", path)))
+        instructions, loops = parse(_output(tools / "nvdisasm", "-c", path))
     registers, stack, shared, _ = (int(each) for each in usage.groups())
+    on_tensor_cores = any(each.family in _MMA for each in instructions)
+    loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds)
     return MachineCode(
         registers=registers,
         stack_bytes=stack,
-        spill_instructions=_count(names, "LDL", "STL"),
+        spill_instructions=sum(each.family in ("LDL", "STL") for each in instructions),
         static_shared_bytes=shared,
-        mma={name: count for name, count in names.items() if name.split(".")[0] in _MMA},
-        global_loads=_loads(names),
-        bulk_loads=_count(names, "UTMALDG"),
-        matrix_loads=sum(count * _matrices(name) for name, count in names.items() if name.startswith("LDSM")) // 4,
-        exps=sum(count for name, count in names.items() if name.startswith("MUFU.EX2")),
-        fp32_multiply_adds=_count(names, "FFMA") + 2 * _count(names, "FFMA2"),
-        instructions=sum(names.values()) - _count(names, "NOP"),
+        whole=count(instructions),
+        loop=count(loop) if loop else None,
+    )
+
+
+def count(instructions: Sequence[Instruction]) -> Counts:
+    mma = [each for each in instructions if _is_mma(each)]
+    return Counts(
+        instructions=len(instructions),
+        mma=dict(Counter(each.name for each in mma)),
+        register_mma=dict(Counter(each.name for each in mma if not _left_factor_is_shared(each))),
+        fp32_multiply_adds=sum(map(_multiply_adds, instructions)),
+        exps=sum(each.name.startswith("MUFU.EX2") for each in instructions),
+        global_loads=_by_width(instructions, "LDG", "LDGSTS"),
+        global_stores=_by_width(instructions, "STG"),
+        bulk_loads=sum(each.family == "UTMALDG" for each in instructions),
+        shared_bytes=sum(map(_shared_bytes, instructions)),
     )
 
 
@@ -58,18 +98,32 @@ def _output(*command) -> str:
     return subprocess.run([str(each) for each in command], check=True, capture_output=True, text=True).stdout
 
 
-def _count(names: Counter, *families: str) -> int:
-    return sum(count for name, count in names.items() if name.split(".")[0] in families)
+def _is_mma(instruction: Instruction) -> int:
+    return int(instruction.family in _MMA)
 
 
-def _matrices(name: str) -> int:
-    return next((size for size in (4, 2) if name.endswith(f".{size}") or f".{size}." in name), 1)
+def _multiply_adds(instruction: Instruction) -> int:
+    return {"FFMA": 1, "FFMA2": 2}.get(instruction.family, 0)
 
 
-def _loads(names: Counter) -> dict[int, int]:
-    widths: Counter = Counter()
-    for name, count in names.items():
-        family, *parts = name.split(".")
-        if family in ("LDG", "LDGSTS"):
-            widths[next((_BYTES[part] for part in parts if part in _BYTES), 4)] += count
-    return dict(sorted(widths.items()))
+def _left_factor_is_shared(instruction: Instruction) -> bool:
+    """HGMMA names its result first, UTCHMMA its left factor; both say gdesc[...] of what lies in shared memory."""
+    operands = instruction.operands.split(", ")
+    return operands[1 if instruction.family == "HGMMA" else 0].startswith("gdesc")
+
+
+def _width(instruction: Instruction) -> int:
+    return next((_BYTES[part] for part in instruction.name.split(".")[1:] if part in _BYTES), 4)
+
+
+def _by_width(instructions: Sequence[Instruction], *families: str) -> dict[int, int]:
+    return dict(sorted(Counter(_width(each) for each in instructions if each.family in families).items()))
+
+
+def _shared_bytes(instruction: Instruction) -> int:
+    if instruction.family in ("LDS", "STS", "LDGSTS"):
+        return _LANES * _width(instruction)
+    if instruction.family in ("LDSM", "STSM"):  # matrices of 8x8 in 16 bits
+        parts = instruction.name.split(".")
+        return 128 * next((size for size in (4, 2) if str(size) in parts), 1)
+    return 0

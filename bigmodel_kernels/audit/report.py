@@ -20,11 +20,22 @@ _COLUMNS = (
     "shared KiB",
     "blocks/SM",
     "tensor-core instructions",
+    "mma share",
     "global loads",
     "exp",
     "limiter: clocks of an iteration",
 )
-_WIDTH = 230  # of a table that is not shown in a terminal
+_LEGEND = (
+    "Tensor-core instructions: found in the code / needed by one iteration of the inner loop (the code may hold the",
+    "loop more than once). mma share: of the instructions of the inner loop over whole tiles, those that multiply",
+    "matrices (in fp32: multiply-adds); one of HGMMA or UTCHMMA does the work of many of HMMA. Global loads:",
+    "instructions by width in bits. exp: instructions in the code; of attention also how many an iteration runs for",
+    "each of its scores. Limiter: the unit with the most clocks for one iteration of one block, at the peak rates of",
+    "the device in the heading; of kernels without products, for one pass through their code. `issue` is the",
+    "instructions themselves, four a clock. What a layer's epilogue exponentiates is spread over its iterations.",
+    "`bigmodel audit --json` writes each division out.",
+)
+_WIDTH = 240  # of a table that is not shown in a terminal
 _PREDICTED = "Predicted from machine code, not measured"
 
 
@@ -46,16 +57,17 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
     )
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], command: str) -> str:
+    """command: the one that made the rows."""
     lines = [
         "# Audit of the Triton kernels",
         "",
         f"{_PREDICTED}: no GPU has run these kernels for this page. Every figure is read from the machine code",
-        "that the compiler made for the default launches, or follows from it by arithmetic.",
+        "that the compiler made for the default launches, or follows from it by arithmetic. The command:",
         "",
-        "Tensor-core instructions: found in the code / needed by one iteration of the inner loop (the code may hold",
-        "the loop more than once). Global loads: instructions by width in bits. Limiter: the unit with the most clocks",
-        "for one iteration of one block, at the peak rates of the device in the heading.",
+        f"    {command}",
+        "",
+        *_LEGEND,
     ]
     for arch, of_arch in _by_architecture(rows):
         lines += ["", f"## {arch} ({_device(arch)}), predicted", ""]
@@ -89,7 +101,8 @@ def _cells(row: Row) -> list[str]:
         f"{(row.static_shared + row.dynamic_shared) / 1024:.1f}",
         f"{row.blocks_per_multiprocessor} ({row.blocks_limited_by})",
         f"{mma} / {row.mma_expected:g}" if mma else "none",
+        "" if row.mma_share is None else f"{100 * row.mma_share:.1f} %",
         ", ".join(f"{width}: {count}" for width, count in row.global_loads.items()),
-        str(row.exps),
-        f"{row.limiter}: {clocks}" if clocks else row.limiter,
+        str(row.exps) + ("" if row.exps_per_score is None else f" ({row.exps_per_score:.2f} a score)"),
+        f"{row.limiter}: {clocks}",
     ]

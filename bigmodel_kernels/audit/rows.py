@@ -5,15 +5,15 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from .architectures import BY_CAPABILITY, blocks_per_multiprocessor
+from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocessor
 
 # The modules of `triton/` that offer audit_cases(arch).
 _FAMILIES = ("attention_audit", "layers_audit")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
 DTYPES = ("fp32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())
-_L2_REUSE = 8  # how many blocks that run at once share an operand that memory delivered: the launches' group_m
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,32 @@ class Row:
     warps: int
     registers: int
     spills: int  # instructions that move registers to or from local memory
+    stack: int  # bytes of local memory per thread
     static_shared: int  # bytes
     dynamic_shared: int
     blocks_per_multiprocessor: int
     blocks_limited_by: str
     mma: dict[str, int]  # tensor-core instructions in the code, by name
     mma_expected: float  # how many one iteration of the inner loop needs; the code holds it once or more
+    loop_mma: int  # those in the inner loop over whole tiles; 0 where there is none
+    mma_share: float | None  # of that loop's instructions, those that multiply (fp32: ordinary multiply-adds)
     global_loads: dict[str, int]  # instructions by width in bits
     bulk_loads: int
     exps: int
+    exps_per_score: float | None  # of attention: the exponentials that an iteration executes for each of its scores
     instructions: int
     limiter: str
-    clocks: dict[str, float]  # of an iteration, by unit: the arithmetic behind the limiter
+    clocks: dict[str, float]  # of an iteration, by unit
+    arithmetic: dict[str, str]  # how these follow, by unit
     predicted: bool = True
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-def cases(arch: str, ops: tuple[str, ...] = OPS, dtypes: tuple[str, ...] = DTYPES) -> list:
-    """The default kernels on an architecture. Raises: ValueError for an unknown name, or without a compiler."""
+def cases(arch: str, ops: tuple[str, ...] = OPS, dtypes: tuple[str, ...] = DTYPES, every: bool = False) -> list:
+    """The default kernels on an architecture. every: also those whose code hardly differs from that of another, as
+    another dtype of 16 bits makes it. Raises: ValueError for an unknown name, or without a compiler."""
     for kind, names, known in (("architecture", (arch,), ARCHITECTURES), ("op", ops, OPS), ("dtype", dtypes, DTYPES)):
         for name in names:
             if name not in known:
@@ -58,46 +64,56 @@ def cases(arch: str, ops: tuple[str, ...] = OPS, dtypes: tuple[str, ...] = DTYPE
     for module in _FAMILIES:
         if importlib.util.find_spec(f"bigmodel_kernels.triton.{module}") is not None:
             family = importlib.import_module(f"bigmodel_kernels.triton.{module}")
-            found += family.audit_cases(int(arch.removeprefix("sm_")))
+            found += family.audit_cases(int(arch.removeprefix("sm_")), every)
     return [case for case in found if case.op in ops and case.dtype in dtypes]
 
 
 def audit(arch: str, selected: list) -> Iterator[Row]:
     """Compiles the cases for an architecture, one row each."""
     from .compiling import compile_case
-    from .limiter import mma_expected, predict
 
     capability = int(arch.removeprefix("sm_"))
-    architecture = BY_CAPABILITY[capability]
     for case in selected:
-        compiled = compile_case(case, capability)
-        code = compiled.code
-        shared = code.static_shared_bytes + compiled.dynamic_shared_bytes
-        blocks, limited_by = blocks_per_multiprocessor(architecture, case.num_warps, code.registers, shared)
-        prediction = predict(case, architecture, code, _L2_REUSE)
-        yield Row(
-            op=case.op,
-            kernel=case.name,
-            backend="triton",
-            arch=arch,
-            dtype=case.dtype,
-            head_dim=case.head_dim,
-            warps=case.num_warps,
-            registers=code.registers,
-            spills=code.spill_instructions,
-            static_shared=code.static_shared_bytes,
-            dynamic_shared=compiled.dynamic_shared_bytes,
-            blocks_per_multiprocessor=blocks,
-            blocks_limited_by=limited_by,
-            mma=code.mma,
-            mma_expected=mma_expected(case, architecture),
-            global_loads={str(8 * width): count for width, count in code.global_loads.items()},
-            bulk_loads=code.bulk_loads,
-            exps=code.exps,
-            instructions=code.instructions,
-            limiter=prediction.limiter,
-            clocks={unit: round(value, 1) for unit, value in prediction.clocks.items()},
-        )
+        yield row_of(case, BY_CAPABILITY[capability], compile_case(case, capability))
+
+
+def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
+    """What the compiled case shows."""
+    from .limiter import mma_expected, mma_kind, predict
+
+    code = compiled.code
+    shared = code.static_shared_bytes + compiled.dynamic_shared_bytes
+    blocks, limited_by = blocks_per_multiprocessor(architecture, case.num_warps, code.registers, shared)
+    prediction = predict(case, architecture, code)
+    per_score = prediction.exps_per_score
+    return Row(
+        op=case.op,
+        kernel=case.name,
+        backend="triton",
+        arch=architecture.name,
+        dtype=case.dtype,
+        head_dim=case.head_dim,
+        warps=case.num_warps,
+        registers=code.registers,
+        spills=code.spill_instructions,
+        stack=code.stack_bytes,
+        static_shared=code.static_shared_bytes,
+        dynamic_shared=compiled.dynamic_shared_bytes,
+        blocks_per_multiprocessor=blocks,
+        blocks_limited_by=limited_by,
+        mma=code.whole.mma,
+        mma_expected=mma_expected(case, architecture, mma_kind(architecture, code.whole)),
+        loop_mma=code.loop.mma_count if code.loop else 0,
+        mma_share=round(code.loop.mma_share, 4) if code.loop else None,
+        global_loads={str(8 * width): count for width, count in code.whole.global_loads.items()},
+        bulk_loads=code.whole.bulk_loads,
+        exps=code.whole.exps,
+        exps_per_score=None if per_score is None else round(per_score, 3),
+        instructions=code.whole.instructions,
+        limiter=prediction.limiter,
+        clocks={unit: round(value, 1) for unit, value in prediction.clocks.items()},
+        arithmetic=prediction.arithmetic,
+    )
 
 
 def _check_triton() -> None:

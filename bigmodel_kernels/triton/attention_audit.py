@@ -3,6 +3,8 @@
 The launches are those of the launchers themselves, built of tensors without data.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,31 +16,43 @@ from .attention_launch import Call, Device
 from .attention_weights import weights_call
 from .audit_case import AuditCase, specialization
 
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128, 256, 512)
 # What a typical device of the architecture has: T4, A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
 _MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 _L2_BYTES = 40 << 20
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BATCH, _HEADS, _LENGTH = 4, 16, 4096
 _PLAIN = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
+# The passes that have loops over boundary tiles where the call is causal.
+_BANDED = ("forward", "grad_key_value", "grad_query")
+# The head size at which the short list has what it leaves out at the others.
+_TYPICAL = 128
 
 
-def audit_cases(arch: int) -> list[AuditCase]:
-    """Every kernel of attention and attention_weights as it is launched by default on an architecture (80 is sm_80):
-    causal or not at each of HEAD_DIMS, one query on a long row of keys, and the gradient of an additive mask."""
+def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
+    """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
+    causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, and with the
+    gradient of an additive mask; fp16, where there is bf16, only attention of up to 128 features, because the code is
+    all but the same. every: all of these in every dtype and at every size, and attention with an additive mask."""
     device = Device(arch, _MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
         if name == "bf16" and arch < 80:
             continue
-        for head_dim in HEAD_DIMS:
-            for causal in ("none", "top_left"):
-                suffix = "" if causal == "none" else " causal"
-                for op, call in _passes(dtype, head_dim, causal, device):
-                    if causal == "none" or call.name in ("forward", "grad_key_value", "grad_query"):
-                        cases.append(_case(op, f"{call.name}{suffix} d{head_dim}", call, name, head_dim))
-            for op, call in (*_one_query(dtype, head_dim, device), *_mask_gradient(dtype, head_dim, device)):
-                cases.append(_case(op, f"{call.name} d{head_dim}", call, name, head_dim))
+        alike = name == "fp16" and arch >= 80 and not every
+        for head_dim in HEAD_DIMS[:2] if alike else HEAD_DIMS:
+            calls = [
+                (op, call._replace(name=f"{call.name} causal"))
+                for op, call in _passes(dtype, head_dim, "top_left", device)
+                if call.name in _BANDED and not (alike and op == "attention_weights")
+            ]
+            if not alike:
+                plain = _passes(dtype, head_dim, "none", device)
+                plain += [*_one_query(dtype, head_dim, device), *_mask_gradient(dtype, head_dim, device)]
+                calls += [each for each in plain if every or head_dim == _TYPICAL or each[1].name == "weights"]
+            if every:
+                calls += _masked(dtype, head_dim, device)
+            cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
     return cases
 
 
@@ -85,9 +99,20 @@ def _mask_gradient(dtype: torch.dtype, head_dim: int, device: Device) -> list[tu
     return [("attention", call) for call in calls if call.name == "grad_mask"]
 
 
+def _masked(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+    """With an additive mask in fp32, whose tiles are the largest that are loaded ahead."""
+    x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
+    mask = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH)
+    inputs, features = prepare("attention", x, x, x, mask, None, None, None, causal="none", **_PLAIN)
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    calls = forward_calls(inputs, features, x, lse, dtype, device)
+    grads = Gradients(query=x, key=x, value=x)
+    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+    return [("attention", call._replace(name=f"{call.name} masked")) for call in calls if call.name in _BANDED]
+
+
 def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCase:
     arguments = dict(zip([parameter.name for parameter in call.kernel.params], call.arguments, strict=True))
-    dots, exps, loaded = _iteration(call.name.split()[0], op, arguments, head_dim, _DTYPES[dtype].itemsize)
     signature, constexprs, divisible = specialization(call.kernel, arguments)
     return AuditCase(
         op=op,
@@ -100,28 +125,30 @@ def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCas
         num_stages=call.num_stages,
         dtype=dtype,
         head_dim=head_dim,
-        dots=dots,
-        exps=exps,
-        bytes_loaded=loaded,
+        **_iteration(call.name, op, arguments, head_dim, _DTYPES[dtype].itemsize),
     )
 
 
-def _iteration(kernel: str, op: str, arguments: dict, head_dim: int, itemsize: int) -> tuple[tuple, int, int]:
-    """(products, exponentials, bytes loaded) of one iteration of the inner loop, as AuditCase counts them."""
+def _iteration(name: str, op: str, arguments: dict, head_dim: int, itemsize: int) -> dict[str, Any]:
+    """Products, exponentials and bytes of one iteration of the inner loop, as AuditCase counts them."""
     if "BLOCK_N" not in arguments:
-        return (), 0, 0
+        return {}
+    kernel = name.split()[0]
     m, n, d = arguments["BLOCK_M"], arguments["BLOCK_N"], padded(head_dim)
     row = head_dim * itemsize
     scores, values, back = (m, n, d), (m, d, n), (n, d, m)
-    given = m * n * itemsize  # of attention_weights: the gradient of the weights
+    # The weights of attention_weights, their gradient and the mask's: each tile is read or written by one block.
+    tile = m * n * itemsize
     table = {
-        ("forward", "attention"): ((scores, values), 2 * n * row),
-        ("grad_key_value", "attention"): ((scores, scores, back, back), m * (2 * row + 8)),
-        ("grad_query", "attention"): ((scores, scores, values), 2 * n * row),
-        ("grad_mask", "attention"): ((scores, scores), 2 * (m + n) * row + 8 * m),
-        ("weights", "attention_weights"): ((scores,), (m + n) * row + 4 * m),
-        ("grad_key_value", "attention_weights"): ((scores, back), m * (row + 8) + given),
-        ("grad_query", "attention_weights"): ((scores, values), n * row + given),
+        ("forward", "attention"): ((scores, values), 2 * n * row, 0),
+        ("grad_key_value", "attention"): ((scores, scores, back, back), m * (2 * row + 8), 0),
+        ("grad_query", "attention"): ((scores, scores, values), 2 * n * row, 0),
+        ("grad_mask", "attention"): ((scores, scores), 2 * (m + n) * row + 8 * m, tile // _BATCH),
+        ("weights", "attention_weights"): ((scores,), (m + n) * row + 4 * m, tile),
+        ("grad_key_value", "attention_weights"): ((scores, back), m * (row + 8), tile),
+        ("grad_query", "attention_weights"): ((scores, values), n * row, tile),
     }
-    dots, loaded = table[kernel, op]
-    return dots, m * n, loaded
+    dots, loaded, alone = table[kernel, op]
+    if "one query" in name:
+        loaded, alone = 0, loaded
+    return {"dots": dots, "exps": m * n, "bytes_loaded": loaded, "bytes_alone": alone}

@@ -13,7 +13,7 @@ from .attention_gradient import (
     grad_sinks_kernel,
     row_terms_kernel,
 )
-from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, precision, prepare, view
+from .attention_inputs import Features, Inputs, View, empty_in_order_of, needs_wide, padded, precision, prepare, view
 from .attention_launch import Call, Device, Launch, arithmetic_of, attention_launch, device_of, heads_per_section
 from .attention_mask_gradient import grad_mask_kernel
 
@@ -140,6 +140,7 @@ def gradient_calls(
     kv_heads = sizes.heads // sizes.group
     blocks = (padded(sizes.head_dim), padded(sizes.value_dim))
     calls = [_row_terms_call(incoming, terms, sizes, blocks[1])]
+    features = features._replace(wide=features.wide or needs_wide(incoming.output, sizes.kv_len))
     element = inputs.query.data.element_size()
 
     def launch(name: str) -> Launch:
@@ -191,7 +192,7 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 def _launch(name: str, inputs: Inputs, device: Device) -> Launch:
     features = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, precision(inputs.query.data, features))
-    return attention_launch(name, device.capability, features, arithmetic)
+    return attention_launch(name, device, features, arithmetic, inputs.mask.data)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:

@@ -294,9 +294,8 @@ def forward_calls(
     """The launches that compute output and lse; there is at least one query and one key."""
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
-    launch = attention_launch(
-        "forward", device.capability, max(block_d, block_v), arithmetic_of(dtype, features.precision)
-    )
+    arithmetic = arithmetic_of(dtype, features.precision)
+    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data)
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
     group = sizes.group if folded else 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
+from .launch import tf32_allowed
 
 LOG2E = 1 / math.log(2)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -165,7 +166,7 @@ def prepare(
         after=after is not None,
         dropout=dropout_p > 0,
         sinks=sinks is not None,
-        wide=any(_needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
+        wide=any(needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
         head_exact=head_dim == padded(head_dim),
         value_exact=value_dim == padded(value_dim),
         precision=precision(query, max(padded(head_dim), padded(value_dim))),
@@ -206,9 +207,8 @@ def check(
 def precision(x: Tensor, features: int) -> str:
     """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where torch's own
     switch allows that for fp32."""
-    matmul = torch.backends.cuda.matmul
-    allowed = x.is_cuda and x.dtype == torch.float32 and (matmul.fp32_precision == "tf32" or matmul.allow_tf32)
-    return "tf32" if allowed and features <= LARGEST_TF32 else "ieee"
+    allowed = x.dtype == torch.float32 and features <= LARGEST_TF32 and tf32_allowed(x.device)
+    return "tf32" if allowed else "ieee"
 
 
 def empty_in_order_of(x: Tensor, features: int) -> Tensor:
@@ -234,7 +234,7 @@ def _rules(scale: float, softcap: float) -> Rules:
     return Rules(scale * LOG2E, 0.0, scale)
 
 
-def _needs_wide(tensor: View, length: int) -> bool:
+def needs_wide(tensor: View, length: int) -> bool:
     """Whether an offset from the first row and column that a kernel multiplies by a stride as they are may exceed 31
     bits: rows and columns of a tile, at most 1,024, and the mask's columns, all `length` of them."""
     if tensor.data is None:

@@ -1,15 +1,20 @@
 """How the attention kernels are launched: explicit tables by architecture, head size and pass, no search at first call.
 
-`attention_launch` is the one place where launchers ask; `override` puts a choice of the caller's before the tables.
+`attention_launch` is the one place where launchers ask. `override` puts a choice of the caller's before the tables, and
+`bigmodel tune` what it measured on the device (choice.py has the order). The tables follow from what the compiler makes
+of them (`bigmodel audit`): no GPU has timed them.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from . import choice
+from .launch import on_device_of
 
 PASSES = ("forward", "grad_key_value", "grad_query", "grad_mask", "weights")
 
@@ -35,20 +40,24 @@ class Call(NamedTuple):
     num_stages: int = 1
 
     def run(self) -> None:
+        """On the device of the tensors, which need not be the current one."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        self.kernel[self.grid](*self.arguments, **options)
+        with on_device_of(self.arguments):
+            self.kernel[self.grid](*self.arguments, **options)
 
 
 class Device(NamedTuple):
-    """capability is 10 * major + minor."""
+    """capability is 10 * major + minor; measured_on: where measured launches are looked for, None for a device that is
+    not here."""
 
     capability: int
     multiprocessors: int
     l2_bytes: int
+    measured_on: torch.device | None = None
 
 
 # Small, so that tests meet every boundary soon; four multiprocessors, so that long rows of keys are split.
-INTERPRETER = Device(80, 4, 1 << 14)
+INTERPRETER = Device(80, 4, 1 << 14, torch.device("cpu"))
 _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
 # Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
@@ -62,7 +71,7 @@ _FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 
 _HALF = {
     "sm_80": {
         "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
-        "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
         "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
         "grad_mask": ((32, 64, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
         "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
@@ -74,11 +83,13 @@ _HALF = {
         "forward": ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 16, 8, 1)),
         "grad_key_value": ((64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
         "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_mask": ((64, 64, 8, 1), (64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
     },
     "sm_100": {
-        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 2), (64, 16, 8, 1)),
+        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 16, 8, 1)),
         "grad_key_value": ((64, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 1), (16, 16, 8, 1)),
         "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_mask": ((64, 64, 8, 1), (64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
     },
     # Triton multiplies without tensor cores here, and holds whole rows of both factors in registers to do so.
     "sm_75": {
@@ -103,6 +114,7 @@ _IEEE_BY_FAMILY = {
     "sm_75": {
         "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
         "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
+        "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
     },
     # Code for these architectures takes more registers.
     **dict.fromkeys(
@@ -122,6 +134,9 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
+# How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
+# tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
+_STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
 # TF32 with more features would need more shared memory than most devices have.
 LARGEST_TF32 = 256
 
@@ -136,7 +151,8 @@ def device_of(x: Tensor) -> Device:
 def _device(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     capability = 10 * properties.major + properties.minor
-    return Device(capability, properties.multi_processor_count, properties.L2_cache_size)
+    measured_on = torch.device("cuda", index)
+    return Device(capability, properties.multi_processor_count, properties.L2_cache_size, measured_on)
 
 
 def override(name: str, capability: int, features: int, arithmetic: str, launch: Launch | None) -> None:
@@ -154,20 +170,25 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-def attention_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+def attention_launch(name: str, device: Device, features: int, arithmetic: str, mask: Tensor | None = None) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
-    arithmetic_of."""
-    chosen = _overrides.get((name, capability, features, arithmetic))
-    if chosen is not None:
-        return chosen
-    if triton.knobs.runtime.interpret:
-        return _INTERPRETER_LAUNCH
-    return table_launch(name, capability, features, arithmetic)
+    arithmetic_of; mask: of the scores, boolean or additive."""
+
+    def default() -> Launch:
+        if triton.knobs.runtime.interpret:
+            return _INTERPRETER_LAUNCH
+        return table_launch(name, device.capability, features, arithmetic)
+
+    override = _overrides.get((name, device.capability, features, arithmetic))
+    launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
+    if launch is override or mask is None or mask.dtype == torch.bool or triton.knobs.runtime.interpret:
+        return launch
+    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[_family(device.capability)]))
 
 
 def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
-    """The default of attention_launch."""
-    family = _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
+    """The default of attention_launch, without a mask."""
+    family = _family(capability)
     if arithmetic == "half":
         rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
     elif arithmetic == "ieee" or family == "sm_75":
@@ -175,6 +196,10 @@ def table_launch(name: str, capability: int, features: int, arithmetic: str) -> 
     else:
         rows = _TF32
     return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
+
+
+def _family(capability: int) -> str:
+    return _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
 
 
 def heads_per_section(kv_bytes_per_head: int, group: int, device: Device) -> int:

@@ -25,8 +25,10 @@ class AuditCase:
     tuple of these for a parameter that is one. constexprs: the values of the constexpr ones, by path: the position of
     the parameter, followed by the position in it where it is a tuple. divisible_by_16: paths of what the launcher finds
     to be a multiple of 16 (pointers: their address).
-    dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials; bytes_loaded:
-    what it reads from global memory.
+    dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials. bytes_loaded:
+    what it reads from global memory that `readers` blocks, running at once, read too, so that memory delivers it once
+    for all of them; bytes_alone: what it reads or writes there that no other block does. iterations: of the loop in one
+    block, where what follows it is to be counted with it.
     """
 
     op: str
@@ -38,10 +40,14 @@ class AuditCase:
     num_warps: int
     num_stages: int
     dtype: str  # "fp32", "bf16" or "fp16": what the products multiply, or for a kernel without products reads
+    max_registers: int | None = None  # per thread; None: as the compiler thinks best
     head_dim: int | None = None
     dots: tuple[tuple[int, int, int], ...] = ()
     exps: int = 0
     bytes_loaded: int = 0
+    readers: int = 8
+    bytes_alone: int = 0
+    iterations: int | None = None
 
     @property
     def mma_flops(self) -> int:

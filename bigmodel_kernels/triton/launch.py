@@ -1,7 +1,8 @@
 """How each kernel is launched: explicit tables by architecture, with no search at the first call.
 
-`product_launch` and `norm_launch` are the only places where a launcher finds its blocks; `override` puts a measured
-choice in front of the table.
+`product_launch` and `norm_launch` are the only places where a launcher finds its blocks. `override` puts a choice of
+the caller's in front of the table, and `bigmodel tune` what it measured on the device (choice.py has the order). The
+tables themselves follow from what the compiler makes of them (`bigmodel audit`): no GPU has timed them.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
+from . import choice
+
 
 @dataclass(frozen=True)
 class ProductLaunch:
@@ -25,6 +28,7 @@ class ProductLaunch:
     num_warps: int
     num_stages: int
     group_m: int = 8  # rows of blocks that run one after another, so that the L2 cache serves their columns again
+    max_registers: int | None = None  # per thread; None: as many as the compiler thinks best
 
     def blocks(self, m: int, n: int) -> int:
         return triton.cdiv(m, self.block_m) * triton.cdiv(n, self.block_n)
@@ -47,11 +51,13 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None
 
 
 # Architectures that share a table; a newer one that is not listed takes the last below it.
 FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 87: "sm_86", 89: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
 
+_INTERPRETER_FACTS = 80, 4
 _INTERPRETED = ProductLaunch(64, 64, 64, 1, 1, group_m=2)
 _INTERPRETED_NORM_COLUMNS = 256
 
@@ -92,7 +98,9 @@ _HALF_BLOCKS = {
 }
 _KINDS = ("plain", "epilogue", "gradient", "derivative")
 # True fp32 runs on the ordinary units and is bound by registers; so does fp16 on sm_75, where Triton (3.9) has no
-# tensor-core products.
+# tensor-core products. Left alone, the compiler takes 72 or 96 registers for some kernels in fp32, to have one more
+# block at a time, and spills up to 14 times to get there; told to use 128, which four blocks have, it spills nothing.
+_IEEE_REGISTERS = 128
 _FMA_BLOCKS = dict.fromkeys(_KINDS, ((64, 64, 16, 4, 3),)) | {"pair": ((64, 32, 16, 4, 3),)}
 _HALF_BLOCKS["sm_75"] = _FMA_BLOCKS
 # As sm_86, but for what its compiler spills.
@@ -109,14 +117,23 @@ class _Recorder:
     launches: list[Launch] = []
 
 
-def run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 3, **named) -> None:
+def run(
+    kernel,
+    grid: tuple[int, ...],
+    *arguments,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    max_registers: int | None = None,
+    **named,
+) -> None:
     """Launches a kernel on the device of its tensors."""
     if _Recorder.facts is not None:
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages))
+        _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages, max_registers))
         return
-    tensor = next(x for argument in arguments for x in _leaves(argument) if isinstance(x, Tensor))
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+    if max_registers is not None:
+        named["maxnreg"] = max_registers
+    with on_device_of(arguments):
         kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -138,19 +155,23 @@ def family(capability: int) -> str:
 def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[ProductLaunch, ...]:
     """The table's row. arithmetic: "half" (bf16, fp16), "ieee" (true fp32) or "tf32"."""
     tables = {"half": _HALF_BLOCKS[family(capability)], "ieee": _FMA_BLOCKS, "tf32": _TF32_BLOCKS}
-    return tuple(ProductLaunch(*blocks) for blocks in tables[arithmetic][kind])
+    max_registers = _IEEE_REGISTERS if arithmetic == "ieee" else None
+    return tuple(ProductLaunch(*blocks, max_registers=max_registers) for blocks in tables[arithmetic][kind])
 
 
 def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
     """The launch of an m x n product of k terms each."""
-    if triton.knobs.runtime.interpret:
-        return _INTERPRETED
     capability, multiprocessors = _device_facts(device)
-    chosen = _overrides.get((capability, kind, arithmetic, _size_class(m), _size_class(n), _size_class(k)))
-    if chosen is not None:
-        return chosen
-    launches = product_launches(capability, kind, arithmetic)
-    return next((each for each in launches if each.blocks(m, n) >= multiprocessors), launches[-1])
+
+    def default() -> ProductLaunch:
+        if triton.knobs.runtime.interpret:
+            return _INTERPRETED
+        launches = product_launches(capability, kind, arithmetic)
+        return next((each for each in launches if each.blocks(m, n) >= multiprocessors), launches[-1])
+
+    key = (kind, arithmetic, _size_class(m), _size_class(n), _size_class(k))
+    measured_on = device if _Recorder.facts is None else None
+    return choice.choose(measured_on, key, _overrides.get((capability, *key)), default)
 
 
 def override(capability: int, kind: str, arithmetic: str, m: int, n: int, k: int, launch: ProductLaunch) -> None:
@@ -177,17 +198,36 @@ def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     """What a product of this dtype is computed in: "half", "ieee" or, where torch's own switch allows it, "tf32"."""
     if dtype != torch.float32:
         return "half"
-    if device.type != "cuda" or torch.backends.cuda.matmul.fp32_precision != "tf32":
-        return "ieee"
-    return "tf32" if _device_facts(device)[0] >= 80 else "ieee"
+    return "tf32" if tf32_allowed(device) and _device_facts(device)[0] >= 80 else "ieee"
 
 
-def _leaves(argument) -> Iterator:
-    return iter(argument) if isinstance(argument, tuple) else iter((argument,))
+def tf32_allowed(device: torch.device) -> bool:
+    """Whether torch's switch allows TF32 products on a device: a CUDA one, or "meta" for what the audit compiles.
+
+    fp32_precision knows of the older switches too: allow_tf32 and set_float32_matmul_precision write it. They
+    themselves must not be read: they raise once the two interfaces were set to different things.
+    """
+    return device.type in ("cuda", "meta") and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:
+    """Makes the device of a kernel's first tensor the current one, on which Triton launches."""
+    tensor = next(_tensors(arguments))
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _tensors(arguments: tuple) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
 
 
 def _device_facts(device: torch.device) -> tuple[int, int]:
     """(compute capability as 90, multiprocessors)"""
+    if _Recorder.facts is None and triton.knobs.runtime.interpret:
+        return _INTERPRETER_FACTS
     return _Recorder.facts or _facts_of(device)
 
 

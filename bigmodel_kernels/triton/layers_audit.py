@@ -23,10 +23,11 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ROWS, _WIDTH, _HIDDEN, _FEW_ROWS = 8192, 4096, 16384, 256
 
 
-def audit_cases(arch: int) -> list[AuditCase]:
-    """Every kernel of these ops as it is launched by default on an architecture (80 is sm_80)."""
+def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
+    """The kernels of these ops as they are launched by default on an architecture (80 is sm_80). every: in fp16 too
+    where there is bf16, whose code is all but the same."""
     cases = []
-    for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16"):
+    for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16", *(["fp16"] if every else [])):
         for op, calls in (("add_norm", _add_norm), ("linear", _linear), ("feed_forward", _feed_forward)):
             for name, call in calls(_DTYPES[dtype]).items():
                 with launch.recorded(arch, _MULTIPROCESSORS[arch]) as launches:
@@ -108,6 +109,7 @@ def _feed_forward(dtype: torch.dtype) -> dict[str, Callable]:
 def _case(op: str, name: str, dtype: str, each: launch.Launch) -> AuditCase:
     signature, constexprs, divisible = specialization(each.kernel, each.arguments)
     dots, bytes_loaded = _iteration(each, _DTYPES[dtype].itemsize)
+    iterations = each.arguments["depth"] // each.arguments["BLOCKS"].K if dots else None
     return AuditCase(
         op,
         f"{each.kernel.__name__.removesuffix('_kernel')} ({name})",
@@ -118,8 +120,11 @@ def _case(op: str, name: str, dtype: str, each: launch.Launch) -> AuditCase:
         each.num_warps,
         each.num_stages,
         dtype,
+        max_registers=each.max_registers,
         dots=dots,
         bytes_loaded=bytes_loaded,
+        readers=each.arguments["BLOCKS"].GROUP_M if dots else 1,
+        iterations=iterations,
     )
 
 

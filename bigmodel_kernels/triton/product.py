@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
     grid: tuple[int]
     blocks: Blocks
-    options: dict[str, int]
+    options: dict[str, int | None]
 
 
 def plan(kind: str, dtype: torch.dtype, device: torch.device, m: int, n: int, k: int, *matrices: Matrix) -> Plan:
@@ -51,7 +51,8 @@ def plan(kind: str, dtype: torch.dtype, device: torch.device, m: int, n: int, k:
         any(reach * (x.row_stride + x.column_stride) >= 2**31 for x in matrices),
         "tf32" if arithmetic == "tf32" else "ieee",
     )
-    return Plan((chosen.blocks(m, n),), blocks, {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages})
+    options = {name: getattr(chosen, name) for name in ("num_warps", "num_stages", "max_registers")}
+    return Plan((chosen.blocks(m, n),), blocks, options)
 
 
 @triton.jit

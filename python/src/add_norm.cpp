@@ -1,6 +1,5 @@
 // add_norm and add_norm_backward: check, allocate, fill the arguments, call the kernel. sum and normed have the input's
 // shape, mean and rstd the input's without its last dimension.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -11,6 +10,8 @@
 #include "call.h"
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "registration.h"
+#include "run.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -65,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const O
     args.normed = call.fresh_rows(normed);
     if (layer) args.mean = per_row(mean, rows);
     args.rstd = per_row(rstd, rows);
-    cpu::kernels().add_norm_forward.run(args);
+    run(call, cpu::kernels().add_norm_forward, args);
   }
   return {std::move(sum), std::move(normed), std::move(mean), std::move(rstd)};
 }
@@ -123,9 +124,9 @@ void direct::add_add_norm(Functions& functions) {
   functions.add<&add_norm_backward>("add_norm_backward", {"kind", "output_mask"});
 }
 
-}  // namespace bigmodel::binding
-
-STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
-  library.impl("add_norm", TORCH_BOX(&bigmodel::binding::add_norm));
-  library.impl("add_norm_backward", TORCH_BOX(&bigmodel::binding::add_norm_backward));
+void register_add_norm(Library& library) {
+  library.impl("add_norm", TORCH_BOX(&add_norm));
+  library.impl("add_norm_backward", TORCH_BOX(&add_norm_backward));
 }
+
+}  // namespace bigmodel::binding

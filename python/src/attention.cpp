@@ -5,7 +5,6 @@
 //   [batch, length, heads, features], and what follows it is allocated as a contiguous [batch, length, heads, features]
 //   and returned as its transpose(1, 2); otherwise it is a contiguous [batch, heads, length, features].
 // The fakes in bigmodel_kernels/ops mirror this rule.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <limits>
@@ -15,6 +14,8 @@
 #include "attention_inputs.h"
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "registration.h"
+#include "run.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -124,9 +125,9 @@ void direct::add_attention(Functions& functions) {
       "attention_backward", {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "output_mask"});
 }
 
-}  // namespace bigmodel::binding
-
-STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
-  library.impl("attention", TORCH_BOX(&bigmodel::binding::attention));
-  library.impl("attention_backward", TORCH_BOX(&bigmodel::binding::attention_backward));
+void register_attention(Library& library) {
+  library.impl("attention", TORCH_BOX(&attention));
+  library.impl("attention_backward", TORCH_BOX(&attention_backward));
 }
+
+}  // namespace bigmodel::binding

@@ -1,6 +1,5 @@
 // attention_weights and attention_weights_backward: check, allocate, fill the arguments, call the kernel. Gradients of
 // query and key are ordered as attention.cpp says.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -9,6 +8,8 @@
 #include "attention_inputs.h"
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "registration.h"
+#include "run.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -76,9 +77,9 @@ void direct::add_attention_weights(Functions& functions) {
       {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "average_heads", "output_mask"});
 }
 
-}  // namespace bigmodel::binding
-
-STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
-  library.impl("attention_weights", TORCH_BOX(&bigmodel::binding::attention_weights));
-  library.impl("attention_weights_backward", TORCH_BOX(&bigmodel::binding::attention_weights_backward));
+void register_attention_weights(Library& library) {
+  library.impl("attention_weights", TORCH_BOX(&attention_weights));
+  library.impl("attention_weights_backward", TORCH_BOX(&attention_weights_backward));
 }
+
+}  // namespace bigmodel::binding

@@ -99,6 +99,14 @@ Call::Call(const char* op, const char* first_name, const Tensor& first) : op_(op
   dtype_ = *dtype;
 }
 
+bool Call::on_cuda() const {
+#if defined(BIGMODEL_EMULATED)
+  return true;
+#else
+  return device_type_ == aoti_torch_device_type_cuda();
+#endif
+}
+
 TensorView Call::view(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
   check_device(name, tensor);
   const Layout layout(tensor);

@@ -32,7 +32,11 @@ class Call {
   // dtype and device are taken from `first`, which must be float32, bfloat16 or float16.
   Call(const char* op, const char* first_name, const Tensor& first);
 
+  const char* op() const { return op_; }
   DType dtype() const { return dtype_; }
+  std::int32_t device_index() const { return device_index_; }
+  // Whether the CUDA kernels run this call. Under the emulator they take CPU tensors.
+  bool on_cuda() const;
 
   template <class... Parts>
   void check(bool ok, const Parts&... message) const {
@@ -111,14 +115,6 @@ class Workspace {
   OptionalTensor large_;
   void* data_ = nullptr;
 };
-
-// Runs one kernel of the table in use, with the workspace that it asks for.
-template <class Kernel, class Args>
-void run(const Call& call, const Kernel& kernel, Args& args) {
-  Workspace workspace(call, kernel.workspace(args));
-  args.workspace = workspace.data();
-  kernel.run(args);
-}
 
 // The sizes of `tensor` with another last dimension.
 std::vector<std::int64_t> with_features(const Tensor& tensor, std::int64_t features);

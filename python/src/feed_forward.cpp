@@ -1,6 +1,5 @@
 // feed_forward and feed_forward_backward: check, allocate, fill the arguments, call the kernel. Outputs keep the
 // input's leading dimensions; kernels see them as one.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -11,6 +10,8 @@
 #include "direct.h"
 #include "options.h"
 #include "packed_weight.h"
+#include "registration.h"
+#include "run.h"
 
 namespace bigmodel::binding {
 namespace {
@@ -157,9 +158,9 @@ void direct::add_feed_forward(Functions& functions) {
   functions.add<&feed_forward_backward>("feed_forward_backward", {"activation", "gate", "dropout_p", "output_mask"});
 }
 
-}  // namespace bigmodel::binding
-
-STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
-  library.impl("feed_forward", TORCH_BOX(&bigmodel::binding::feed_forward));
-  library.impl("feed_forward_backward", TORCH_BOX(&bigmodel::binding::feed_forward_backward));
+void register_feed_forward(Library& library) {
+  library.impl("feed_forward", TORCH_BOX(&feed_forward));
+  library.impl("feed_forward_backward", TORCH_BOX(&feed_forward_backward));
 }
+
+}  // namespace bigmodel::binding

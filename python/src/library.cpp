@@ -1,9 +1,9 @@
-// Every op schema on adjacent lines, nothing else. Kernels are registered beside their checks (attention.cpp ...);
+// Every op schema on adjacent lines, nothing else. Which device has which op stands in registration.cpp;
 // fakes and autograd formulas are attached by name from bigmodel_kernels/ops. An output that was not asked for, or that
 // does not exist for the given options, comes back with zero elements.
-#include <torch/csrc/stable/library.h>
+#include "namespace.h"
 
-STABLE_TORCH_LIBRARY(bigmodel, library) {
+BIGMODEL_LIBRARY(BIGMODEL_NAMESPACE, library) {
   library.def(
       "attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? alibi_slopes=None, "
       "Tensor? sinks=None, Tensor? dropout_seed=None, *, str causal='none', float? scale=None, int window_left=-1, "

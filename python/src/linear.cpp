@@ -1,6 +1,5 @@
 // linear, linear_backward and linear_pack: check, allocate, fill the arguments, call the kernel. Outputs keep the
 // input's leading dimensions; kernels see them as one.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -10,11 +9,14 @@
 #include "direct.h"
 #include "options.h"
 #include "packed_weight.h"
+#include "registration.h"
+#include "run.h"
 
 namespace bigmodel::binding {
 
 const void* checked_packed(const Call& call, const char* name, const OptionalTensor& packed, const TensorView& weight) {
   if (!packed) return nullptr;
+  call.check(!call.on_cuda(), name, " is given, expected none: only the CPU kernels read packed weights");
   call.check_device(name, *packed);
   std::int32_t dtype = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(packed->get(), &dtype));
@@ -121,10 +123,11 @@ void direct::add_linear(Functions& functions) {
   functions.add<&weight_fingerprint>("weight_fingerprint", {});
 }
 
-}  // namespace bigmodel::binding
-
-STABLE_TORCH_LIBRARY_IMPL(bigmodel, CPU, library) {
-  library.impl("linear", TORCH_BOX(&bigmodel::binding::linear));
-  library.impl("linear_backward", TORCH_BOX(&bigmodel::binding::linear_backward));
-  library.impl("linear_pack", TORCH_BOX(&bigmodel::binding::linear_pack));
+void register_linear(Library& library) {
+  library.impl("linear", TORCH_BOX(&linear));
+  library.impl("linear_backward", TORCH_BOX(&linear_backward));
 }
+
+void register_linear_pack(Library& library) { library.impl("linear_pack", TORCH_BOX(&linear_pack)); }
+
+}  // namespace bigmodel::binding

@@ -10,12 +10,22 @@
 
 namespace {
 
+#if defined(BIGMODEL_CUDA)
+constexpr bool has_cuda = true;
+#else
+constexpr bool has_cuda = false;
+#endif
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = BIGMODEL_COMPILER;
   info["torch"] = TORCH_VERSION;  // whose headers it was compiled against
   info["torch_stable_abi"] = "2.10";
   info["cpu_targets"] = bigmodel::cpu::compiled_targets();
+#if defined(BIGMODEL_CUDA)
+  info["cuda_compiler"] = BIGMODEL_CUDA_COMPILER;
+  info["cuda_architectures"] = BIGMODEL_CUDA_COMPILED_ARCHS;
+#endif
   return info;
 }
 
@@ -31,7 +41,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("supported_cpu_targets", &bigmodel::cpu::supported_targets,
              "CPU targets that this machine runs, best first.");
   module.def("compiled_cpu_targets", &bigmodel::cpu::compiled_targets, "CPU targets of this build, best first.");
-  module.def("has_cuda", [] { return false; }, "Whether this build has CUDA kernels.");
+  module.def("has_cuda", [] { return has_cuda; }, "Whether this build has CUDA kernels.");
   module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");
   bigmodel::define_machine_peak(module);
   bigmodel::binding::direct::define(

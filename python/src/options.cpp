@@ -20,6 +20,8 @@ Dropout check_dropout(const Call& call, double dropout_p, const OptionalTensor& 
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(seed->get(), &dtype));
   call.check(dtype == aoti_torch_dtype_int64() && seed->numel() == 1, "dropout_seed has dtype ", dtype_name(*seed),
              " and shape ", shape_text(Layout(*seed).sizes), ", expected one int64");
+  // No host waits for a seed that is on a device: the kernel reads it there.
+  if (call.on_cuda()) return {dropout_p, 0, static_cast<const std::int64_t*>(seed->const_data_ptr())};
   return {dropout_p, static_cast<std::uint64_t>(*static_cast<const std::int64_t*>(seed->const_data_ptr()))};
 }
 

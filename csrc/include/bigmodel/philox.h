@@ -14,6 +14,7 @@ namespace bigmodel {
 struct Dropout {
   double p = 0.0;  // probability of dropping, in [0, 1); 0: no dropout
   std::uint64_t seed = 0;
+  const std::int64_t* device_seed = nullptr;  // in device memory, for kernels there: read instead of seed
 };
 
 }  // namespace bigmodel

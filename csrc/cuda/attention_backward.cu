@@ -1,0 +1,155 @@
+// attention_backward: the terms of each query, the sinks' gradient, and the choice of kernels.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/attention_gradient.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/warp.cuh"
+
+namespace bigmodel::cuda {
+namespace {
+
+constexpr int term_threads = 128, term_tile = 64;
+
+template <class T>
+struct TermParams {
+  View<const T> output, grad_output;
+  const float *lse, *grad_lse;
+  std::int64_t lse_stride[3], grad_lse_stride[3];
+  RowTermsView terms;
+  int heads, q_len, value_dim;
+  std::int64_t rows;  // of terms, in all heads
+};
+
+__device__ float at(const float* data, const std::int64_t (&stride)[3], int b, int h, int q) {
+  return data[b * stride[0] + h * stride[1] + q * stride[2]];
+}
+
+// A warp takes a query.
+template <class T>
+__global__ __launch_bounds__(term_threads) void row_terms_kernel(const __grid_constant__ TermParams<T> p) {
+  const std::int64_t row = std::int64_t(blockIdx.x) * (term_threads / warp_size) + warp_id();
+  if (row >= p.rows) return;
+  const auto q = static_cast<int>(row % p.terms.length), h = static_cast<int>(row / p.terms.length % p.heads),
+             b = static_cast<int>(row / p.terms.length / p.heads);
+  RowTerms terms{INFINITY, 0.0f};
+  if (q < p.q_len) {
+    float delta = 0.0f;
+    if (p.grad_output.data) {
+      const T *const output = p.output.at(b, h, q), *const grad = p.grad_output.at(b, h, q);
+      for (int i = lane_id(); i < p.value_dim; i += warp_size) {
+        delta += to_float(output[i * p.output.column]) * to_float(grad[i * p.grad_output.column]);
+      }
+    }
+    terms.delta = group_sum(delta) - (p.grad_lse ? at(p.grad_lse, p.grad_lse_stride, b, h, q) : 0.0f);
+    const float lse = at(p.lse, p.lse_stride, b, h, q);
+    if (lse != -INFINITY) terms.lse = lse;
+  }
+  if (lane_id() == 0) p.terms.data[row] = terms;
+}
+
+constexpr int sink_threads = 256;
+
+// d lse / d sink = exp(sink - lse) in every row, and the output shrinks by as much: -exp(sink - lse) delta, summed.
+__global__ __launch_bounds__(sink_threads) void sink_gradient_kernel(const float* sinks, std::int64_t sink_stride,
+                                                                     const __grid_constant__ RowTermsView terms,
+                                                                     int batch, int q_len, float* grad_sinks) {
+  __shared__ float room[sink_threads / warp_size];
+  const int h = static_cast<int>(blockIdx.x);
+  const float sink = sinks[h * sink_stride];
+  float sum = 0.0f;
+  for (int b = 0; b < batch; ++b) {
+    const RowTerms* const row = terms.at(b, h);
+    for (int q = static_cast<int>(threadIdx.x); q < q_len; q += sink_threads) {
+      sum -= expf(sink - row[q].lse) * row[q].delta;
+    }
+  }
+  sum = team_sum<sink_threads>(sum, room);
+  if (threadIdx.x == 0) grad_sinks[h] = sum;
+}
+
+template <class T>
+void launch_terms(const AttentionBackwardArgs& args, const RowTermsView& terms, const Place& place) {
+  TermParams<T> p{.output = View<const T>(args.output),
+                  .grad_output = View<const T>(args.grad_output),
+                  .lse = static_cast<const float*>(args.lse.data),
+                  .grad_lse = static_cast<const float*>(args.grad_lse.data),
+                  .terms = terms,
+                  .heads = static_cast<int>(args.inputs.query.size[1]),
+                  .q_len = static_cast<int>(args.inputs.query.size[2]),
+                  .value_dim = static_cast<int>(args.inputs.value.size[3]),
+                  .rows = args.inputs.query.size[0] * terms.heads * terms.length};
+  for (int dim = 0; dim < 3; ++dim) {
+    p.lse_stride[dim] = args.lse.stride[dim];
+    p.grad_lse_stride[dim] = args.grad_lse.stride[dim];
+  }
+  constexpr int rows = term_threads / warp_size;
+  launch(&row_terms_kernel<T>, {(p.rows + rows - 1) / rows, term_threads}, place, p);
+}
+
+// All gradients but the mask's and the sinks', on tensor cores.
+template <class T>
+void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Workspace& workspace, const Place* place) {
+  const AttentionInputs inputs = packed_inputs(args.inputs, workspace, place);
+  const TensorView grad_output = packed_rows(args.grad_output, workspace, place);
+  if (!place) return;
+  const GradientParams<T> p{.in = AttentionTensors<T>(inputs),
+                            .grad_output = View<const T>(grad_output),
+                            .terms = terms,
+                            .grad_query = View<T>(args.grad_query),
+                            .grad_key = View<T>(args.grad_key),
+                            .grad_value = View<T>(args.grad_value),
+                            .packed_query = has_packed_rows(args.grad_query),
+                            .packed_key = has_packed_rows(args.grad_key),
+                            .packed_value = has_packed_rows(args.grad_value),
+                            .head_dim = static_cast<int>(args.inputs.query.size[3]),
+                            .value_dim = static_cast<int>(args.inputs.value.size[3]),
+                            .stages = 2};
+  if (args.grad_query.data) run_grad_query(p, *place);
+  if (args.grad_key.data || args.grad_value.data) run_grad_key(p, *place);
+}
+
+void run_all(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place) {
+  const RowTermsView terms = row_terms(args, workspace, place);
+  const PlainBackward plain{.inputs = args.inputs, .grad_output = args.grad_output, .terms = terms};
+  const bool half_dtype = args.inputs.query.dtype != DType::float32;
+  if (half_dtype && std::max(args.inputs.query.size[3], args.inputs.value.size[3]) <= largest_head) {
+    with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) { run_tiles<T>(args, terms, workspace, place); });
+  } else if (place) {
+    if (args.grad_query.data) run_plain(plain, PlainGradient::query, args.grad_query, *place);
+    if (args.grad_key.data) run_plain(plain, PlainGradient::key, args.grad_key, *place);
+    if (args.grad_value.data) run_plain(plain, PlainGradient::value, args.grad_value, *place);
+  }
+  if (args.grad_mask.data && place) run_plain(plain, PlainGradient::mask, args.grad_mask, *place);
+}
+
+}  // namespace
+
+RowTermsView row_terms(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place) {
+  const TensorView& query = args.inputs.query;
+  RowTermsView terms;
+  terms.heads = query.size[1];
+  terms.length = (query.size[2] + term_tile - 1) / term_tile * term_tile;
+  terms.data = workspace.take<RowTerms>(query.size[0] * terms.heads * terms.length);
+  if (!place) return terms;
+  with_dtype(query.dtype, [&]<class T>(T) { launch_terms<T>(args, terms, *place); });
+  if (args.grad_sinks.data) {
+    launch(&sink_gradient_kernel, {terms.heads, sink_threads}, *place,
+           static_cast<const float*>(args.inputs.sinks.data), args.inputs.sinks.stride[0], terms,
+           static_cast<int>(query.size[0]), static_cast<int>(query.size[2]), static_cast<float*>(args.grad_sinks.data));
+  }
+  return terms;
+}
+
+std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place&) {
+  Workspace workspace;
+  run_all(args, workspace, nullptr);
+  return workspace.used();
+}
+
+void run(const AttentionBackwardArgs& args, const Place& place) {
+  Workspace workspace(args.workspace);
+  run_all(args, workspace, &place);
+}
+
+}  // namespace bigmodel::cuda

@@ -1,0 +1,118 @@
+// dQ on tensor cores: a block takes a tile of queries, each warp sixteen of them, and walks over tiles of keys.
+#include "cuda/attention_gradient.cuh"
+#include "cuda/launch.cuh"
+
+namespace bigmodel::cuda {
+namespace {
+
+template <class T, int Head, bool Plain>
+__global__ __launch_bounds__(gradient_warps* warp_size) void grad_query_kernel(
+    const __grid_constant__ GradientParams<T> p) {
+  constexpr int keys = passing_rows<Head>;
+  using Tile = SharedTile<T, keys, Head>;
+  using Own = SharedTile<T, 16, Head>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const AttentionTensors<T>& in = p.in;
+  const int warps = static_cast<int>(blockDim.x) / warp_size, rows = 16 * warps;
+  const int tile_of_rows = static_cast<int>(blockIdx.x) % p.row_tiles,
+            unit = static_cast<int>(blockIdx.x) / p.row_tiles;
+  const int b = unit / in.heads, h = unit % in.heads, kv_head = h / in.group;
+  const int block_row = (p.row_tiles - 1 - tile_of_rows) * rows;  // the last rows have the most keys where it is causal
+  const int last_row = min(block_row + rows, in.q_len) - 1;
+  T* const memory = reinterpret_cast<T*>(shared);
+  T* const my_rows = memory + warp_id() * Own::elements;
+  const Own query(my_rows), grad_output(my_rows + rows * Head);
+  T* const ring = memory + 2 * rows * Head;
+
+  const auto copy_own = [&](T* to, const View<const T>& from, int width) {
+    for (int warp = 0; warp < warps; ++warp) {
+      copy_tile(Own(to + warp * Own::elements), width, in.query.data, [&](int row) -> const T* {
+        const int r = block_row + 16 * warp + row;
+        return from.data && r < in.q_len ? from.at(b, h, r) : nullptr;
+      });
+    }
+  };
+  copy_own(memory, in.query, in.head_dim);
+  copy_own(memory + rows * Head, p.grad_output, in.value_dim);
+
+  const Band& band = in.band;
+  const int begin = band.first_key(block_row) / keys, end = (band.end_key(last_row) + keys - 1) / keys;
+  const int full_begin = (band.first_key(last_row) + keys - 1) / keys, full_end = band.end_key(block_row) / keys;
+  const auto fetch = [&](int item, int slot) {
+    const int first = (begin + item) * keys;
+    if (begin + item >= end) return;
+    const auto copy = [&](int which, const View<const T>& view, int width) {
+      copy_tile(Tile(ring + (2 * slot + which) * Tile::elements), width, in.query.data, [&](int row) -> const T* {
+        return first + row < in.kv_len ? view.at(b, kv_head, first + row) : nullptr;
+      });
+    };
+    copy(0, in.key, in.head_dim);
+    copy(1, in.value, in.value_dim);
+  };
+  Pipeline pipeline(p.stages, fetch);
+
+  const int first_row = block_row + 16 * warp_id();
+  QueryRow row[2];
+  RowTerms terms[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = first_row + lane_id() / 4 + 8 * half;
+    row[half] = QueryRow(in, b, h, r);
+    terms[half] = r < p.terms.length ? p.terms.at(b, h)[r] : RowTerms{INFINITY, 0.0f};
+  }
+  const HeadDropout dropout(in.rules.dropout, b);
+  Accumulators<Head> result;
+  result.clear();
+
+  for (int tile = begin; tile < end; ++tile) {
+    const int slot = pipeline.step(fetch), first_key = tile * keys;
+    const Tile key(ring + 2 * slot * Tile::elements), value(ring + (2 * slot + 1) * Tile::elements);
+    Accumulators<keys> s, grad, factors, slope;
+    s.clear();
+    multiply<T, Head>(s, key, [&](std::uint32_t (&a)[4], int step) { load_left(a, query, 0, 16 * step); });  // Q K^T
+    make_probabilities<T, Plain>(
+        in, tile >= full_begin && tile < full_end, s, slope,
+        [&](int half, int) -> const QueryRow& { return row[half]; },
+        [&](int, int column) { return first_key + column; }, [&](int half, int) { return terms[half].lse; });
+    grad.clear();
+    multiply<T, Head>(grad, value,  // dO V^T
+                      [&](std::uint32_t (&a)[4], int step) { load_left(a, grad_output, 0, 16 * step); });
+    if constexpr (!Plain) {
+      if (in.rules.dropout.seed) {
+        for_each_dropout(dropout, row, first_key, factors, [](float& x, float factor) { x = factor; });
+      }
+    }
+    make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int half, int) { return terms[half].delta; });
+    multiply_transposed<T, keys>(result, key,  // dQ += dS K
+                                 [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, grad, step); });
+  }
+
+  ptx::wait_for_copies<0>();
+  __syncthreads();
+  result.for_each([&](float& x, int, int) { x *= in.rules.scale; });
+  store_rows(result, my_rows, p.head_dim, p.packed_query,
+             [&](int i) -> T* { return first_row + i < in.q_len ? p.grad_query.at(b, h, first_row + i) : nullptr; });
+}
+
+template <class T, int Head, bool Plain>
+void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
+  p.row_tiles = (p.in.q_len + 16 * warps - 1) / (16 * warps);
+  launch(&grad_query_kernel<T, Head, Plain>,
+         {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, warps * warp_size,
+          gradient_shared_bytes<Head>(warps, p.stages)},
+         place, p);
+}
+
+}  // namespace
+
+template <class T>
+void run_grad_query(const GradientParams<T>& p, const Place& place) {
+  with_gradient_kernel(p, place, [&]<int head, bool plain>(GradientKernel<head, plain>, int warps) {
+    launch_kernel<T, head, plain>(p, warps, place);
+  });
+}
+
+template void run_grad_query<half>(const GradientParams<half>&, const Place&);
+template void run_grad_query<bf16>(const GradientParams<bf16>&, const Place&);
+
+}  // namespace bigmodel::cuda

@@ -1,0 +1,316 @@
+// attention in fp16 and bf16: tensor cores, scores and probabilities in registers (Dao, "FlashAttention-2", 2023). A
+// block takes a tile of queries, each warp sixteen of them, and walks over tiles of keys.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/attention_forward.cuh"
+#include "cuda/attention_scores.cuh"
+#include "cuda/dropout.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/online_softmax.cuh"
+#include "cuda/pack_rows.h"
+#include "cuda/pipeline.cuh"
+
+namespace bigmodel::cuda {
+namespace {
+
+template <class T>
+struct Params {
+  AttentionTensors<T> in;
+  View<T> output;
+  bool packed_output;
+  int value_dim;  // of the output: that of `in` is filled up to whole chunks
+  float* lse;
+  // A unit of rows is the queries of one head; or, where they are few, of all heads that share keys.
+  bool folded;
+  int unit_rows, units, row_tiles;
+  bool last_rows_first;  // causal: they have the most keys
+  int stages;
+  Splits splits;
+};
+
+constexpr int warp_rows = 16, most_warps = 8;
+
+// Keys of one tile, so that two or three tiles fit beside the queries.
+template <int Head>
+constexpr int tile_keys = Head > 128 ? 32 : 64;
+
+// Queries stay in registers where there is room beside the output.
+template <int Head, bool Plain>
+constexpr bool queries_in_registers = Head <= (Plain ? 128 : 64);
+
+template <int Head>
+std::int64_t shared_bytes(int warps, int stages) {
+  return 2 * std::int64_t(Head) * (warps * warp_rows + stages * tile_keys<Head>);
+}
+
+// A block's place in the work.
+template <class T>
+struct Work {
+  int batch, kv_head, first_head, first_row, split;
+
+  __device__ explicit Work(const Params<T>& p, int rows) {
+    int block = static_cast<int>(blockIdx.x);
+    split = block % p.splits.count;
+    block /= p.splits.count;
+    // Tile after tile, so that the keys of one head stay in the cache; but the longest tiles of all heads first.
+    const int tile = p.last_rows_first ? p.row_tiles - 1 - block / p.units : block % p.row_tiles;
+    const int unit = p.last_rows_first ? block % p.units : block / p.row_tiles;
+    const int units_per_batch = p.folded ? p.in.kv_heads : p.in.heads;
+    batch = unit / units_per_batch;
+    first_head = unit % units_per_batch * (p.folded ? p.in.group : 1);
+    kv_head = first_head / p.in.group;
+    first_row = tile * rows;
+  }
+  __device__ int head(const Params<T>& p, int row) const {
+    return p.folded ? first_head + row / p.in.q_len : first_head;
+  }
+  __device__ int query(const Params<T>& p, int row) const { return p.folded ? row % p.in.q_len : row; }
+};
+
+// Tiles of keys [begin, end) that a block walks over; those in [full_begin, full_end) are seen by all its queries.
+struct KeyTiles {
+  int begin, end, full_begin, full_end;
+
+  template <class T>
+  __device__ KeyTiles(const Params<T>& p, const Work<T>& work, int rows, int keys) {
+    const int last_row = min(work.first_row + rows, p.unit_rows) - 1;
+    const bool one_head = work.head(p, work.first_row) == work.head(p, last_row);
+    const int first = one_head ? work.query(p, work.first_row) : 0;
+    const int last = one_head ? work.query(p, last_row) : p.in.q_len - 1;
+    const Band& band = p.in.band;
+    const int first_tile = band.first_key(first) / keys, end_tile = (band.end_key(last) + keys - 1) / keys;
+    const int each = (max(end_tile - first_tile, 0) + p.splits.count - 1) / p.splits.count;
+    begin = first_tile + work.split * each;
+    end = min(begin + each, end_tile);
+    full_begin = (band.first_key(last) + keys - 1) / keys;
+    full_end = band.end_key(first) / keys;
+  }
+  __device__ bool full(int tile) const { return tile >= full_begin && tile < full_end; }
+};
+
+// One split's rows, in fp32.
+template <class T, int Head>
+__device__ void store_split(const Params<T>& p, const Work<T>& work, int first_row, Accumulators<Head>& output) {
+  const int lane = lane_id();
+  output.for_each([&](float x, int half, int column) {
+    const int row = first_row + lane / 4 + 8 * half;
+    if (row >= p.unit_rows || column >= p.value_dim) return;
+    const std::int64_t whole_row =
+        (std::int64_t(work.batch) * p.in.heads + work.head(p, row)) * p.in.q_len + work.query(p, row);
+    p.splits.output[(work.split * p.splits.rows + whole_row) * p.value_dim + column] = x;
+  });
+}
+
+template <class T, int Head, bool Plain>
+__global__ __launch_bounds__(most_warps* warp_size) void attention_kernel(const __grid_constant__ Params<T> p) {
+  constexpr int keys = tile_keys<Head>;
+  using Tile = SharedTile<T, keys, Head>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const AttentionTensors<T>& in = p.in;
+  const int warps = static_cast<int>(blockDim.x) / warp_size, rows = warps * warp_rows;
+  const Work<T> work(p, rows);
+  const KeyTiles tiles(p, work, rows, keys);
+  // Queries [rows, Head], each warp's on their own; then the ring of tiles of keys and values.
+  T* const my_queries = reinterpret_cast<T*>(shared) + warp_id() * warp_rows * Head;
+  T* const ring = reinterpret_cast<T*>(shared) + rows * Head;
+  const SharedTile<T, warp_rows, Head> queries(my_queries);
+
+  for (int warp = 0; warp < warps; ++warp) {
+    const SharedTile<T, warp_rows, Head> part(reinterpret_cast<T*>(shared) + warp * warp_rows * Head);
+    copy_tile(part, in.head_dim, in.query.data, [&](int row) -> const T* {
+      const int r = work.first_row + warp * warp_rows + row;
+      return r < p.unit_rows ? in.query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+    });
+  }
+  const T* const key = in.key.at(work.batch, work.kv_head);
+  const T* const value = in.value.at(work.batch, work.kv_head);
+  const int items = 2 * max(tiles.end - tiles.begin, 0);  // keys and values of every tile, in turn
+  const auto fetch = [&](int item, int slot) {
+    if (item >= items) return;
+    const int first = (tiles.begin + item / 2) * keys;
+    const bool keys_turn = item % 2 == 0;
+    const T* const from = keys_turn ? key : value;
+    const std::int64_t stride = keys_turn ? in.key.row : in.value.row;
+    copy_tile(Tile(ring + slot * Tile::elements), keys_turn ? in.head_dim : in.value_dim, from,
+              [&](int row) -> const T* { return first + row < in.kv_len ? from + (first + row) * stride : nullptr; });
+  };
+  Pipeline pipeline(p.stages, fetch);
+
+  const int first_row = work.first_row + warp_id() * warp_rows;
+  QueryRow row[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = min(first_row + lane_id() / 4 + 8 * half, p.unit_rows - 1);
+    row[half] = QueryRow(in, work.batch, work.head(p, r), work.query(p, r));
+  }
+  const HeadDropout dropout(in.rules.dropout, work.batch);
+  OnlineSoftmax<Plain> softmax{Plain ? in.rules.scale * log2_e : log2_e};
+  Accumulators<Head> output;
+  output.clear();
+
+  std::uint32_t q[queries_in_registers<Head, Plain> ? Head / 16 : 1][4];
+  if constexpr (queries_in_registers<Head, Plain>) {
+    pipeline.wait();
+#pragma unroll
+    for (int step = 0; step < Head / 16; ++step) load_left(q[step], queries, 0, 16 * step);
+  }
+  const auto query_operand = [&](std::uint32_t (&a)[4], int step) {
+    if constexpr (queries_in_registers<Head, Plain>) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = q[step][i];
+    } else {
+      load_left(a, queries, 0, 16 * step);
+    }
+  };
+
+  for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+    const int first_key = tile * keys;
+    const auto query_of = [&](int half, int) -> const QueryRow& { return row[half]; };
+    const auto key_of = [&](int, int column) { return first_key + column; };
+    Accumulators<keys> s;
+    s.clear();
+    const Tile key_tile(ring + pipeline.step(fetch) * Tile::elements);
+    multiply<T, Head>(s, key_tile, query_operand);  // S = Q K^T
+    if constexpr (!Plain) apply_rules<T>(in.rules, in.kv_len, s, query_of, key_of);
+    if (!tiles.full(tile)) remove_outside(in.band, s, query_of, key_of);
+    softmax.update(s, output);
+    if constexpr (!Plain) {
+      if (in.rules.dropout.seed) drop(dropout, row, first_key, s);
+    }
+    const Tile value_tile(ring + pipeline.step(fetch) * Tile::elements);
+    multiply_transposed<T, keys>(output, value_tile,  // O += P V
+                                 [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, s, step); });
+  }
+
+  softmax.finish();
+  float factor[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float maximum = Plain ? softmax.maximum[half] * in.rules.scale : softmax.maximum[half];
+    const bool last = p.splits.count == 1;
+    const RowEnd end(maximum, softmax.sum[half],
+                     last && in.sinks ? in.sinks[row[half].head * in.sink_stride] : -INFINITY);
+    factor[half] = end.factor;
+    const bool writes = lane_id() % 4 == 0 && first_row + lane_id() / 4 + 8 * half < p.unit_rows;
+    const std::int64_t whole_row = (std::int64_t(work.batch) * in.heads + row[half].head) * in.q_len + row[half].query;
+    if (writes) (last ? p.lse : p.splits.lse + work.split * p.splits.rows)[whole_row] = end.lse;
+  }
+  output.for_each([&](float& x, int half, int) { x *= factor[half]; });
+  if (p.splits.count > 1) return store_split(p, work, first_row, output);
+  ptx::wait_for_copies<0>();  // of queries, where there were no keys
+  __syncthreads();
+  store_rows(output, my_queries, p.value_dim, p.packed_output, [&](int i) -> T* {
+    const int r = first_row + i;
+    return r < p.unit_rows ? p.output.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+  });
+}
+
+// How many blocks share the keys of a row: none do where there are blocks enough or few keys; else as few as fill the
+// device within 85 % of the best that any number reaches.
+int choose_splits(std::int64_t blocks, int key_tiles, const Place& place) {
+  constexpr int most = 64;
+  const std::int64_t at_once = place.multiprocessors;
+  if (5 * blocks >= 4 * at_once || key_tiles <= 4) return 1;
+  const auto efficiency = [&](int splits) {
+    const double waves = double(blocks * splits) / double(at_once);
+    return waves / std::ceil(waves);
+  };
+  double best = 0;
+  const int limit = std::min(most, key_tiles / 2);
+  for (int splits = 1; splits <= limit; ++splits) best = std::max(best, efficiency(splits));
+  for (int splits = 1; splits <= limit; ++splits) {
+    if (efficiency(splits) >= 0.85 * best) return splits;
+  }
+  return 1;
+}
+
+// How one call is divided; decided by shapes and the device alone.
+struct Division {
+  bool folded;
+  int unit_rows, units, row_tiles, warps, stages, splits;
+  std::int64_t shared;
+};
+
+template <int Head>
+Division divide(const AttentionForwardArgs& args, const Place& place) {
+  const TensorView &query = args.inputs.query, &key = args.inputs.key;
+  const auto batch = static_cast<int>(query.size[0]), heads = static_cast<int>(query.size[1]),
+             q_len = static_cast<int>(query.size[2]), kv_heads = static_cast<int>(key.size[1]);
+  constexpr int fewest_warps = 4;
+  Division d;
+  d.folded = heads > kv_heads && q_len <= fewest_warps * warp_rows / 2;
+  d.unit_rows = d.folded ? heads / kv_heads * q_len : q_len;
+  d.units = batch * (d.folded ? kv_heads : heads);
+  // Larger tiles read the keys less often, but only where they are full and leave no part of the device idle.
+  const auto fits = [&](int warps, int stages) { return shared_bytes<Head>(warps, stages) <= place.shared_memory; };
+  const std::int64_t large_tiles =
+      std::int64_t(d.units) * ((d.unit_rows + most_warps * warp_rows - 1) / (most_warps * warp_rows));
+  const bool large = Head <= 128 && d.unit_rows > fewest_warps * warp_rows && large_tiles >= place.multiprocessors;
+  d.warps = large && fits(most_warps, 2) ? most_warps : fewest_warps;
+  d.stages = place.capability >= 80 && fits(d.warps, 3) ? 3 : 2;
+  d.shared = shared_bytes<Head>(d.warps, d.stages);
+  const int rows = d.warps * warp_rows;
+  d.row_tiles = (d.unit_rows + rows - 1) / rows;
+  const auto key_tiles = static_cast<int>((key.size[2] + tile_keys<Head> - 1) / tile_keys<Head>);
+  d.splits = choose_splits(std::int64_t(d.units) * d.row_tiles, key_tiles, place);
+  return d;
+}
+
+template <class T, int Head>
+void run_tiles(const AttentionForwardArgs& args, const Place& place) {
+  const Division d = divide<Head>(args, place);
+  Workspace workspace(args.workspace);
+  const Params<T> p{.in = AttentionTensors<T>(packed_inputs(args.inputs, workspace, &place)),
+                    .output = View<T>(args.output),
+                    .packed_output = has_packed_rows(args.output),
+                    .value_dim = static_cast<int>(args.output.size[3]),
+                    .lse = static_cast<float*>(args.lse.data),
+                    .folded = d.folded,
+                    .unit_rows = d.unit_rows,
+                    .units = d.units,
+                    .row_tiles = d.row_tiles,
+                    .last_rows_first = args.inputs.options.causal != Causal::none,
+                    .stages = d.stages,
+                    .splits = Splits::in(workspace, d.splits, args)};
+  const Launch shape{std::int64_t(d.units) * d.row_tiles * d.splits, d.warps * warp_size, d.shared};
+  if (p.in.rules.plain()) {
+    launch(&attention_kernel<T, Head, true>, shape, place, p);
+  } else {
+    launch(&attention_kernel<T, Head, false>, shape, place, p);
+  }
+  if (d.splits > 1) merge_splits(args, p.splits, place);
+}
+
+bool uses_tiles(const AttentionInputs& inputs) {
+  const bool half_dtype = inputs.query.dtype != DType::float32;
+  return half_dtype && std::max(inputs.query.size[3], inputs.value.size[3]) <= largest_head;
+}
+
+int head_size(const AttentionInputs& inputs) {
+  return static_cast<int>(std::max(inputs.query.size[3], inputs.value.size[3]));
+}
+
+}  // namespace
+
+std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place) {
+  if (!uses_tiles(args.inputs)) return 0;
+  std::int64_t bytes = 0;
+  with_head_size(head_size(args.inputs), [&]<int head>(std::integral_constant<int, head>) {
+    Workspace workspace;
+    packed_inputs(args.inputs, workspace, nullptr);
+    Splits::in(workspace, divide<head>(args, place).splits, args);
+    bytes = workspace.used();
+  });
+  return bytes;
+}
+
+void run(const AttentionForwardArgs& args, const Place& place) {
+  if (!uses_tiles(args.inputs)) return run_plain(args, place);
+  with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) {
+    with_head_size(head_size(args.inputs),
+                   [&]<int head>(std::integral_constant<int, head>) { run_tiles<T, head>(args, place); });
+  });
+}
+
+}  // namespace bigmodel::cuda

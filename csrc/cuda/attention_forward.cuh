@@ -1,0 +1,25 @@
+// What the forward kernels with and without tensor cores share: where they write, and how the keys of a row may be
+// split among blocks and merged again.
+#pragma once
+
+#include "cuda/attention_inputs.cuh"
+#include "cuda/pack_rows.h"
+
+namespace bigmodel::cuda {
+
+// The partial outputs of splits: fp32 [splits, rows, value_dim] and their log-sum-exps [splits, rows], where rows are
+// [batch, heads, q_len] and no sink has entered. Absent without splits.
+struct Splits {
+  int count = 1;
+  float *output = nullptr, *lse = nullptr;
+  std::int64_t rows = 0;
+
+  static Splits in(Workspace& workspace, int count, const AttentionForwardArgs& args);
+};
+
+void merge_splits(const AttentionForwardArgs& args, const Splits& splits, const Place& place);
+
+// fp32, and heads of more than largest_head features.
+void run_plain(const AttentionForwardArgs& args, const Place& place);
+
+}  // namespace bigmodel::cuda

@@ -1,0 +1,191 @@
+// Matrix products on tensor cores, c = left right^T: left [rows, depth], right [columns, depth]. A block computes a
+// tile of c, its warps parts of it; slices of the depth pass through a pipeline. What happens to a finished row is an
+// epilogue's business.
+#pragma once
+
+#include "bigmodel/tensor.h"
+#include "cuda/launch.cuh"
+#include "cuda/pack_rows.h"
+#include "cuda/pipeline.cuh"
+#include "cuda/tile.cuh"
+
+namespace bigmodel::cuda {
+
+// How an operand lies in memory: along the depth, or along its rows (columns of c, for the right one).
+enum class Inside { depth, rows };
+
+// An operand that can be copied in chunks of 128 bits.
+template <class T>
+struct Operand {
+  const T* data;
+  std::int64_t stride;  // of rows (Inside::depth) or of the depth (Inside::rows)
+};
+
+// A tile of Rows rows (depth inside) or Rows columns (rows inside), and how to copy and read its slices.
+template <class T, Inside Kind, int Rows, int Depth>
+struct Slice {
+  using Tile = std::conditional_t<Kind == Inside::depth, SharedTile<T, Rows, Depth>, SharedTile<T, Depth, Rows>>;
+
+  __device__ static void copy(const Tile& tile, const Operand<T>& operand, std::int64_t first_row, std::int64_t rows,
+                              std::int64_t first_depth, std::int64_t depth) {
+    const bool by_row = Kind == Inside::depth;
+    const std::int64_t along = by_row ? first_row : first_depth, end = by_row ? rows : depth;
+    const std::int64_t across = by_row ? first_depth : first_row, width = (by_row ? depth : rows) - across;
+    const T* const first = operand.data + along * operand.stride + across;
+    copy_tile(tile, static_cast<int>(width < Tile::columns ? width : Tile::columns), operand.data,
+              [&](int row) -> const T* { return along + row < end ? first + row * operand.stride : nullptr; });
+  }
+  __device__ static void left(std::uint32_t (&a)[4], const Tile& tile, int row, int depth) {
+    if constexpr (Kind == Inside::depth) {
+      load_left(a, tile, row, depth);
+    } else {
+      load_left_transposed(a, tile, row, depth);
+    }
+  }
+  __device__ static void right(std::uint32_t (&b)[4], const Tile& tile, int column, int depth) {
+    if constexpr (Kind == Inside::depth) {
+      load_right(b, tile, column, depth);
+    } else {
+      load_right_transposed(b, tile, column, depth);
+    }
+  }
+};
+
+// The tile of c that a block computes, and what its warps do. Rights: products that share the left operand.
+template <int Rows, int Columns, int WarpRows, int WarpColumns, int Rights>
+struct GemmShape {
+  static constexpr int rows = Rows, columns = Columns, warp_rows = WarpRows, warp_columns = WarpColumns;
+  static constexpr int rights = Rights, depth = 32, stages = 3;
+  static constexpr int warps_across = Columns / WarpColumns, warps = Rows / WarpRows * warps_across;
+  static constexpr int threads = warps * warp_size;
+  static constexpr int stage_elements = (Rows + Rights * Columns) * depth;
+  // Each warp turns its accumulators from the tensor cores' order into rows, sixteen at a time.
+  static constexpr int pitch = WarpColumns + 4;
+  static constexpr int shared_bytes(int stages) {
+    const int ring = 2 * stages * stage_elements, turning = 4 * Rights * warps * 16 * pitch;
+    return ring > turning ? ring : turning;
+  }
+};
+
+template <class T, int Rights, class Epilogue>
+struct GemmParams {
+  Operand<T> left, right[Rights];
+  std::int64_t rows, columns, depth;
+  int row_tiles, column_tiles, stages;
+  Epilogue epilogue;
+};
+
+// A block's tile: neighbours in a grid share operands in the cache, so eight rows of tiles are walked column by column.
+struct TilePlace {
+  std::int64_t row, column;
+
+  __device__ TilePlace(int row_tiles, int column_tiles) {
+    constexpr int together = 8;
+    const int block = static_cast<int>(blockIdx.x), group = block / (together * column_tiles);
+    const int first = group * together, height = min(together, row_tiles - first);
+    const int within = block - first * column_tiles;
+    row = first + within % height;
+    column = within / height;
+  }
+};
+
+template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
+__global__ __launch_bounds__(Shape::threads) void gemm_kernel(
+    const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
+  using LeftSlice = Slice<T, Left, Shape::rows, Shape::depth>;
+  using RightSlice = Slice<T, Right, Shape::columns, Shape::depth>;
+  constexpr int row_blocks = Shape::warp_rows / 16;
+  extern __shared__ __align__(128) unsigned char shared[];
+  T* const ring = reinterpret_cast<T*>(shared);
+  const TilePlace tile(p.row_tiles, p.column_tiles);
+  const std::int64_t first_row = tile.row * Shape::rows, first_column = tile.column * Shape::columns;
+  const int warp_row = warp_id() / Shape::warps_across * Shape::warp_rows;
+  const int warp_column = warp_id() % Shape::warps_across * Shape::warp_columns;
+
+  const auto left_at = [&](int slot) { return typename LeftSlice::Tile(ring + slot * Shape::stage_elements); };
+  const auto right_at = [&](int slot, int which) {
+    const int before = (Shape::rows + which * Shape::columns) * Shape::depth;
+    return typename RightSlice::Tile(ring + slot * Shape::stage_elements + before);
+  };
+  const auto fetch = [&](int item, int slot) {
+    const std::int64_t first = std::int64_t(item) * Shape::depth;
+    if (first >= p.depth) return;
+    LeftSlice::copy(left_at(slot), p.left, first_row, p.rows, first, p.depth);
+#pragma unroll
+    for (int which = 0; which < Shape::rights; ++which) {
+      RightSlice::copy(right_at(slot, which), p.right[which], first_column, p.columns, first, p.depth);
+    }
+  };
+  Pipeline pipeline(p.stages, fetch);
+
+  Accumulators<Shape::warp_columns> c[Shape::rights][row_blocks];
+#pragma unroll
+  for (int which = 0; which < Shape::rights; ++which) {
+#pragma unroll
+    for (int block = 0; block < row_blocks; ++block) c[which][block].clear();
+  }
+  for (std::int64_t depth = 0; depth < p.depth; depth += Shape::depth) {
+    const int slot = pipeline.step(fetch);
+#pragma unroll
+    for (int step = 0; step < Shape::depth; step += 16) {
+      std::uint32_t a[row_blocks][4];
+#pragma unroll
+      for (int block = 0; block < row_blocks; ++block) {
+        LeftSlice::left(a[block], left_at(slot), warp_row + 16 * block, step);
+      }
+#pragma unroll
+      for (int which = 0; which < Shape::rights; ++which) {
+#pragma unroll
+        for (int column = 0; column < Shape::warp_columns; column += 16) {
+          std::uint32_t b[4];
+          RightSlice::right(b, right_at(slot, which), warp_column + column, step);
+#pragma unroll
+          for (int block = 0; block < row_blocks; ++block) {
+            ptx::multiply_add<T>(c[which][block].at[column / 8], a[block], b[0], b[1]);
+            ptx::multiply_add<T>(c[which][block].at[column / 8 + 1], a[block], b[2], b[3]);
+          }
+        }
+      }
+    }
+  }
+
+  ptx::wait_for_copies<0>();
+  __syncthreads();  // the ring becomes room to turn accumulators into rows
+  constexpr int room_size = 16 * Shape::pitch, chunks = Shape::warp_columns / chunk_elements;
+  float* const room = reinterpret_cast<float*>(shared) + warp_id() * Shape::rights * room_size;
+#pragma unroll
+  for (int block = 0; block < row_blocks; ++block) {
+#pragma unroll
+    for (int which = 0; which < Shape::rights; ++which) {
+      c[which][block].for_each_pair([&](float first, float second, int half, int column) {
+        float* const at = room + which * room_size + (lane_id() / 4 + 8 * half) * Shape::pitch + column;
+        *reinterpret_cast<float2*>(at) = {first, second};
+      });
+    }
+    __syncwarp();
+    for (int i = lane_id(); i < 16 * chunks; i += warp_size) {
+      const std::int64_t row = first_row + warp_row + 16 * block + i / chunks;
+      const int column = i % chunks * chunk_elements;
+      float x[Shape::rights][chunk_elements];
+#pragma unroll
+      for (int which = 0; which < Shape::rights; ++which) {
+#pragma unroll
+        for (int j = 0; j < chunk_elements; j += 4) {
+          const float* const from = room + which * room_size + i / chunks * Shape::pitch + column + j;
+          const float4 four = *reinterpret_cast<const float4*>(from);
+          x[which][j] = four.x, x[which][j + 1] = four.y, x[which][j + 2] = four.z, x[which][j + 3] = four.w;
+        }
+      }
+      const auto whole_column = static_cast<int>(first_column + warp_column + column);
+      if (row >= p.rows || whole_column >= p.columns) continue;
+      if constexpr (Shape::rights == 1) {
+        p.epilogue(row, whole_column, x[0]);
+      } else {
+        p.epilogue(row, whole_column, x[0], x[1]);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+}  // namespace bigmodel::cuda

@@ -1,0 +1,55 @@
+// c = left right^T with an epilogue, for any strides: on tensor cores in 16 bits, exactly in fp32. Hosts call this; the
+// kernels are compiled once, in matrix_product.cu.
+#pragma once
+
+#include "cuda/epilogue.cuh"
+#include "cuda/pack_rows.h"
+
+namespace bigmodel::cuda {
+
+// left [rows, depth], right [columns, depth]. What must be copied first takes memory from `workspace`; `place` null:
+// only the memory is counted. T is the element type of all.
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
+// Two products at once.
+template <class T>
+void multiply_gated(const TensorView& left, const TensorView& right, const TensorView& gate,
+                    const GatedEpilogue<T>& epilogue, Workspace& workspace, const Place* place);
+
+// The epilogue alone, of a matrix that is there already.
+template <class T>
+void apply_epilogue(const TensorView& product, const Epilogue<T>& epilogue, const Place* place);
+
+// The matrix [rows, columns] with its rows as columns.
+inline TensorView transposed(const TensorView& matrix) {
+  TensorView result = matrix;
+  for (int dim = 0; dim < 2; ++dim) {
+    result.size[dim] = matrix.size[1 - dim];
+    result.stride[dim] = matrix.stride[1 - dim];
+  }
+  return result;
+}
+
+// A contiguous matrix at `data`.
+inline TensorView matrix_at(void* data, DType dtype, std::int64_t rows, std::int64_t columns) {
+  TensorView view;
+  view.data = data;
+  view.dtype = dtype;
+  view.size[0] = rows;
+  view.size[1] = columns;
+  view.stride[0] = columns;
+  view.stride[1] = 1;
+  return view;
+}
+
+// Whether the epilogue may access these matrices in chunks of 128 bits.
+template <class T, class... Views>
+bool all_packed(const Views&... views) {
+  return (is_packed(views, 8) && ...);
+}
+
+}  // namespace bigmodel::cuda

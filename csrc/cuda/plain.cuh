@@ -1,0 +1,99 @@
+// Products in fp32 without tensor cores: a block of 256 threads computes a 64x64 tile, each thread four rows by four
+// columns. Operands are functions of position, so that any strides and dtypes serve, and are staged in shared memory in
+// slices of the depth.
+#pragma once
+
+#include "cuda/element.cuh"
+#include "cuda/warp.cuh"
+
+namespace bigmodel::cuda {
+
+inline constexpr int plain_threads = 256, plain_tile = 64, plain_depth = 16;
+// Rows of shared memory: four more floats than a tile has, so that they begin in different banks and stay aligned.
+inline constexpr int plain_pitch = plain_tile + 4;
+
+struct PlainStage {
+  float left[plain_depth][plain_pitch], right[plain_depth][plain_pitch];
+};
+
+// A whole tile, column by column: what one product leaves for the next to take as its left operand.
+struct PlainTile {
+  float at[plain_tile][plain_pitch];  // [depth][row]
+};
+
+// The four rows and the four columns of a thread.
+__device__ inline int plain_row() { return static_cast<int>(threadIdx.x) / 16 * 4; }
+__device__ inline int plain_column() { return static_cast<int>(threadIdx.x) % 16 * 4; }
+
+struct PlainAccumulators {
+  float at[4][4];
+
+  __device__ void clear() {
+    for_each([](float& x, int, int) { x = 0.0f; });
+  }
+  // body(element, row, column)
+  template <class Body>
+  __device__ void for_each(Body body) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) body(at[i][j], plain_row() + i, plain_column() + j);
+    }
+  }
+  __device__ void add_product(const float* left, const float* right) {
+    const float4 a = *reinterpret_cast<const float4*>(left + plain_row());
+    const float4 b = *reinterpret_cast<const float4*>(right + plain_column());
+    const float rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) at[i][j] = fmaf(rows[i], columns[j], at[i][j]);
+    }
+  }
+  // To shared memory as the left operand of another product, whose depth are these columns; or, transposed, these rows.
+  __device__ void store(PlainTile& tile) {
+    for_each([&](float x, int row, int column) { tile.at[column][row] = x; });
+  }
+  __device__ void store_transposed(PlainTile& tile) {
+    for_each([&](float x, int row, int column) { tile.at[row][column] = x; });
+  }
+};
+
+// One slice of an operand. Neighbouring threads take neighbours in depth, or in rows: whichever lie side by side.
+template <bool DepthInside, class Operand>
+__device__ inline void stage_slice(float (&slice)[plain_depth][plain_pitch], int first_depth, Operand operand) {
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < plain_tile * plain_depth; i += plain_threads) {
+    const int row = DepthInside ? i / plain_depth : i % plain_tile;
+    const int depth = DepthInside ? i % plain_depth : i / plain_tile;
+    slice[depth][row] = operand(row, first_depth + depth);
+  }
+}
+
+// c += left right^T over the depth. left(row, depth) and right(column, depth) are asked within the tile and up to the
+// next whole slice of the depth, and give 0 outside.
+template <bool LeftDepthInside, bool RightDepthInside, class Left, class Right>
+__device__ void plain_multiply(PlainAccumulators& c, PlainStage& stage, int depth, Left left, Right right) {
+  for (int first = 0; first < depth; first += plain_depth) {
+    __syncthreads();  // the stage may still be read
+    stage_slice<LeftDepthInside>(stage.left, first, left);
+    stage_slice<RightDepthInside>(stage.right, first, right);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < plain_depth; ++k) c.add_product(stage.left[k], stage.right[k]);
+  }
+}
+
+// The same with a left operand in shared memory already, written before the last barrier.
+template <bool RightDepthInside, class Right>
+__device__ void plain_multiply(PlainAccumulators& c, const PlainTile& left, PlainStage& stage, int depth, Right right) {
+  for (int first = 0; first < depth; first += plain_depth) {
+    __syncthreads();
+    stage_slice<RightDepthInside>(stage.right, first, right);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < plain_depth; ++k) c.add_product(left.at[first + k], stage.right[k]);
+  }
+}
+
+}  // namespace bigmodel::cuda

@@ -1,0 +1,198 @@
+// Tiles of 16-bit elements in shared memory, and the operands of tensor-core products in registers.
+//
+// A tile's rows are cut into chunks of 16 bytes, and the chunk's place within its row is exclusive-ored with the row's
+// number, so that the same chunk of eight neighbouring rows lies in eight different groups of banks: ldmatrix and the
+// copies of whole rows then meet no bank conflict.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/element.cuh"
+#include "cuda/ptx.cuh"
+#include "cuda/warp.cuh"
+
+namespace bigmodel::cuda {
+
+inline constexpr int chunk_elements = 8;
+
+template <class T, int Rows, int Columns>
+struct SharedTile {
+  static_assert(sizeof(T) == 2 && Columns % 32 == 0, "rows are whole multiples of 64 bytes");
+  static constexpr int rows = Rows, columns = Columns, chunks = Columns / chunk_elements, elements = Rows * Columns;
+  std::uint32_t address;
+
+  SharedTile() = default;
+  __device__ explicit SharedTile(const T* data) : address(ptx::shared_address(data)) {}
+
+  // Eight rows of 128 bytes or a multiple meet in the same banks; those of an odd multiple of 64 bytes do in pairs.
+  __device__ static unsigned swizzle(unsigned row) { return chunks % 8 == 0 ? row % 8 : row / 2 % 4; }
+  // In elements.
+  __device__ static int offset(unsigned row, unsigned number) {
+    return static_cast<int>(row * Columns + (number ^ swizzle(row)) * chunk_elements);
+  }
+  // The address of a chunk.
+  __device__ std::uint32_t chunk(unsigned row, unsigned number) const {
+    return address + row * (Columns * sizeof(T)) + (number ^ swizzle(row)) * 16;
+  }
+  // Of the chunk `number` in a row that is `row`, a multiple of eight, plus `lane_row`: what lanes have in common is
+  // known to the compiler.
+  __device__ std::uint32_t chunk(unsigned row, unsigned lane_row, unsigned number) const {
+    return address + (row + lane_row) * (Columns * sizeof(T)) + (number ^ swizzle(lane_row)) * 16;
+  }
+};
+
+// Starts copying a tile's rows by all threads of the block. source(row) points to the row's first element in global
+// memory, whose chunks are aligned and contiguous, or is null: then the row is zero. So are columns from `width` on,
+// a multiple of a chunk. `somewhere` is any address in global memory.
+template <class T, int Rows, int Columns, class Source>
+__device__ void copy_tile(const SharedTile<T, Rows, Columns>& tile, int width, const T* somewhere, Source source) {
+  using Tile = SharedTile<T, Rows, Columns>;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < Rows * Tile::chunks; i += static_cast<int>(blockDim.x)) {
+    const int row = i / Tile::chunks, number = i % Tile::chunks, column = number * chunk_elements;
+    const T* const first = source(row);
+    const bool valid = first && column < width;
+    ptx::copy_async(tile.chunk(row, number), valid ? first + column : somewhere, valid);
+  }
+}
+
+// The left operand of a 16x16 step: rows [row, row + 16), depth [depth, depth + 16) of a tile of rows.
+template <class Tile>
+__device__ inline void load_left(std::uint32_t (&a)[4], const Tile& tile, unsigned row, unsigned depth) {
+  const unsigned lane = threadIdx.x % warp_size;
+  ptx::load_matrices(a, tile.chunk(row, lane % 16, depth / chunk_elements + lane / 16));
+}
+
+// The same from a tile whose rows are the operand's depth.
+template <class Tile>
+__device__ inline void load_left_transposed(std::uint32_t (&a)[4], const Tile& tile, unsigned row, unsigned depth) {
+  const unsigned lane = threadIdx.x % warp_size;
+  ptx::load_matrices_transposed(a, tile.chunk(depth, lane % 8 + lane / 16 * 8, row / chunk_elements + lane / 8 % 2));
+}
+
+// The right operands of two neighbouring 16x8 steps, {b0, b1} of columns [column, column + 8) and of the next eight.
+// From a tile whose rows are the operand's columns:
+template <class Tile>
+__device__ inline void load_right(std::uint32_t (&b)[4], const Tile& tile, unsigned column, unsigned depth) {
+  const unsigned lane = threadIdx.x % warp_size;
+  ptx::load_matrices(b, tile.chunk(column, lane % 8 + lane / 16 * 8, depth / chunk_elements + lane / 8 % 2));
+}
+
+// From a tile whose rows are the operand's depth:
+template <class Tile>
+__device__ inline void load_right_transposed(std::uint32_t (&b)[4], const Tile& tile, unsigned column, unsigned depth) {
+  const unsigned lane = threadIdx.x % warp_size;
+  ptx::load_matrices_transposed(b, tile.chunk(depth, lane % 16, column / chunk_elements + lane / 16));
+}
+
+// Sixteen rows of fp32 accumulators of one warp. A thread holds of each 16x8 block the elements [0], [1] in row
+// lane / 4 and [2], [3] eight rows below, in columns 2 (lane % 4) and the next.
+template <int Columns>
+struct Accumulators {
+  static constexpr int blocks = Columns / 8;
+  float at[blocks][4];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int block = 0; block < blocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) at[block][i] = 0.0f;
+    }
+  }
+  // body(element, row half 0 or 1, column)
+  template <class Body>
+  __device__ void for_each(Body body) {
+    const int first = 2 * (lane_id() % 4);
+#pragma unroll
+    for (int block = 0; block < blocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) body(at[block][i], i / 2, 8 * block + first + i % 2);
+    }
+  }
+  // body(element, its right neighbour, row half, column)
+  template <class Body>
+  __device__ void for_each_pair(Body body) const {
+    const int first = 2 * (lane_id() % 4);
+#pragma unroll
+    for (int block = 0; block < blocks; ++block) {
+      body(at[block][0], at[block][1], 0, 8 * block + first);
+      body(at[block][2], at[block][3], 1, 8 * block + first);
+    }
+  }
+};
+
+// The left operand made of accumulators, columns [16 step, 16 step + 16): probabilities never leave the registers.
+template <class T, int Columns>
+__device__ inline void as_left(std::uint32_t (&a)[4], const Accumulators<Columns>& c, int step) {
+  const float (&left)[4] = c.at[2 * step];
+  const float (&right)[4] = c.at[2 * step + 1];
+  a[0] = pack2<T>(left[0], left[1]);
+  a[1] = pack2<T>(left[2], left[3]);
+  a[2] = pack2<T>(right[0], right[1]);
+  a[3] = pack2<T>(right[2], right[3]);
+}
+
+// c += left(step) right^T, where the rows of `right` are the columns of c. left(a, step) makes the left operand.
+template <class T, int Depth, int Columns, class Tile, class Left>
+__device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, Left left) {
+#pragma unroll
+  for (int step = 0; step < Depth / 16; ++step) {
+    std::uint32_t a[4];
+    left(a, step);
+#pragma unroll
+    for (int block = 0; block < Columns / 8; block += 2) {
+      std::uint32_t b[4];
+      load_right(b, right, 8 * block, 16 * step);
+      ptx::multiply_add<T>(c.at[block], a, b[0], b[1]);
+      ptx::multiply_add<T>(c.at[block + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// c += left(step) right, where the rows of `right` are the depth.
+template <class T, int Depth, int Columns, class Tile, class Left>
+__device__ inline void multiply_transposed(Accumulators<Columns>& c, const Tile& right, Left left) {
+#pragma unroll
+  for (int step = 0; step < Depth / 16; ++step) {
+    std::uint32_t a[4];
+    left(a, step);
+#pragma unroll
+    for (int block = 0; block < Columns / 8; block += 2) {
+      std::uint32_t b[4];
+      load_right_transposed(b, right, 8 * block, 16 * step);
+      ptx::multiply_add<T>(c.at[block], a, b[0], b[1]);
+      ptx::multiply_add<T>(c.at[block + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+// A warp's sixteen rows to global memory, through sixteen rows of shared memory of its own: there the accumulators are
+// turned into whole chunks. to(row) points to where a row begins, or is null; width is how many columns there are.
+template <class T, int Columns, class To>
+__device__ void store_rows(Accumulators<Columns>& c, T* room, int width, bool packed, To to) {
+  using Tile = SharedTile<T, 16, Columns>;
+  const int lane = lane_id();
+  c.for_each_pair([&](float first, float second, int half, int column) {
+    const int offset = Tile::offset(lane / 4 + 8 * half, column / chunk_elements) + column % chunk_elements;
+    *reinterpret_cast<std::uint32_t*>(room + offset) = pack2<T>(first, second);
+  });
+  __syncwarp();
+#pragma unroll 4
+  for (int i = lane; i < 16 * Tile::chunks; i += warp_size) {
+    const int column = i % Tile::chunks * chunk_elements;
+    T* const row = to(i / Tile::chunks);
+    if (!row || column >= width) continue;
+    const auto pack = *reinterpret_cast<const Pack<T>*>(room + Tile::offset(i / Tile::chunks, i % Tile::chunks));
+    if (packed) {
+      *reinterpret_cast<Pack<T>*>(row + column) = pack;
+    } else {
+#pragma unroll
+      for (int j = 0; j < chunk_elements; ++j) {
+        if (column + j < width) row[column + j] = pack.element[j];
+      }
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace bigmodel::cuda
