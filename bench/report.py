@@ -22,8 +22,8 @@ TIE = 0.03
 
 LEGEND = (
     "ms: median ± half the interquartile range. % peak: of the peak named above (c; bf16 rows: of bf16 dot products, "
-    "where the machine has them), or of the memory's bandwidth (m) where that is the limit. error: largest deviation from "
-    "float64 over the largest value, output and gradients. memory: most MiB held during a call beyond its inputs, "
+    "where the machine has them), or of the memory's bandwidth (m) where that is the limit. error: largest deviation "
+    "from float64 over the largest value, output and gradients. memory: most MiB held during a call beyond its inputs, "
     "outputs and gradients included."
 )
 # What a terminal that is narrower than the whole table goes without, first what it misses least.

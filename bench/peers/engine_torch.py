@@ -26,9 +26,9 @@ def use_compiler(backend: str) -> None:
     """All contenders of this process go through torch.compile with this backend."""
     global _wrap
     if backend == "inductor":
-        import torch._inductor.config
+        from torch._inductor import config
 
-        torch._inductor.config.freezing = True  # takes effect for inference on modules' parameters
+        config.freezing = True  # takes effect for inference on modules' parameters
     _wrap = partial(torch.compile, backend=backend, dynamic=False)
 
 
