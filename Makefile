@@ -23,7 +23,7 @@ NO_PYTHON := '$(PYTHON) is not Python 3.11 or newer, which bigmodel_kernels need
 NO_COMPILER := '$(CXX) is no C++20 compiler, which bigmodel_kernels needs: install g++ 12 or newer \
     (apt-get install g++), or name another: make CXX=clang++'
 
-.PHONY: demo test test-triton test-emulator test-gpu test-cpp test-isa bench lint format build clean
+.PHONY: demo test test-triton test-emulator test-gpu test-cpp test-isa bench peers lint format build clean
 
 demo: build
 	$(BIN)/bigmodel info
@@ -68,6 +68,21 @@ test-isa: $(VENV)/.tools
 
 bench: build
 	$(BIN)/python -m pytest bench
+
+# Other engines for `bigmodel bench --peers all`, each in a virtual environment that none of the rest uses. Optional: what
+# cannot be installed is absent from the table, with its reason.
+PEERS := engines zentorch ipex
+
+peers: build $(addprefix $(VENV)/peers/,$(addsuffix /.installed,$(PEERS)))
+
+# zentorch brings its own torch; the others read modules by the one that we use.
+$(VENV)/peers/%/.installed: bench/peers/requirements-%.txt
+	rm -rf $(VENV)/peers/$*
+	$(PYTHON) -m venv $(VENV)/peers/$*
+	$(if $(filter zentorch,$*),,$(VENV)/peers/$*/bin/python -m pip --disable-pip-version-check install -q \
+	    $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)')
+	$(VENV)/peers/$*/bin/python -m pip --disable-pip-version-check install -q -r $<
+	@touch $@
 
 lint: build
 	$(BIN)/ruff check .

@@ -74,7 +74,11 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(ROOT, include=["bigmodel_kernels", "bigmodel_kernels.*"]), "bigmodel_bench"],
+    packages=[
+        *find_packages(ROOT, include=["bigmodel_kernels", "bigmodel_kernels.*"]),
+        "bigmodel_bench",
+        "bigmodel_bench.peers",
+    ],
     package_dir={"bigmodel_bench": "bench"},
     ext_modules=[Extension("bigmodel_kernels._C", sources=[])],  # CMake knows the sources
     cmdclass={"build_ext": CMakeBuild},

@@ -40,10 +40,11 @@ def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]
     for dtype in dtypes:
         for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
-                yield _case(shape, dtype, backward)
+                yield case(shape, dtype, backward)
 
 
-def _case(shape: Shape, dtype: str, backward: bool) -> Case:
+def case(shape: Shape, dtype: str, backward: bool) -> Case:
+    """The row of one shape."""
     parameters = ("weight", "bias") if shape.kind == "layer" else ("weight",)
     # Forward reads x and residual and writes sum and normed; backward reads sum and two gradients and writes one.
     elements = shape.rows * shape.width * (8 if backward else 4)

@@ -18,7 +18,8 @@ _MOST_TRUE_SCORES = 1 << 25
 
 @dataclass(frozen=True)
 class Shape:
-    """q [batch, heads, length, head_dim]; k and v with kv_heads; padding: each sequence ends somewhere else."""
+    """q [batch, heads, length, head_dim]; k and v with kv_heads; padding: each sequence ends somewhere else;
+    additive: a bias per query and key, shared by the heads."""
 
     batch: int
     heads: int
@@ -27,10 +28,12 @@ class Shape:
     kv_heads: int | None = None
     causal: bool = False
     padding: bool = False
+    additive: bool = False
 
     def __str__(self) -> str:
         heads = self.heads if self.kv_heads is None else f"{self.heads}/{self.kv_heads}"
         options = (" causal" if self.causal else "") + (" padding mask" if self.padding else "")
+        options += " additive mask" if self.additive else ""
         return f"({self.batch},{heads},{self.length},{self.head_dim}){options}"
 
     @property
@@ -87,10 +90,11 @@ def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]
     for dtype in dtypes:
         for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
-                yield _case(shape, dtype, backward, device)
+                yield case(shape, dtype, backward, device)
 
 
-def _case(shape: Shape, dtype: str, backward: bool, device: str) -> Case:
+def case(shape: Shape, dtype: str, backward: bool, device: str = "cpu") -> Case:
+    """The row of one shape."""
     return Case(
         op="attention",
         shape=str(shape),
@@ -125,6 +129,8 @@ def make_inputs(shape: Shape, dtype: str, generator: torch.Generator) -> Inputs:
     mask = None
     if shape.lengths is not None:
         mask = (torch.arange(shape.length) < torch.tensor(shape.lengths)[:, None])[:, None, None, :]
+    if shape.additive:
+        mask = random_tensor(generator, dtype, shape.batch, 1, shape.length, shape.length)
     return {
         "query": random_tensor(generator, dtype, *q_shape),
         "key": random_tensor(generator, dtype, *kv_shape),

@@ -55,12 +55,13 @@ def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]
     in the processor, torch's products take ten seconds a call, and linear's rows show as much."""
     for dtype in dtypes:
         for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
-            yield _case(shape, dtype, backward=False)
+            yield case(shape, dtype, backward=False)
             if not quick or dtype == "fp32" or device == "cuda":
-                yield _case(shape, dtype, backward=True)
+                yield case(shape, dtype, backward=True)
 
 
-def _case(shape: Shape, dtype: str, backward: bool) -> Case:
+def case(shape: Shape, dtype: str, backward: bool) -> Case:
+    """The row of one shape."""
     weights = ("w1", "b1", "w2", "b2") if shape.gate is None else ("w1", "w2", "w_gate")
     return Case(
         op="feed_forward",

@@ -59,10 +59,11 @@ def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]
             continue
         for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
-                yield _case(shape, dtype, backward)
+                yield case(shape, dtype, backward)
 
 
-def _case(shape: Shape, dtype: str, backward: bool) -> Case:
+def case(shape: Shape, dtype: str, backward: bool) -> Case:
+    """The row of one shape."""
     ours, theirs = _module(shape, bmk.nn), _module(shape, nn)
     ours.train(backward)
     theirs.train(backward)

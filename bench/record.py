@@ -23,9 +23,12 @@ FORMAT = "bigmodel_bench 1"
 
 @dataclass
 class Record:
-    """One run of the suite. `ceilings` end with the run's own thread count, and there are none of a CUDA device whose
-    peaks are not known; `device` describes that device and is None for the processor; `commit` is None outside a git
-    tree."""
+    """One run of the suite.
+
+    `ceilings` end with the run's own thread count, and there are none of a CUDA device whose peaks are not known;
+    `device` describes that device and is None for the processor; `commit` is None outside a git tree; `peers`, of a run
+    against peers: family -> what it ran, or why it took no part.
+    """
 
     created: str
     quick: bool
@@ -38,11 +41,16 @@ class Record:
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
     device: str | None = None
+    peers: dict[str, str] = field(default_factory=dict)
 
     @property
     def ceiling(self) -> Ceiling | None:
         """Of the thread count, or the device, that the rows were measured with."""
         return self.ceilings[-1] if self.ceilings else None
+
+    def ceiling_of(self, row: Row) -> Ceiling:
+        """Of the thread count that this row was measured with."""
+        return next((each for each in self.ceilings if each.threads == row.threads), self.ceiling)
 
     def save(self, path: Path) -> None:
         """Writes JSON, all of it or nothing."""

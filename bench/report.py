@@ -21,9 +21,10 @@ PLAIN_WIDTH = 200
 TIE = 0.03
 
 LEGEND = (
-    "ms: median ± half the interquartile range. % peak: of the peak named above (c), or of the memory's bandwidth (m) "
-    "where that is the limit. error: largest deviation from float64 over the largest value, output "
-    "and gradients. memory: most MiB held during a call beyond its inputs, outputs and gradients included."
+    "ms: median ± half the interquartile range. % peak: of the peak named above (c; bf16 rows: of bf16 dot products, "
+    "where the machine has them), or of the memory's bandwidth (m) where that is the limit. error: largest deviation "
+    "from float64 over the largest value, output and gradients. memory: most MiB held during a call beyond its inputs, "
+    "outputs and gradients included."
 )
 # What a terminal that is narrower than the whole table goes without, first what it misses least.
 DISPENSABLE = ("GB/s", "MiB torch", "MiB ours", "GFLOP/s", "error torch", "error ours", "% peak")
@@ -47,7 +48,7 @@ def line_of(row: Row, ceiling: Ceiling | None) -> Line:
     """Renders a row. Rates and percentages are ours; no percentage without a ceiling."""
     ours, peer = row.results["ours"], row.results.get("torch", Result())
     ratio = speed_up(row)
-    cells = [row.op, row.shape, row.dtype, row.pass_name, _milliseconds(ours), _milliseconds(peer)]
+    cells = [row.op, row.shape, row.dtype, row.pass_name, milliseconds(ours), milliseconds(peer)]
     cells.append("" if ratio is None else f"{ratio:.2f}x")
     if ours.timing:
         seconds = ours.timing.median_s
@@ -55,7 +56,7 @@ def line_of(row: Row, ceiling: Ceiling | None) -> Line:
         cells += [_rate(row.flops / seconds), _rate(row.bytes / seconds), share]
     else:
         cells += ["", "", ""]
-    cells += [_error(ours), _error(peer), _mebibytes(ours), _mebibytes(peer)]
+    cells += [error_text(ours), error_text(peer), _mebibytes(ours), _mebibytes(peer)]
     failures = tuple(f"{name}: {row.results[name].failure}" for name in _in_columns(row) if row.results[name].failure)
     return Line(tuple(cells), ratio, failures)
 
@@ -66,12 +67,11 @@ def speed_up(row: Row, name: str = "torch") -> float | None:
     return peer.timing.median_s / ours.timing.median_s if ours.timing and peer.timing else None
 
 
-def percent_of_peak(row: Row, ceiling: Ceiling) -> tuple[float, str]:
-    """Least possible time over ours in percent, and what bounds it: "c" computing, "m" memory."""
-    halves = row.dtype in ("bf16", "fp16") and ceiling.half_flops_per_s
-    compute_s, memory_s = row.flops / (halves or ceiling.flops_per_s), row.bytes / ceiling.bytes_per_s
+def percent_of_peak(row: Row, ceiling: Ceiling, name: str = "ours") -> tuple[float, str]:
+    """Least possible time over ours (or another's) in percent, and what bounds it: "c" computing, "m" memory."""
+    compute_s, memory_s = row.flops / ceiling.flops_per_s_in(row.dtype), row.bytes / ceiling.bytes_per_s
     least_s, limit = max((compute_s, "c"), (memory_s, "m"))
-    return 100 * least_s / row.results["ours"].timing.median_s, limit
+    return 100 * least_s / row.results[name].timing.median_s, limit
 
 
 def heading(record: Record) -> list[str]:
@@ -79,7 +79,7 @@ def heading(record: Record) -> list[str]:
     machine, versions = record.machine, record.versions
     ceilings = "; ".join(
         f"{ceiling.threads} thread{'s' if ceiling.threads > 1 else ''}: {ceiling.flops_per_s / 1e9:.0f} GFLOP/s, "
-        f"{ceiling.bytes_per_s / 1e9:.1f} GB/s"
+        f"{ceiling.bytes_per_s / 1e9:.1f} GB/s{_other_ceilings(ceiling)}"
         for ceiling in record.ceilings
     )
     peaks = f"measured ceilings (fp32 multiply-add, memory read): {ceilings}"
@@ -93,6 +93,16 @@ def heading(record: Record) -> list[str]:
         f"torch {versions['torch']}, Python {versions['python']}, {machine.system}, "
         f"commit {record.commit or 'unknown'}, {record.created}",
     ]
+
+
+def _other_ceilings(ceiling: Ceiling) -> str:
+    """What is known beside the two that every machine has."""
+    known = [
+        (ceiling.bf16_dot_flops_per_s, "bf16 dot", "GFLOP/s"),
+        (ceiling.int8_dot_ops_per_s, "int8 dot", "GOP/s"),
+        (ceiling.l2_bytes_per_s, "L2 read", "GB/s"),
+    ]
+    return "".join(f", {name} {rate / 1e9:.0f} {unit}" for rate, name, unit in known if rate)
 
 
 def _data_sheet(ceiling: Ceiling | None) -> str:
@@ -112,9 +122,9 @@ def other_contenders(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         for name, result in row.results.items():
             if name not in ("ours", "torch"):
                 ratio = speed_up(row, name)
-                time = f"failed: {result.failure}" if result.failure else _milliseconds(result)
+                time = f"failed: {result.failure}" if result.failure else milliseconds(result)
                 faster = "" if ratio is None else f"{ratio:.2f}x"
-                lines.append((*row.key, name, time, faster, _error(result), _mebibytes(result)))
+                lines.append((*row.key, name, time, faster, error_text(result), _mebibytes(result)))
     return lines
 
 
@@ -221,15 +231,16 @@ def _in_columns(row: Row) -> list[str]:
     return [name for name in ("ours", "torch") if name in row.results]
 
 
-def _milliseconds(result: Result) -> str:
+def milliseconds(result: Result) -> str:
+    """A time with its spread, "failed", or nothing."""
     if result.timing is None:
         return "failed" if result.failure else ""
     timing = result.timing
     spread = "   once" if timing.samples == 1 else f"± {50 * timing.spread:3.0f} %"
-    return f"{_short(1e3 * timing.median_s)} {spread}"
+    return f"{short(1e3 * timing.median_s)} {spread}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits, never an exponent."""
     if value >= 100:
         return f"{value:.0f}"
@@ -242,7 +253,8 @@ def _rate(per_second: float) -> str:
     return f"{giga:.0f}" if giga >= 100 else f"{giga:.1f}" if giga >= 1 else f"{giga:.2f}"
 
 
-def _error(result: Result) -> str:
+def error_text(result: Result) -> str:
+    """An error to one digit."""
     return "" if result.error is None else f"{result.error:.0e}"
 
 

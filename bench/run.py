@@ -1,6 +1,5 @@
 """Runs a case: every contender's time, error against float64 and peak extra memory, in one row."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 import bigmodel_kernels as bmk
 
+from .calls import largest_error, own_copy, run_once
 from .case import Case, Function, Inputs
 from .device import Device, Processor
 from .harness import Timing, measure, rotations
@@ -31,7 +31,7 @@ class Result:
 
 @dataclass
 class Row:
-    """A case and its contenders' results, "ours" first."""
+    """A case and its contenders' results, "ours" first. threads: None where the record's number holds for all."""
 
     op: str
     shape: str
@@ -41,6 +41,7 @@ class Row:
     bytes: int
     rotations: int
     results: dict[str, Result] = field(default_factory=dict)
+    threads: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -74,9 +75,9 @@ def run_case(case: Case, budget_s: float, seed: int = 0, device: Device | None =
     the processor by default."""
     device = device or Processor()
     inputs = _to_device(case.make_inputs(torch.Generator().manual_seed(seed)), device)
-    copies = _rotations(inputs, device)
+    copies = rotations_of(inputs, device)
     row = Row(case.op, case.shape, case.dtype, case.pass_name, case.flops, case.bytes, copies)
-    truth = _run(case.truth, _float64(_cropped(case, inputs)), case.differentiable)
+    truth = run_once(case.truth, float64(cropped(case, inputs)), case.differentiable)
     calls = {}
     for name, function in case.contenders.items():
         row.results[name] = result = Result()
@@ -88,7 +89,7 @@ def run_case(case: Case, budget_s: float, seed: int = 0, device: Device | None =
             result.peak_extra_bytes = device.peak_extra_bytes(
                 lambda call=calls[name], kept=outputs: kept.append(call(0))
             )
-            result.error = _error(_cropped(case, outputs.pop()), truth)
+            result.error = largest_error(cropped(case, outputs.pop()), truth)
         except Exception as error:  # stays in the table, with its error
             calls.pop(name, None)
             result.fail(error)
@@ -120,65 +121,31 @@ def rotating_calls(case: Case, generator: torch.Generator) -> dict[str, Callable
     """By contender: turn -> a call on that turn's inputs, its outputs and gradients by name."""
     inputs = case.make_inputs(generator)
     return {
-        name: _rotating_call(case, function, inputs, _rotations(inputs, Processor()))
+        name: _rotating_call(case, function, inputs, rotations_of(inputs, Processor()))
         for name, function in case.contenders.items()
     }
 
 
 def _rotating_call(case: Case, function: Function, inputs: Inputs, copies: int) -> Callable[[int], dict[str, Tensor]]:
     """No two contenders share a tensor: one that rearranged its weights would spoil the other's."""
-    sets = [_own_copy(inputs) for _ in range(copies)]
-    return lambda turn: _run(function, sets[turn % copies], case.differentiable)
+    sets = [own_copy(inputs) for _ in range(copies)]
+    return lambda turn: run_once(function, sets[turn % copies], case.differentiable)
 
 
-def _rotations(inputs: Inputs, device: Device) -> int:
+def rotations_of(inputs: Inputs, device: Device) -> int:
+    """How many copies of these inputs a contender rotates on this device."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs.values() if tensor is not None)
     return rotations(size, device.cache_bytes)
 
 
-def _run(function: Function, inputs: Inputs, differentiable: tuple[str, ...]) -> dict[str, Tensor]:
-    """One forward call, or one forward and backward call; outputs and gradients by name."""
-    if not differentiable:
-        with torch.no_grad():
-            return _named(function(inputs))
-    leaves = [inputs[name] for name in differentiable]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    outputs = _named(function(inputs))
-    grad_outputs = [inputs[f"grad_{name}"] for name in outputs]
-    gradients = torch.autograd.grad(list(outputs.values()), leaves, grad_outputs)
-    return {name: output.detach() for name, output in outputs.items()} | dict(
-        zip(differentiable, gradients, strict=True)
-    )
-
-
-def _named(outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-    if isinstance(outputs, Tensor):
-        return {"output": outputs}
-    return {f"output {index}": output for index, output in enumerate(outputs)}
-
-
-def _error(results: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """The largest deviation of any output or gradient, relative to the largest true value in the same tensor."""
-    worst = 0.0
-    for name, true in truth.items():
-        deviation = (results[name].double() - true).abs().max().item()
-        if not math.isfinite(deviation):
-            raise ArithmeticError(f"{name} is NaN or infinite where float64 is not")
-        worst = max(worst, deviation / true.abs().max().item())
-    return worst
-
-
-def _cropped(case: Case, tensors: Inputs) -> Inputs:
+def cropped(case: Case, tensors: Inputs) -> Inputs:
+    """The part on which truth is computed."""
     return {name: None if tensor is None else case.crop(name, tensor) for name, tensor in tensors.items()}
 
 
-def _float64(inputs: Inputs) -> Inputs:
+def float64(inputs: Inputs) -> Inputs:
+    """The same values, floating-point ones in float64."""
     return {
         name: tensor.double() if tensor is not None and tensor.is_floating_point() else tensor
         for name, tensor in inputs.items()
     }
-
-
-def _own_copy(inputs: Inputs) -> Inputs:
-    return {name: None if tensor is None else tensor.detach().clone() for name, tensor in inputs.items()}

@@ -79,8 +79,18 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="Against other engines instead: all, torch, or names with commas between.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --peers: also draw the roofline to this PNG.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="With --peers: go on with the record in --json.")] = False,
 ) -> None:
     """Times every op against what a PyTorch user would call, with errors against float64 and memory."""
+    if peers:
+        _bench_peers(peers, quick, op or (), dtype or (), threads, json, markdown, plot, resume)
+        return
+    if plot or resume:
+        raise ValueError("[bench] --plot and --resume belong to --peers")
     from bigmodel_bench import report, suite
     from bigmodel_bench.device import device_named
 
@@ -108,6 +118,41 @@ def bench(
     if markdown:
         markdown.write_text(report.markdown(record))
     if any(row.results["ours"].failure for row in record.rows):
+        raise typer.Exit(1)
+
+
+def _bench_peers(peers: str, quick: bool, ops, dtypes, threads, json, markdown, plot, resume: bool) -> None:
+    """Ours against the fastest of the peers, row by row; the record is saved after every row."""
+    from bigmodel_bench import report as tables
+    from bigmodel_bench.peers import plot as picture
+    from bigmodel_bench.peers import report, suite
+
+    selected = suite.select(ops, dtypes, quick)
+    console = tables.report_console()
+    with _progress(console) as progress:
+        task = progress.add_task("starting", total=None)
+        record = suite.run_suite(
+            selected,
+            peers,
+            quick,
+            threads,
+            json=json,
+            resume=resume,
+            on_row=lambda row: progress.advance(task),
+            on_progress=lambda text: progress.update(task, description=text),
+        )
+    for line in report.peer_heading(record):
+        console.print(line, highlight=False, markup=False)
+    console.print(report.LEGEND, style="dim", highlight=False)
+    report.print_rows(record, console)
+    for line in report.summary(record.rows):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"{len(record.rows)} rows in {record.seconds:.0f} s", highlight=False)
+    if markdown:
+        markdown.write_text(report.markdown(record))
+    if plot:
+        picture.draw(record, plot)
+    if any("ours" not in row.results or row.results["ours"].failure for row in record.rows):
         raise typer.Exit(1)
 
 

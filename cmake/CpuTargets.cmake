@@ -2,8 +2,8 @@
 # A target is compiled where the compiler accepts its flags, and chosen at run time where the machine has the features
 # (csrc/cpu/features.cpp). The name is also the C++ namespace and the value of BIGMODEL_CPU_TARGET.
 set(BIGMODEL_CPU_TARGET_TABLE
-  "amx|x86|-march=x86-64-v4 -mavx512bf16 -mamx-tile -mamx-bf16 -mprefer-vector-width=512"
-  "avx512bf16|x86|-march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512"
+  "amx|x86|-march=x86-64-v4 -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mprefer-vector-width=512"
+  "avx512bf16|x86|-march=x86-64-v4 -mavx512bf16 -mavx512vnni -mprefer-vector-width=512"
   "avx512|x86|-march=x86-64-v4 -mprefer-vector-width=512"
   "avx2|x86|-march=x86-64-v3"
   "neon_bf16|arm|-march=armv8.2-a+fp16+bf16"

@@ -212,7 +212,31 @@ def test_ceilings_are_plausible_and_leave_target_and_threads_alone():
     assert [ceiling.threads for ceiling in ceilings] == [1]
     assert 1e8 < ceilings[0].flops_per_s < 1e13
     assert 1e7 < ceilings[0].bytes_per_s < 1e13
+    for rate in (ceilings[0].bf16_dot_flops_per_s, ceilings[0].int8_dot_ops_per_s, ceilings[0].l2_bytes_per_s):
+        assert rate is None or 1e7 < rate < 1e16
     assert (torch.get_num_threads(), _C.cpu_target()) == (threads, target)
+
+
+def test_dot_products_have_a_peak_exactly_where_the_target_has_them():
+    from bigmodel_kernels import _C
+
+    active = _C.cpu_target()
+    try:
+        for target in _C.supported_cpu_targets():
+            _C.set_cpu_target(target)
+            bf16, int8 = _C.bf16_dot_peak_flops(1, 0.02), _C.int8_dot_peak_ops(1, 0.02)
+            assert (bf16 is not None) == (target in ("amx", "avx512bf16", "neon_bf16")), target
+            assert (int8 is not None) == (target in ("amx", "avx512bf16")), target
+            assert bf16 is None or bf16 > 1e8
+    finally:
+        _C.set_cpu_target(active)
+
+
+def test_buffers_of_any_size_are_read():
+    from bigmodel_kernels import _C
+
+    for size in (64 << 10, 100_000, 256 << 10, (1 << 20) + 8, 3 << 20):
+        assert _C.read_bandwidth(1, size, 0.03) > 1e7, size
 
 
 @pytest.mark.parametrize(
@@ -221,6 +245,8 @@ def test_ceilings_are_plausible_and_leave_target_and_threads_alone():
         lambda peaks: peaks.fma_peak_flops(0),
         lambda peaks: peaks.fma_peak_flops(10_000),
         lambda peaks: peaks.fma_peak_flops(1, seconds=0),
+        lambda peaks: peaks.bf16_dot_peak_flops(0),
+        lambda peaks: peaks.int8_dot_peak_ops(1, seconds=-1),
         lambda peaks: peaks.read_bandwidth(1, bytes=8),
         lambda peaks: peaks.read_bandwidth(1, bytes=-1),
         lambda peaks: peaks.read_bandwidth(1, seconds=float("nan")),
@@ -229,7 +255,9 @@ def test_ceilings_are_plausible_and_leave_target_and_threads_alone():
 def test_bad_arguments_of_the_probes_are_refused(call):
     from bigmodel_kernels import _C
 
-    with pytest.raises(ValueError, match=r"^\[(fma_peak_flops|read_bandwidth)\] "):
+    with pytest.raises(
+        ValueError, match=r"^\[(fma_peak_flops|bf16_dot_peak_flops|int8_dot_peak_ops|read_bandwidth)\] "
+    ):
         call(_C)
 
 

@@ -24,7 +24,10 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Every processor with AVX512-BF16 so far has VNNI too, so the target takes both.
+bool has_avx512bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 
 // AMX needs the processor's word (CPUID leaf 7: bit 22 of edx is amx-bf16, bit 24 amx-tile) and the kernel's
 // permission to use the tile registers, asked for once per process.

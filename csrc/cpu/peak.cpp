@@ -1,6 +1,7 @@
 // What this processor can do at most: the loops behind the measured ceilings that a benchmark divides by.
 //
 // Compiled per CPU target like every kernel, so that the vector width and the fused multiply-add are the target's own.
+#include "cpu/isa/dot_peak.h"
 #include "cpu/kernels.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -45,6 +46,10 @@ std::int64_t peak_multiply_add(std::int64_t rounds, float factor, float* sink) {
   for (int lane = 0; lane < floats; ++lane) *sink += sum[0][lane];
   return rounds * chains * floats * 2;
 }
+
+std::int64_t peak_bf16_dot(std::int64_t rounds, float* sink) { return bf16_dot_rounds(rounds, sink); }
+
+std::int64_t peak_int8_dot(std::int64_t rounds, float* sink) { return int8_dot_rounds(rounds, sink); }
 
 std::uint64_t peak_read(const std::uint64_t* data, std::int64_t count) {
   constexpr int streams = 8;

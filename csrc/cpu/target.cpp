@@ -22,6 +22,8 @@ extern constinit const KernelTable kernel_table = {
     .add_norm_forward = {add_norm_forward_workspace, add_norm_forward},
     .add_norm_backward = {add_norm_backward_workspace, add_norm_backward},
     .peak_multiply_add = peak_multiply_add,
+    .peak_bf16_dot = peak_bf16_dot,
+    .peak_int8_dot = peak_int8_dot,
     .peak_read = peak_read,
 };
 

@@ -2,11 +2,14 @@
 // ceiling is what the machine can do, and whatever else runs meanwhile only lowers a slice.
 #include "machine_peak.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -31,29 +34,56 @@ void check(const std::string& op, int threads, double seconds) {
 
 // Arithmetic shares nothing between cores, so each thread keeps its own best slice, and the sum of these is the peak:
 // slices short enough to fall between other programs' turns, with no waiting for each other.
-double fma_peak_flops(int threads, double seconds) {
-  check("fma_peak_flops", threads, seconds);
+//
+// work(kernels, sum): a fraction of a millisecond of it; returns the operations done.
+using Work = std::int64_t (*)(const cpu::KernelTable& kernels, float* sum);
+
+double best_rate(Work work, int threads, double seconds) {
   struct Run {
     const cpu::KernelTable* kernels;
+    Work work;
     double seconds;
     std::vector<double> best;
-  } run = {&cpu::kernels(), seconds, std::vector<double>(threads)};
+  } run = {&cpu::kernels(), work, seconds, std::vector<double>(threads)};
   run_workers(
       threads,
       [](void* context, int worker) {
         Run& run = *static_cast<Run*>(context);
-        constexpr std::int64_t rounds = 100'000;  // a fraction of a millisecond
         float sum = 0;
         const auto start = Clock::now();
         do {
           const auto slice_start = Clock::now();
-          const std::int64_t flops = run.kernels->peak_multiply_add(rounds, 0.9999f, &sum);
-          const double rate = static_cast<double>(flops) / seconds_since(slice_start);
+          const std::int64_t operations = run.work(*run.kernels, &sum);
+          const double rate = static_cast<double>(operations) / seconds_since(slice_start);
           if (rate > run.best[worker]) run.best[worker] = rate;
         } while (seconds_since(start) < run.seconds);
       },
       &run);
   return std::accumulate(run.best.begin(), run.best.end(), 0.0);
+}
+
+double fma_peak_flops(int threads, double seconds) {
+  check("fma_peak_flops", threads, seconds);
+  return best_rate(
+      [](const cpu::KernelTable& kernels, float* sum) { return kernels.peak_multiply_add(100'000, 0.9999f, sum); },
+      threads, seconds);
+}
+
+// The dot products' rates; nothing where the target has no such instruction.
+std::optional<double> bf16_dot_peak_flops(int threads, double seconds) {
+  check("bf16_dot_peak_flops", threads, seconds);
+  float sum = 0;
+  if (cpu::kernels().peak_bf16_dot(1, &sum) == 0) return std::nullopt;
+  return best_rate([](const cpu::KernelTable& kernels, float* sum) { return kernels.peak_bf16_dot(20'000, sum); },
+                   threads, seconds);
+}
+
+std::optional<double> int8_dot_peak_ops(int threads, double seconds) {
+  check("int8_dot_peak_ops", threads, seconds);
+  float sum = 0;
+  if (cpu::kernels().peak_int8_dot(1, &sum) == 0) return std::nullopt;
+  return best_rate([](const cpu::KernelTable& kernels, float* sum) { return kernels.peak_int8_dot(100'000, sum); },
+                   threads, seconds);
 }
 
 // Cores share the memory, so what counts is what all threads read together: each reads on and on through its own part
@@ -89,10 +119,13 @@ struct BandwidthRun {
 
 double read_bandwidth(int threads, std::int64_t bytes, double seconds) {
   check("read_bandwidth", threads, seconds);
-  constexpr std::int64_t chunk_words = 1 << 13;
-  const std::int64_t chunks = bytes / 8 / chunk_words / threads;
+  // A part that could lie in a cache is one chunk, so that the clock and the sum cost nothing beside its quick reads.
+  constexpr std::int64_t least_words = 1 << 13, most_words = 1 << 17;
+  const std::int64_t part_words = bytes / 8 / threads;
+  const std::int64_t chunk_words = part_words <= most_words ? part_words : least_words;
+  const std::int64_t chunks = part_words / least_words < 1 ? 0 : part_words / chunk_words;
   if (chunks < 1 || seconds < 0.02) {
-    throw std::invalid_argument("[read_bandwidth] expected at least " + std::to_string(chunk_words * 8 * threads) +
+    throw std::invalid_argument("[read_bandwidth] expected at least " + std::to_string(least_words * 8 * threads) +
                                 " bytes and 0.02 seconds");
   }
   BandwidthRun run = {&cpu::kernels(), seconds, chunk_words, chunks, nullptr};
@@ -109,6 +142,12 @@ void define_machine_peak(pybind11::module_& module) {
   module.def(
       "fma_peak_flops", &fma_peak_flops, arg("threads"), arg("seconds") = 0.2, without_gil,
       "Most fp32 multiply-add FLOP/s that the active CPU target reached with this many threads, from registers.");
+  module.def(
+      "bf16_dot_peak_flops", &bf16_dot_peak_flops, arg("threads"), arg("seconds") = 0.2, without_gil,
+      "Most FLOP/s of bf16 dot products with fp32 sums that the active CPU target reached with this many threads, "
+      "from registers; None where it has no such instruction.");
+  module.def("int8_dot_peak_ops", &int8_dot_peak_ops, arg("threads"), arg("seconds") = 0.2, without_gil,
+             "Most operations/s of int8 dot products with int32 sums (VNNI), likewise.");
   module.def("read_bandwidth", &read_bandwidth, arg("threads"), arg("bytes") = std::int64_t{1} << 28,
              arg("seconds") = 0.5, without_gil,
              "Most bytes/s read from one buffer of this many bytes, split evenly among the threads.");

@@ -5,7 +5,8 @@
 
 namespace bigmodel {
 
-// Adds fma_peak_flops(threads, seconds) and read_bandwidth(threads, bytes, seconds) to the module.
+// Adds fma_peak_flops, bf16_dot_peak_flops and int8_dot_peak_ops (threads, seconds), and read_bandwidth(threads, bytes,
+// seconds) to the module.
 void define_machine_peak(pybind11::module_& module);
 
 }  // namespace bigmodel

@@ -1,0 +1,39 @@
+"""Who was fastest on a row, among those whose answer is right."""
+
+import torch
+
+from ..case import DTYPES
+from ..run import Result, Row
+
+# An answer may miss the truth by two units in the last place of its dtype, and by what fp32 sums of some thousand terms
+# lose; more is another answer: a lower precision than was asked for, or a mistake.
+UNITS_IN_THE_LAST_PLACE = 2
+LOST_IN_SUMS = 1e-5
+
+
+def tolerance(dtype: str) -> float:
+    """The largest error, relative to the largest true value, that counts as rounding in this dtype."""
+    return UNITS_IN_THE_LAST_PLACE * torch.finfo(DTYPES[dtype]).eps + LOST_IN_SUMS
+
+
+def is_wrong(row: Row, result: Result) -> bool:
+    """Whether it answered, but not the question."""
+    return result.error is not None and result.error > tolerance(row.dtype)
+
+
+def fastest_peer(row: Row) -> tuple[str, Result] | None:
+    """The quickest right contender that is not ours, with its name; None where there is none."""
+    able = [
+        (result.timing.median_s, name)
+        for name, result in row.results.items()
+        if name != "ours" and result.timing and not is_wrong(row, result)
+    ]
+    return (min(able)[1], row.results[min(able)[1]]) if able else None
+
+
+def times_fastest(row: Row) -> float | None:
+    """How many times faster than the fastest peer ours is; None where either has no time or ours is wrong."""
+    ours, peer = row.results.get("ours", Result()), fastest_peer(row)
+    if ours.timing is None or is_wrong(row, ours) or peer is None:
+        return None
+    return peer[1].timing.median_s / ours.timing.median_s
