@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .test_warp_instructions import launch
+from tests.ptx_emulator.small_kernel import launch
 
 LANE = torch.arange(32)
 
@@ -317,7 +317,7 @@ def test_bar_warp_sync_and_fences():
 
 
 def test_variables_of_the_module():
-    from . import Emulator
+    from tests.ptx_emulator import Emulator
 
     text = """
     .version 8.8
