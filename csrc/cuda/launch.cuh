@@ -12,7 +12,9 @@
 namespace bigmodel::cuda {
 
 inline void check(cudaError_t code, const char* what) {
-  if (code != cudaSuccess) throw Error(std::string("CUDA refused ") + what + ": " + cudaGetErrorString(code));
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // or the next to ask for it, torch after a launch of its own, would take ours for its own
+  throw Error(std::string("CUDA refused ") + what + ": " + cudaGetErrorString(code));
 }
 
 // Products of bf16 on tensor cores came with sm_80.
