@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import Emulator, library
+from tests.ptx_emulator import Emulator, library
 
 
 @pytest.fixture(autouse=True)

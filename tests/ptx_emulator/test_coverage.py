@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from . import building, known_answers
+from tests.ptx_emulator import building, known_answers
 
 # Instructions with tests of their own, which build many forms of one from a few words.
 ELSEWHERE = {
@@ -52,7 +52,7 @@ def test_other_files_have_what_is_left_to_them(file, names):
 
 @pytest.mark.skipif(building.nvcc() is None, reason=building.NO_NVCC)
 def test_of_the_cuda_kernels():
-    from . import Emulator, emulated
+    from tests.ptx_emulator import Emulator, emulated
 
     emulated.namespace()
     text = Emulator().registered_ptx()

@@ -15,15 +15,14 @@ from bigmodel_kernels.testing import (
     FEED_FORWARD_CASES,
     LINEAR_CASES,
 )
-
-from . import building
+from tests.ptx_emulator import building
 
 if building.nvcc() is None:
     pytest.skip(building.NO_NVCC, allow_module_level=True)
 
-from . import emulated
-from .__main__ import app
-from .test_warp_instructions import HEADER
+from tests.ptx_emulator import emulated
+from tests.ptx_emulator.__main__ import app
+from tests.ptx_emulator.small_kernel import HEADER
 
 CASES = {
     "attention": ATTENTION_CASES,
@@ -64,7 +63,6 @@ def needs_launch(case, dtype: torch.dtype, emulator) -> None:
 # Host code takes larger tiles where they leave no part of a device idle, splits keys where there are few rows, and has
 # fewer stages where shared memory is small: devices on which these small cases meet all that.
 DEVICES = {
-    "one_multiprocessor": {"multiprocessors": 1},
     "one_multiprocessor_sm_89": {"multiprocessors": 1, "capability": (8, 9), "shared_bytes": 99 << 10},
     "sixteen_multiprocessors": {"multiprocessors": 16},
 }
@@ -144,7 +142,7 @@ def test_devices_get_other_launches(emulator):
     """What test_other_devices relies on."""
     (case,) = [case for case in CASES["linear"] if case.name == "130x100x70"]
     kernels = []
-    for device in ({}, DEVICES["one_multiprocessor"]):
+    for device in ({}, DEVICES["one_multiprocessor_sm_89"]):
         emulator.device(**device)
         case.run(case.inputs(torch.bfloat16), "cuda")
         kernels.append(set(emulator.counters()))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from . import Emulator, HazardError, building
-from .test_warp_instructions import HEADER, launch
+from tests.ptx_emulator import Emulator, HazardError, building
+from tests.ptx_emulator.small_kernel import HEADER, launch
 
 GEMM = Path(__file__).parent / "kernels" / "gemm.cu"
 NEEDS_NVCC = pytest.mark.skipif(building.nvcc() is None, reason=building.NO_NVCC)

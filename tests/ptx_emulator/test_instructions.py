@@ -2,8 +2,8 @@
 
 import pytest
 
-from .known_answers import APPROXIMATE, APPROXIMATE_SPECIAL, EXACT
-from .one_instruction import f32, float_of, run
+from tests.ptx_emulator.known_answers import APPROXIMATE, APPROXIMATE_SPECIAL, EXACT
+from tests.ptx_emulator.one_instruction import f32, float_of, run
 
 
 @pytest.mark.parametrize("row", [*EXACT, *APPROXIMATE_SPECIAL], ids=lambda row: row.instruction.split(" ", 1)[0])

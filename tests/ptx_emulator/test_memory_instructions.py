@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .test_warp_instructions import launch
+from tests.ptx_emulator.small_kernel import launch
 
 LANE = torch.arange(32)
 
@@ -317,7 +317,7 @@ def test_bar_warp_sync_and_fences():
 
 
 def test_variables_of_the_module():
-    from . import Emulator
+    from tests.ptx_emulator import Emulator
 
     text = """
     .version 8.8
@@ -346,6 +346,30 @@ def test_variables_of_the_module():
         assert found.tolist() == [0x0403, -4]
         with pytest.raises(RuntimeError, match="reqntid"):
             emulator.launch_ptx(text, "read", (1,), (2,), [found])
+
+
+def test_shared_variables_are_those_that_a_kernel_mentions():
+    """Both kernels of a module see its shared variables, and neither gets the other's memory."""
+    from tests.ptx_emulator import Emulator
+
+    kernel = """
+    .visible .entry {name}() {{
+    .reg .b32 %r;
+    mov.u32 %r, {array};
+    st.shared.b32 [%r], 1;
+    st.shared.b32 [%r+{offset}], 1;
+    ret; }}"""
+    header = ".version 8.8\n.target sm_80\n.address_size 64\n"
+    header += ".shared .align 4 .b8 small[8]; .shared .align 4 .b8 large[100000];\n"
+    emulator = Emulator()
+    emulator.device(shared_bytes=64 << 10)
+    for offset, hazards in ((4, []), (8, ["out of bounds"])):
+        text = header + kernel.format(name="one", array="small", offset=offset)
+        text += kernel.format(name="other", array="large", offset=offset)
+        emulator.launch_ptx(text, "one", (1,), (1,), [])
+        assert [hazard.kind for hazard in emulator.hazards()] == hazards
+        with pytest.raises(RuntimeError, match="100000 bytes of shared memory; the device has 65536"):
+            emulator.launch_ptx(text, "other", (1,), (1,), [])
 
 
 @pytest.mark.parametrize("instruction, what", [

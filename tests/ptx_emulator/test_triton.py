@@ -16,8 +16,7 @@ from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E40
 from bigmodel_kernels.triton.attention_gradient import Incoming  # noqa: E402
 from bigmodel_kernels.triton.attention_inputs import prepare, view  # noqa: E402
 from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
-
-from . import Emulator, triton_kernels  # noqa: E402
+from tests.ptx_emulator import Emulator, triton_kernels  # noqa: E402
 
 A100 = Device(80, 108, 40 << 20)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

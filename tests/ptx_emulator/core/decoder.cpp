@@ -1,8 +1,8 @@
 #include "decoder.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
+#include <unordered_set>
 
 #include "error.h"
 #include "names.h"
@@ -23,6 +23,12 @@ constexpr TypeFacts types[] = {
     {"b64", Type::b64, 8},   {"u64", Type::u64, 8},     {"s64", Type::s64, 8},       {"f64", Type::f64, 8}};
 
 std::uint32_t align(std::uint32_t at, std::uint32_t alignment) { return (at + alignment - 1) / alignment * alignment; }
+
+// Names that a kernel's instructions mention.
+void collect_names(const Operand& operand, std::unordered_set<std::string>& names) {
+  if (!operand.name.empty()) names.insert(operand.name);
+  for (const Operand& part : operand.parts) collect_names(part, names);
+}
 
 }  // namespace
 
@@ -103,11 +109,17 @@ void Decoder::place(const Variable& variable, std::uint32_t& at) {
   at += static_cast<std::uint32_t>(variable.bytes);
 }
 
-// Where variables and parameters lie. All dynamic shared memory begins where the static one ends.
+// Where variables and parameters lie. All dynamic shared memory begins where the static one ends. A module's shared
+// variables are all its kernels', and each kernel gets those that it mentions.
 void Decoder::lay_out() {
+  std::unordered_set<std::string> mentioned;
+  for (const Statement& statement : kernel_.statements) {
+    for (const Operand& operand : statement.operands) collect_names(operand, mentioned);
+  }
   std::uint32_t shared = shared_start, local = 0, parameters = 0;
   std::vector<const Variable*> dynamic;
   const auto add = [&](const Variable& variable) {
+    if (variable.space == "shared" && !mentioned.contains(variable.name)) return;
     if (variable.space == "shared" && variable.external) {
       dynamic.push_back(&variable);
     } else if (variable.space == "shared") {
