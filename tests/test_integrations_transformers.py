@@ -247,7 +247,7 @@ def test_a_model_may_read_and_write_its_mask():
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.3.0", "6.0.0"])
 def test_other_versions_are_refused(version, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transformers.__version__", version)
     expected = rf"^\[transformers\] transformers is version {version}: expected at least 5.4 and below 6"
     with pytest.raises(ImportError, match=expected):
         integration.register()
