@@ -20,8 +20,6 @@ from .harness import Timing, measure
 
 SENTENCES = 256
 WORDS = ["the", "a", "cat", "bank", "rate", "house", "rose", "slowly", "over", "year", "market", "because", "report"]
-    "the a cat rate bank house runs rose slowly over year market blue river because report said new law city".split()
-)
 CONTENDERS = ("ours", "ours, attention only", "torch eager", "torch SDPA", "torch.compile", "onnxruntime")
 
 
