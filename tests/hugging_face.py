@@ -1,10 +1,14 @@
 """Small random Hugging Face models of every kind of attention, and their inputs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
+
+from bigmodel_kernels.testing.tolerance import FORWARD, GRADIENT, assert_as_exact
 
 VOCABULARY, BATCH, LENGTH, WINDOW = 64, 3, 12, 4
 PADDED = (0, 3, 5)  # tokens of padding in each row of a batch
@@ -114,3 +118,38 @@ def logits(model: Callable, given: dict[str, torch.Tensor]) -> torch.Tensor:
     result = model(**given).logits
     real = given.get("attention_mask")
     return result[real.bool()] if real is not None and real.shape == result.shape[:2] else result
+
+
+class InFloat64(TorchFunctionMode):
+    """What models compute in float32 whatever their dtype is (norms, softmax) is computed in float64: for the truth."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = [torch.float64 if each is torch.float32 else each for each in args]
+        kwargs = {name: torch.float64 if each is torch.float32 else each for name, each in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def run(model: Callable, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits, and the gradients of a fixed combination of them, by parameter."""
+    result = logits(model, given)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(2)).to(result.dtype)
+    (result * weights).sum().backward()
+    return result.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_as_eager(model: transformers.PreTrainedModel, ours: Callable, given: dict[str, torch.Tensor]) -> None:
+    """Holds `ours` to the tolerance rule, against `model`, which attends eagerly, and against it in float64."""
+    dtype = model.dtype
+    given = in_dtype(given, dtype)
+    with InFloat64():
+        truth, truths = run(copy.deepcopy(model).double(), in_dtype(given, torch.float64))
+    expected, gradients = run(copy.deepcopy(model), given)
+    actual, our_gradients = run(ours, given)
+    assert_as_exact("logits", actual, expected, truth, FORWARD, dtype)
+    assert our_gradients.keys() == gradients.keys() == truths.keys()
+    for name, gradient in our_gradients.items():
+        # What is 0 but for rounding (the gradient of a key's bias) has no size to be held to.
+        if truths[name].abs().max() > 1e-9 * truth.abs().max():
+            assert_as_exact(name, gradient, gradients[name], truths[name], GRADIENT, dtype)

@@ -107,6 +107,17 @@ def test_imports_little_from_outside(part):
         assert outside <= ONLY_FROM[part], f"{path.name} imports {sorted(outside - ONLY_FROM[part])}"
 
 
+def test_only_its_integration_knows_transformers():
+    """At the top of a file that only register() imports, or inside functions."""
+    for path in PYTHON_FILES:
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {getattr(node, "module", None) or node.names[0].name for node in top if not getattr(node, "level", 0)}
+        at_top = any(name.split(".")[0] == "transformers" for name in names)
+        anywhere = any(name.split(".")[0] == "transformers" for name in imports_of(path))
+        assert not at_top or path == PACKAGE / "integrations/transformers_masks.py", f"{path.name} imports transformers"
+        assert not anywhere or part_of(path) == "integrations", f"{path.name} imports transformers"
+
+
 def test_the_rules_have_no_cycle():
     order = list(MAY_IMPORT)
     for part, allowed in MAY_IMPORT.items():

@@ -1,4 +1,7 @@
-"""Ways for existing models to use bigmodel_kernels."""
+"""Ways for existing models to use bigmodel_kernels.
+
+`integrations.transformers`, for Hugging Face models, is a module to be imported by name.
+"""
 
 from bigmodel_kernels.integrations.replace_modules import ReplacementReport, replace_modules
 

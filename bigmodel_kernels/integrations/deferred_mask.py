@@ -44,7 +44,7 @@ class DeferredMask(Tensor):
     def built(self) -> Tensor:
         """The boolean tensor. It is the mask from now on, since who asked may write to it."""
         if self._built is None:
-            self._built = self._build()
+            self._built = self._build().contiguous()  # an expanded tensor cannot be written to
         return self._built
 
     def options(self) -> dict:

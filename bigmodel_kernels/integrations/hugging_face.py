@@ -57,13 +57,13 @@ class _RMSNormAboutOne(Computed):
 
 
 class _RMSNormOfT5(Computed):
-    """Its output has the weight's dtype, where that is a half."""
+    """Its output has the weight's dtype where that is a half, and else the wider dtype."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = _rms(hidden_states, self.weight, self.variance_epsilon)
         if self.weight.dtype in (torch.float16, torch.bfloat16):
-            return normed.to(self.weight.dtype)
-        return normed.to(torch.promote_types(self.weight.dtype, normed.dtype))
+            return _rms(hidden_states, self.weight, self.variance_epsilon).to(self.weight.dtype)
+        wider = torch.promote_types(self.weight.dtype, hidden_states.dtype)
+        return _rms(hidden_states.to(wider), self.weight, self.variance_epsilon)
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -156,7 +156,10 @@ _KNOWN = (
 
 def recognised(module: torch.nn.Module) -> type[Computed] | None:
     """What computes in the place of a layer of transformers; None for any other module."""
-    return _recognised(type(module)) if "transformers" in sys.modules else None
+    theirs = type(module)
+    if sys.modules.get("transformers") is None or theirs.__module__.partition(".")[0] == "torch":
+        return None
+    return _recognised(theirs)
 
 
 def reason_to_leave(module: torch.nn.Module, ours: type[Computed]) -> str | None:

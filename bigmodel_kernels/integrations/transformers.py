@@ -109,11 +109,21 @@ def attention_forward(
     if dropout > 0 and module.training:
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
         options |= {"dropout_p": dropout, "dropout_seed": seed}
-    if not kwargs.get("output_attentions"):
+    if not _wants_weights(kwargs):
         output = functional.attention(query, key, value, sinks=s_aux, **options)
         return output.transpose(1, 2).contiguous(), None
     output, lse = functional.attention(query, key, value, sinks=s_aux, return_lse=True, **options)
     return output.transpose(1, 2).contiguous(), functional.attention_weights(query, key, lse, **options)
+
+
+def _wants_weights(kwargs: dict) -> bool:
+    """Most models pass output_attentions on. The others (GPT-2) are known by what transformers is about to collect,
+    which cannot be asked while compiling."""
+    if kwargs.get("output_attentions") or torch.compiler.is_compiling():
+        return bool(kwargs.get("output_attentions"))
+    from transformers.utils.output_capturing import _active_collector
+
+    return any(name.endswith("attentions") for name in _active_collector.get() or ())
 
 
 def _one_batch(*tensors: Tensor) -> tuple[Tensor, ...]:
