@@ -214,26 +214,27 @@ def run_rows(
     budget_s: float,
     done: Container[tuple] = (),
     on_row: Callable[[Row], None] = lambda row: None,
+    on_notes: Callable[[dict[str, str]], None] = lambda notes: None,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, str]:
+) -> None:
     """Measures all rows with each number of threads; `on_row` sees each as it is finished.
 
-    done: (op, shape, dtype, pass, threads) of rows to leave out. Returns family -> versions, or why it is absent.
+    done: (op, shape, dtype, pass, threads) of rows to leave out. on_notes: sees family -> what it runs, or why it is
+    absent, before the first row of a number of threads and after the last.
     """
-    notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="bigmodel_peers_") as folder:
         scratch = Path(folder)
         for threads in thread_counts:
             on_progress(f"starting workers with {threads} thread{'s' if threads > 1 else ''}")
             ensemble = Ensemble(chosen, threads, scratch)
             try:
+                on_notes(ensemble.notes())
                 for row in rows:
                     case = case_of(row)
                     if (case.op, case.shape, case.dtype, pass_name(row, case), threads) in done:
                         continue
                     on_progress(f"{' '.join((case.op, case.shape, case.dtype))}, {threads} threads")
                     on_row(ensemble.run(row, case, budget_s, scratch))
-                notes |= ensemble.notes()
+                on_notes(ensemble.notes())
             finally:
                 ensemble.close()
-    return notes
