@@ -86,7 +86,9 @@ class WorkerProcess:
             return f"worker ended with status {status}"
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return f"worker ended with status {status}" + (f": {lines[-1][:200]}" if lines else "")
+        # A package that refuses to be imported often says why in a line of its own, and fails in another way after that.
+        reasons = [line for line in lines if line.startswith("ERROR")] + lines[-1:]
+        return f"worker ended with status {status}" + (f": {reasons[0][:200]}" if reasons else "")
 
 
 class Ensemble:
