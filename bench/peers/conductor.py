@@ -26,6 +26,8 @@ from .worker import IDLE_PATIENCE_S
 
 # A row may have to be compiled and a slow contender may need a minute a call; a worker silent for longer has hung.
 REPLY_SECONDS = 600
+# What a worker that has closed its output may take to end by itself, with its last words.
+ENDING_SECONDS = 10
 
 
 class WorkerFailed(RuntimeError):
@@ -80,13 +82,16 @@ class WorkerProcess:
                     continue
 
     def _last_words(self) -> str:
-        self._process.kill()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         if self._log.closed:
             return f"worker ended with status {status}"
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        # A package that refuses to be imported often says why in a line of its own, and fails in another way after that.
+        # A package that refuses to be imported may say why in a line of its own, and then fail in another way.
         reasons = [line for line in lines if line.startswith("ERROR")] + lines[-1:]
         return f"worker ended with status {status}" + (f": {reasons[0][:200]}" if reasons else "")
 
