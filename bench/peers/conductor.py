@@ -26,6 +26,8 @@ from .worker import IDLE_PATIENCE_S
 
 # A row may have to be compiled and a slow contender may need a minute a call; a worker silent for longer has hung.
 REPLY_SECONDS = 600
+# What a worker that has closed its output may take to end by itself, with its last words.
+ENDING_SECONDS = 10
 
 
 class WorkerFailed(RuntimeError):
@@ -80,13 +82,18 @@ class WorkerProcess:
                     continue
 
     def _last_words(self) -> str:
-        self._process.kill()
-        status = self._process.wait()
+        try:
+            status = self._process.wait(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         if self._log.closed:
             return f"worker ended with status {status}"
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return f"worker ended with status {status}" + (f": {lines[-1][:200]}" if lines else "")
+        # A package that refuses to be imported may say why in a line of its own, and then fail in another way.
+        reasons = [line for line in lines if line.startswith("ERROR")] + lines[-1:]
+        return f"worker ended with status {status}" + (f": {reasons[0][:200]}" if reasons else "")
 
 
 class Ensemble:
@@ -214,26 +221,27 @@ def run_rows(
     budget_s: float,
     done: Container[tuple] = (),
     on_row: Callable[[Row], None] = lambda row: None,
+    on_notes: Callable[[dict[str, str]], None] = lambda notes: None,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, str]:
+) -> None:
     """Measures all rows with each number of threads; `on_row` sees each as it is finished.
 
-    done: (op, shape, dtype, pass, threads) of rows to leave out. Returns family -> versions, or why it is absent.
+    done: (op, shape, dtype, pass, threads) of rows to leave out. on_notes: sees family -> what it runs, or why it is
+    absent, before the first row of a number of threads and after the last.
     """
-    notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="bigmodel_peers_") as folder:
         scratch = Path(folder)
         for threads in thread_counts:
             on_progress(f"starting workers with {threads} thread{'s' if threads > 1 else ''}")
             ensemble = Ensemble(chosen, threads, scratch)
             try:
+                on_notes(ensemble.notes())
                 for row in rows:
                     case = case_of(row)
                     if (case.op, case.shape, case.dtype, pass_name(row, case), threads) in done:
                         continue
                     on_progress(f"{' '.join((case.op, case.shape, case.dtype))}, {threads} threads")
                     on_row(ensemble.run(row, case, budget_s, scratch))
-                notes |= ensemble.notes()
+                on_notes(ensemble.notes())
             finally:
                 ensemble.close()
-    return notes

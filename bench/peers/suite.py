@@ -68,7 +68,7 @@ def run_suite(
 
     done = {(*row.key, row.threads) for row in record.rows}
     budget_s = SMOKE_BUDGET_S if smoke else BUDGET_S
-    record.peers |= run_rows(selected, chosen, counts, budget_s, done, keep, on_progress)
+    run_rows(selected, chosen, counts, budget_s, done, keep, record.peers.update, on_progress)
     if json:
         record.save(json)
     return record
