@@ -6,8 +6,8 @@ namespace bigmodel::cuda {
 namespace {
 
 template <class T, int Head, bool Plain>
-__global__ __launch_bounds__(gradient_warps* warp_size, 2) void grad_query_kernel(
-    const __grid_constant__ GradientParams<T> p) {
+__global__ __launch_bounds__(gradient_warps* warp_size,
+                             2) void grad_query_kernel(const __grid_constant__ GradientParams<T> p) {
   constexpr int keys = passing_rows<Head, Plain>;
   using Tile = SharedTile<T, keys, Head>;
   using Own = SharedTile<T, 16, Head>;
