@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from op_check import check_case
-from ptx_emulator import building
 
 from bigmodel_kernels.testing import ATTENTION_CASES, LINEAR_CASES
+from tests.ptx_emulator import building
 
 if building.nvcc() is None:
     pytest.skip(building.NO_NVCC, allow_module_level=True)
 
-from ptx_emulator import emulated
+from tests.ptx_emulator import emulated
 
 DEVICES = {
     "one_multiprocessor": {"capability": (8, 0), "multiprocessors": 1, "shared_bytes": 163 << 10},

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ptx_emulator import Emulator, building
 
 from bigmodel_kernels.reference import philox
 from bigmodel_kernels.reference.linear import activate
+from tests.ptx_emulator import Emulator, building
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]

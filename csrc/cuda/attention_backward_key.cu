@@ -7,6 +7,53 @@
 namespace bigmodel::cuda {
 namespace {
 
+// A block's place in the work: its keys, and the tiles of queries that pass by, head after head; of those that see any
+// of the keys, the ones between full_first and full_end see all.
+struct KeyWork {
+  int b, kv_head, first_key, first_head, queries, begin, tiles, items, full_first, full_end;
+
+  template <class T>
+  __device__ KeyWork(const GradientParams<T>& p, int rows, int queries) : queries(queries) {
+    const AttentionTensors<T>& in = p.in;
+    const Band& band = in.band;
+    const int unit = static_cast<int>(blockIdx.x) / p.row_tiles;
+    b = unit / in.kv_heads;
+    kv_head = unit % in.kv_heads;
+    first_head = kv_head * in.group;
+    first_key = static_cast<int>(blockIdx.x) % p.row_tiles * rows;
+    const int last_key = min(first_key + rows, in.kv_len) - 1;
+    const int first_query = max(band.first_query(first_key), 0), end_query = min(band.end_query(last_key), in.q_len);
+    begin = first_query / queries;
+    tiles = max((end_query + queries - 1) / queries - begin, 0);
+    items = tiles * in.group;
+    full_first = band.first_query(last_key);
+    full_end = band.end_query(first_key);
+  }
+  __device__ int head(int item) const { return first_head + item / tiles; }
+  __device__ int query(int item) const { return (begin + item % tiles) * queries; }
+  __device__ bool full(int query) const { return query >= full_first && query + queries <= full_end; }
+};
+
+// The rules' view of a query that is a column.
+template <class T>
+__device__ QueryRow column_query(const AttentionTensors<T>& in, QueryRow head_row, int query) {
+  head_row.query = min(query, in.q_len - 1);
+  head_row.diagonal = head_row.query + in.band.offset;
+  head_row.mask += head_row.query * in.rules.mask_query;
+  return head_row;
+}
+
+// A warp's sixteen rows of dK or dV, if it is wanted.
+template <class T, int Head>
+__device__ void store_gradient(Accumulators<Head>& sums, float scale, const View<T>& gradient, const KeyWork& work,
+                               int first_key, int kv_len, int width, bool packed, T* room) {
+  if (!gradient.data) return;
+  sums.for_each([&](float& x, int, int) { x *= scale; });
+  store_rows(sums, room, width, packed, [&](int i) -> T* {
+    return first_key + i < kv_len ? gradient.at(work.b, work.kv_head, first_key + i) : nullptr;
+  });
+}
+
 template <class T, int Head, bool Plain, bool Keys, bool Values>
 __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
     const __grid_constant__ GradientParams<T> p) {
@@ -15,77 +62,47 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
   const AttentionTensors<T>& in = p.in;
-  const int warps = static_cast<int>(blockDim.x) / warp_size, rows = 16 * warps;
-  const int block_key = static_cast<int>(blockIdx.x) % p.row_tiles * rows,
-            unit = static_cast<int>(blockIdx.x) / p.row_tiles;
-  const int b = unit / in.kv_heads, kv_head = unit % in.kv_heads;
+  const int rows = 16 * (static_cast<int>(blockDim.x) / warp_size);
+  const KeyWork work(p, rows, queries);
   T* const memory = reinterpret_cast<T*>(shared);
   T* const my_rows = memory + warp_id() * Own::elements;
   const Own key(my_rows), value(my_rows + rows * Head);
   T* const ring = memory + 2 * rows * Head;
-
-  const auto copy_own = [&](T* to, const View<const T>& from, int width) {
-    for (int warp = 0; warp < warps; ++warp) {
-      copy_tile(Own(to + warp * Own::elements), width, in.query.data, [&](int row) -> const T* {
-        const int r = block_key + 16 * warp + row;
-        return r < in.kv_len ? from.at(b, kv_head, r) : nullptr;
-      });
-    }
-  };
-  copy_own(memory, in.key, in.head_dim);
-  copy_own(memory + rows * Head, in.value, in.value_dim);
-
-  // Tiles of the queries that see any of these keys; between full_first and full_last all see all.
-  const Band& band = in.band;
-  const int last_key = min(block_key + rows, in.kv_len) - 1;
-  const int first_query = max(band.first_query(block_key), 0), end_query = min(band.end_query(last_key), in.q_len);
-  const int begin = first_query / queries, tiles = max((end_query + queries - 1) / queries - begin, 0);
-  const int full_first = band.first_query(last_key), full_end = band.end_query(block_key);
-  const int items = tiles * in.group;
+  const T* const somewhere = in.query.data;
+  copy_own_rows<T, Head>(memory, in.key, work.b, work.kv_head, work.first_key, in.kv_len, in.head_dim, somewhere);
+  copy_own_rows<T, Head>(memory + rows * Head, in.value, work.b, work.kv_head, work.first_key, in.kv_len, in.value_dim,
+                         somewhere);
   const auto fetch = [&](int item, int slot) {
-    if (item >= items) return;
-    const int h = kv_head * in.group + item / tiles, first = (begin + item % tiles) * queries;
-    const auto copy = [&](int which, const View<const T>& view, int width) {
-      copy_tile(Tile(ring + (2 * slot + which) * Tile::elements), width, in.query.data, [&](int row) -> const T* {
-        return view.data && first + row < in.q_len ? view.at(b, h, first + row) : nullptr;
-      });
-    };
-    copy(0, in.query, in.head_dim);
-    copy(1, p.grad_output, in.value_dim);
+    if (item >= work.items) return;
+    const int h = work.head(item), first = work.query(item);
+    T* const to = ring + 2 * slot * Tile::elements;
+    copy_passing<Tile>(to, in.query, work.b, h, first, in.q_len, in.head_dim, somewhere);
+    copy_passing<Tile>(to + Tile::elements, p.grad_output, work.b, h, first, in.q_len, in.value_dim, somewhere);
   };
   Pipeline pipeline(p.stages, fetch);
-
-  const int first_key = block_key + 16 * warp_id();
-  const HeadDropout dropout(in.rules.dropout, b);
+  const int first_key = work.first_key + 16 * warp_id();
+  const HeadDropout dropout(in.rules.dropout, work.b);
   Accumulators<Keys ? Head : 8> grad_key;
   Accumulators<Values ? Head : 8> grad_value;
   grad_key.clear();
   grad_value.clear();
 
-  for (int item = 0; item < items; ++item) {
-    const int slot = pipeline.step(fetch), h = kv_head * in.group + item / tiles;
-    const int tile_query = (begin + item % tiles) * queries;
+  for (int item = 0; item < work.items; ++item) {
+    const int slot = pipeline.step(fetch), h = work.head(item), first_query = work.query(item);
     const Tile query(ring + 2 * slot * Tile::elements), grad_output(ring + (2 * slot + 1) * Tile::elements);
-    const RowTerms* const terms = p.terms.at(b, h) + tile_query;
-    const QueryRow head_row(in, b, h, 0);
-    const auto query_of = [&](int, int column) {
-      QueryRow row = head_row;
-      row.query = min(tile_query + column, in.q_len - 1);
-      row.diagonal = row.query + band.offset;
-      row.mask += row.query * in.rules.mask_query;
-      return row;
-    };
-    const auto key_of = [&](int half, int) { return first_key + lane_id() / 4 + 8 * half; };
-    const bool full = tile_query >= full_first && tile_query + queries <= full_end;
-
+    const RowTerms* const terms = p.terms.at(work.b, h) + first_query;
+    const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
     multiply<T, Head>(s, query, [&](std::uint32_t (&a)[4], int step) { load_left(a, key, 0, 16 * step); });  // K Q^T
-    make_probabilities<T, Plain>(in, full, s, slope, query_of, key_of,
-                                 [&](int, int column) { return terms[column].lse; });
+    make_probabilities<T, Plain>(
+        in, work.full(first_query), s, slope,
+        [&](int, int column) { return column_query(in, head_row, first_query + column); },
+        [&](int half, int) { return first_key + lane_id() / 4 + 8 * half; },
+        [&](int, int column) { return terms[column].lse; });
     if constexpr (!Plain) {
       if (in.rules.dropout.seed) {
-        for_each_dropout_transposed(dropout, h, tile_query, first_key, factors,
+        for_each_dropout_transposed(dropout, h, first_query, first_key, factors,
                                     [](float& x, float factor) { x = factor; });
       }
     }
@@ -107,19 +124,11 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
 
   ptx::wait_for_copies<0>();
   __syncthreads();
-  const auto row_of = [&](const View<T>& view, int i) -> T* {
-    return first_key + i < in.kv_len ? view.at(b, kv_head, first_key + i) : nullptr;
-  };
   if constexpr (Keys) {
-    grad_key.for_each([&](float& x, int, int) { x *= in.rules.scale; });
-    if (p.grad_key.data) {
-      store_rows(grad_key, my_rows, p.head_dim, p.packed_key, [&](int i) { return row_of(p.grad_key, i); });
-    }
+    store_gradient(grad_key, in.rules.scale, p.grad_key, work, first_key, in.kv_len, p.head_dim, p.packed_key, my_rows);
   }
   if constexpr (Values) {
-    if (p.grad_value.data) {
-      store_rows(grad_value, my_rows, p.value_dim, p.packed_value, [&](int i) { return row_of(p.grad_value, i); });
-    }
+    store_gradient(grad_value, 1.0f, p.grad_value, work, first_key, in.kv_len, p.value_dim, p.packed_value, my_rows);
   }
 }
 

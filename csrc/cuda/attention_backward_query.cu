@@ -24,16 +24,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   const Own query(my_rows), grad_output(my_rows + rows * Head);
   T* const ring = memory + 2 * rows * Head;
 
-  const auto copy_own = [&](T* to, const View<const T>& from, int width) {
-    for (int warp = 0; warp < warps; ++warp) {
-      copy_tile(Own(to + warp * Own::elements), width, in.query.data, [&](int row) -> const T* {
-        const int r = block_row + 16 * warp + row;
-        return from.data && r < in.q_len ? from.at(b, h, r) : nullptr;
-      });
-    }
-  };
-  copy_own(memory, in.query, in.head_dim);
-  copy_own(memory + rows * Head, p.grad_output, in.value_dim);
+  copy_own_rows<T, Head>(memory, in.query, b, h, block_row, in.q_len, in.head_dim, in.query.data);
+  copy_own_rows<T, Head>(memory + rows * Head, p.grad_output, b, h, block_row, in.q_len, in.value_dim, in.query.data);
 
   const Band& band = in.band;
   const int begin = band.first_key(block_row) / keys, end = (band.end_key(last_row) + keys - 1) / keys;
@@ -41,13 +33,9 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   const auto fetch = [&](int item, int slot) {
     const int first = (begin + item) * keys;
     if (begin + item >= end) return;
-    const auto copy = [&](int which, const View<const T>& view, int width) {
-      copy_tile(Tile(ring + (2 * slot + which) * Tile::elements), width, in.query.data, [&](int row) -> const T* {
-        return first + row < in.kv_len ? view.at(b, kv_head, first + row) : nullptr;
-      });
-    };
-    copy(0, in.key, in.head_dim);
-    copy(1, in.value, in.value_dim);
+    T* const to = ring + 2 * slot * Tile::elements;
+    copy_passing<Tile>(to, in.key, b, kv_head, first, in.kv_len, in.head_dim, in.query.data);
+    copy_passing<Tile>(to + Tile::elements, in.value, b, kv_head, first, in.kv_len, in.value_dim, in.query.data);
   };
   Pipeline pipeline(p.stages, fetch);
 

@@ -113,6 +113,90 @@ __device__ void store_split(const Params<T>& p, const Work<T>& work, int first_r
   });
 }
 
+// Starts copying a block's queries: sixteen rows for each warp.
+template <class T, int Head>
+__device__ void copy_queries(const Params<T>& p, const Work<T>& work, int warps, T* to) {
+  const View<const T>& query = p.in.query;
+  for (int warp = 0; warp < warps; ++warp) {
+    const SharedTile<T, warp_rows, Head> part(to + warp * warp_rows * Head);
+    copy_tile(part, p.in.head_dim, query.data, [&](int row) -> const T* {
+      const int r = work.first_row + warp * warp_rows + row;
+      return r < p.unit_rows ? query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+    });
+  }
+}
+
+// Fetches the pipeline's items: keys and values of every tile, in turn.
+template <class T, int Head>
+struct FetchKeysAndValues {
+  using Tile = SharedTile<T, tile_keys<Head>, Head>;
+
+  const AttentionTensors<T>& in;
+  const Work<T>& work;
+  T* ring;
+  int first_tile, items;
+
+  __device__ void operator()(int item, int slot) const {
+    if (item >= items) return;
+    const bool keys_turn = item % 2 == 0;
+    const int first = (first_tile + item / 2) * Tile::rows, rows_left = in.kv_len - first;
+    const View<const T>& view = keys_turn ? in.key : in.value;
+    const T* const from = view.at(work.batch, work.kv_head, first);
+    copy_tile(Tile(ring + slot * Tile::elements), keys_turn ? in.head_dim : in.value_dim, from,
+              [&](int row) -> const T* { return row < rows_left ? from + row * view.row : nullptr; });
+  }
+};
+
+// The left operand of Q K^T: from registers, which take it once, or from shared memory each time.
+template <class T, int Head, bool InRegisters>
+struct QueryOperand {
+  SharedTile<T, warp_rows, Head> queries;
+  std::uint32_t q[InRegisters ? Head / 16 : 1][4];
+
+  __device__ void take() {
+    if constexpr (InRegisters) {
+#pragma unroll
+      for (int step = 0; step < Head / 16; ++step) load_left(q[step], queries, 0, 16 * step);
+    }
+  }
+  __device__ void operator()(std::uint32_t (&a)[4], int step) const {
+    if constexpr (InRegisters) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = q[step][i];
+    } else {
+      load_left(a, queries, 0, 16 * step);
+    }
+  }
+};
+
+// A warp's rows are complete: writes their log-sum-exps and their output, or this split's part of both.
+template <class T, int Head, bool Plain>
+__device__ void store_result(const Params<T>& p, const Work<T>& work, const QueryRow (&row)[2], int first_row,
+                             OnlineSoftmax<Plain>& softmax, Accumulators<Head>& output, T* room) {
+  softmax.finish();
+  const AttentionTensors<T>& in = p.in;
+  const bool whole = p.splits.count == 1;
+  float factor[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float maximum = Plain ? softmax.maximum[half] * in.rules.scale : softmax.maximum[half];
+    const float sink = whole && in.sinks ? in.sinks[row[half].head * in.sink_stride] : -INFINITY;
+    const RowEnd end(maximum, softmax.sum[half], sink);
+    factor[half] = end.factor;
+    const bool writes = lane_id() % 4 == 0 && first_row + lane_id() / 4 + 8 * half < p.unit_rows;
+    const std::int64_t whole_row = (std::int64_t(work.batch) * in.heads + row[half].head) * in.q_len + row[half].query;
+    if (writes) (whole ? p.lse : p.splits.lse + work.split * p.splits.rows)[whole_row] = end.lse;
+  }
+  output.for_each([&](float& x, int half, int) { x *= factor[half]; });
+  if (!whole) return store_split(p, work, first_row, output);
+  ptx::wait_for_copies<0>();  // of queries, where there were no keys
+  __syncthreads();
+  store_rows(output, room, p.value_dim, p.packed_output, [&](int i) -> T* {
+    const int r = first_row + i;
+    return r < p.unit_rows ? p.output.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+  });
+}
+
 template <class T, int Head, bool Plain>
 __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(const __grid_constant__ Params<T> p) {
   constexpr int keys = tile_keys<Head>;
@@ -123,28 +207,10 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   const Work<T> work(p, rows);
   const KeyTiles tiles(p, work, rows, keys);
   // Queries [rows, Head], each warp's on their own; then the ring of tiles of keys and values.
-  T* const my_queries = reinterpret_cast<T*>(shared) + warp_id() * warp_rows * Head;
-  T* const ring = reinterpret_cast<T*>(shared) + rows * Head;
-  const SharedTile<T, warp_rows, Head> queries(my_queries);
-
-  for (int warp = 0; warp < warps; ++warp) {
-    const SharedTile<T, warp_rows, Head> part(reinterpret_cast<T*>(shared) + warp * warp_rows * Head);
-    copy_tile(part, in.head_dim, in.query.data, [&](int row) -> const T* {
-      const int r = work.first_row + warp * warp_rows + row;
-      return r < p.unit_rows ? in.query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
-    });
-  }
-  const int items = 2 * max(tiles.end - tiles.begin, 0);  // keys and values of every tile, in turn
-  const auto fetch = [&](int item, int slot) {
-    if (item >= items) return;
-    const int first = (tiles.begin + item / 2) * keys;
-    const bool keys_turn = item % 2 == 0;
-    const View<const T>& view = keys_turn ? in.key : in.value;
-    const T* const from = view.at(work.batch, work.kv_head, first);
-    const int rows_left = in.kv_len - first;
-    copy_tile(Tile(ring + slot * Tile::elements), keys_turn ? in.head_dim : in.value_dim, from,
-              [&](int row) -> const T* { return row < rows_left ? from + row * view.row : nullptr; });
-  };
+  T *const queries = reinterpret_cast<T*>(shared), *const my_queries = queries + warp_id() * warp_rows * Head;
+  T* const ring = queries + rows * Head;
+  copy_queries<T, Head>(p, work, warps, queries);
+  const FetchKeysAndValues<T, Head> fetch{in, work, ring, tiles.begin, 2 * max(tiles.end - tiles.begin, 0)};
   Pipeline pipeline(p.stages, fetch);
 
   const int first_row = work.first_row + warp_id() * warp_rows;
@@ -158,21 +224,9 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   OnlineSoftmax<Plain> softmax{Plain ? in.rules.scale * log2_e : log2_e};
   Accumulators<Head> output;
   output.clear();
-
-  std::uint32_t q[queries_in_registers<Head, Plain> ? Head / 16 : 1][4];
-  if constexpr (queries_in_registers<Head, Plain>) {
-    pipeline.wait();
-#pragma unroll
-    for (int step = 0; step < Head / 16; ++step) load_left(q[step], queries, 0, 16 * step);
-  }
-  const auto query_operand = [&](std::uint32_t (&a)[4], int step) {
-    if constexpr (queries_in_registers<Head, Plain>) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = q[step][i];
-    } else {
-      load_left(a, queries, 0, 16 * step);
-    }
-  };
+  QueryOperand<T, Head, queries_in_registers<Head, Plain>> query{SharedTile<T, warp_rows, Head>(my_queries)};
+  pipeline.wait();
+  query.take();
 
   for (int tile = tiles.begin; tile < tiles.end; ++tile) {
     const int first_key = tile * keys;
@@ -181,7 +235,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
     Accumulators<keys> s;
     s.clear();
     const Tile key_tile(ring + pipeline.step(fetch) * Tile::elements);
-    multiply<T, Head>(s, key_tile, query_operand);  // S = Q K^T
+    multiply<T, Head>(s, key_tile, query);  // S = Q K^T
     if constexpr (!Plain) apply_rules<T>(in.rules, in.kv_len, s, query_of, key_of);
     if (!tiles.full(tile)) remove_outside(in.band, s, query_of, key_of);
     softmax.update(s, output);
@@ -192,28 +246,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
     multiply_transposed<T, keys>(output, value_tile,  // O += P V
                                  [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, s, step); });
   }
-
-  softmax.finish();
-  float factor[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float maximum = Plain ? softmax.maximum[half] * in.rules.scale : softmax.maximum[half];
-    const bool last = p.splits.count == 1;
-    const RowEnd end(maximum, softmax.sum[half],
-                     last && in.sinks ? in.sinks[row[half].head * in.sink_stride] : -INFINITY);
-    factor[half] = end.factor;
-    const bool writes = lane_id() % 4 == 0 && first_row + lane_id() / 4 + 8 * half < p.unit_rows;
-    const std::int64_t whole_row = (std::int64_t(work.batch) * in.heads + row[half].head) * in.q_len + row[half].query;
-    if (writes) (last ? p.lse : p.splits.lse + work.split * p.splits.rows)[whole_row] = end.lse;
-  }
-  output.for_each([&](float& x, int half, int) { x *= factor[half]; });
-  if (p.splits.count > 1) return store_split(p, work, first_row, output);
-  ptx::wait_for_copies<0>();  // of queries, where there were no keys
-  __syncthreads();
-  store_rows(output, my_queries, p.value_dim, p.packed_output, [&](int i) -> T* {
-    const int r = first_row + i;
-    return r < p.unit_rows ? p.output.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
-  });
+  store_result<T, Head, Plain>(p, work, row, first_row, softmax, output, my_queries);
 }
 
 // How many blocks share the keys of a row: none do where there are blocks enough or few keys; else as few as fill the

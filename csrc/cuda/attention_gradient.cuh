@@ -35,6 +35,29 @@ constexpr std::int64_t gradient_shared_bytes(int warps, int stages) {
   return 2 * std::int64_t(Head) * 2 * (16 * warps + stages * passing_rows<Head, Plain>);
 }
 
+// Starts copying a block's own rows of one head, sixteen for each warp.
+template <class T, int Head>
+__device__ void copy_own_rows(T* to, const View<const T>& from, int b, int h, int first, int length, int width,
+                              const T* somewhere) {
+  using Own = SharedTile<T, 16, Head>;
+  const int warps = static_cast<int>(blockDim.x) / warp_size;
+  for (int warp = 0; warp < warps; ++warp) {
+    copy_tile(Own(to + warp * Own::elements), width, somewhere, [&](int row) -> const T* {
+      const int r = first + 16 * warp + row;
+      return from.data && r < length ? from.at(b, h, r) : nullptr;
+    });
+  }
+}
+
+// Starts copying a tile that passes by.
+template <class Tile, class T>
+__device__ void copy_passing(T* to, const View<const T>& from, int b, int h, int first, int length, int width,
+                             const T* somewhere) {
+  copy_tile(Tile(to), width, somewhere, [&](int row) -> const T* {
+    return from.data && first + row < length ? from.at(b, h, first + row) : nullptr;
+  });
+}
+
 // Products to probabilities P. `slope` becomes d score / d (scale * product) where there is a softcap. lse_of(half,
 // column) gives the query's log-sum-exp.
 template <class T, bool Plain, int Columns, class QueryOf, class KeyOf, class LseOf>

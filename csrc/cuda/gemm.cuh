@@ -89,6 +89,12 @@ struct TilePlace {
   }
 };
 
+// The accumulators of a warp.
+template <class Shape>
+struct WarpProducts {
+  Accumulators<Shape::warp_columns> at[Shape::rights][Shape::warp_rows / 16];
+};
+
 // Sixteen rows of a warp's products, which lie in shared memory, through the epilogue, N elements at a time.
 template <int N, class Shape, class Epilogue>
 __device__ void finish_rows(const Epilogue& epilogue, const float* room, std::int64_t first_row, std::int64_t rows,
@@ -121,6 +127,33 @@ __device__ void finish_rows(const Epilogue& epilogue, const float* room, std::in
   }
 }
 
+// A warp's products, from (first_row, first_column) on, from accumulators to rows and through the epilogue.
+template <class Shape, class T, class Epilogue>
+__device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, WarpProducts<Shape>& c, float* shared,
+                            std::int64_t first_row, int first_column) {
+  constexpr int row_blocks = Shape::warp_rows / 16, room_size = 16 * Shape::pitch;
+  float* const room = shared + warp_id() * Shape::rights * room_size;
+  // Not unrolled: the epilogue's code stands here once, and the accumulators' registers are picked by comparison.
+#pragma unroll 1
+  for (int block = 0; block < row_blocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < Shape::rights * row_blocks; ++i) {
+      if (i % row_blocks != block) continue;
+      float* const to = room + i / row_blocks * room_size;
+      c.at[i / row_blocks][i % row_blocks].for_each_pair([&](float first, float second, int half, int column) {
+        *reinterpret_cast<float2*>(to + (lane_id() / 4 + 8 * half) * Shape::pitch + column) = {first, second};
+      });
+    }
+    __syncwarp();
+    if (p.epilogue.packed) {
+      finish_rows<chunk_elements, Shape>(p.epilogue, room, first_row + 16 * block, p.rows, first_column);
+    } else {
+      finish_rows<1, Shape>(p.epilogue, room, first_row + 16 * block, p.rows, first_column);
+    }
+    __syncwarp();
+  }
+}
+
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
     const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
@@ -150,11 +183,11 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
   };
   Pipeline pipeline(p.stages, fetch);
 
-  Accumulators<Shape::warp_columns> c[Shape::rights][row_blocks];
+  WarpProducts<Shape> c;
 #pragma unroll
   for (int which = 0; which < Shape::rights; ++which) {
 #pragma unroll
-    for (int block = 0; block < row_blocks; ++block) c[which][block].clear();
+    for (int block = 0; block < row_blocks; ++block) c.at[which][block].clear();
   }
   for (std::int64_t depth = 0; depth < p.depth; depth += Shape::depth) {
     const int slot = pipeline.step(fetch);
@@ -173,8 +206,8 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
           RightSlice::right(b, right_at(slot, which), warp_column + column, step);
 #pragma unroll
           for (int block = 0; block < row_blocks; ++block) {
-            ptx::multiply_add<T>(c[which][block].at[column / 8], a[block], b[0], b[1]);
-            ptx::multiply_add<T>(c[which][block].at[column / 8 + 1], a[block], b[2], b[3]);
+            ptx::multiply_add<T>(c.at[which][block].at[column / 8], a[block], b[0], b[1]);
+            ptx::multiply_add<T>(c.at[which][block].at[column / 8 + 1], a[block], b[2], b[3]);
           }
         }
       }
@@ -183,29 +216,8 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
 
   ptx::wait_for_copies<0>();
   __syncthreads();  // the ring becomes room to turn accumulators into rows
-  constexpr int room_size = 16 * Shape::pitch;
-  float* const room = reinterpret_cast<float*>(shared) + warp_id() * Shape::rights * room_size;
-  // Not unrolled: the epilogue's code stands here once, and the accumulators' registers are picked by comparison.
-#pragma unroll 1
-  for (int block = 0; block < row_blocks; ++block) {
-#pragma unroll
-    for (int i = 0; i < Shape::rights * row_blocks; ++i) {
-      if (i % row_blocks != block) continue;
-      float* const to = room + i / row_blocks * room_size;
-      c[i / row_blocks][i % row_blocks].for_each_pair([&](float first, float second, int half, int column) {
-        *reinterpret_cast<float2*>(to + (lane_id() / 4 + 8 * half) * Shape::pitch + column) = {first, second};
-      });
-    }
-    __syncwarp();
-    const std::int64_t row = first_row + warp_row + 16 * block;
-    const auto column = static_cast<int>(first_column) + warp_column;
-    if (p.epilogue.packed) {
-      finish_rows<chunk_elements, Shape>(p.epilogue, room, row, p.rows, column);
-    } else {
-      finish_rows<1, Shape>(p.epilogue, room, row, p.rows, column);
-    }
-    __syncwarp();
-  }
+  finish_tile<Shape>(p, c, reinterpret_cast<float*>(shared), first_row + warp_row,
+                     static_cast<int>(first_column) + warp_column);
 }
 
 }  // namespace bigmodel::cuda

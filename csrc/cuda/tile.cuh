@@ -134,7 +134,7 @@ __device__ inline void as_left(std::uint32_t (&a)[4], const Accumulators<Columns
 
 // c += left(step) right^T, where the rows of `right` are the columns of c. left(a, step) makes the left operand.
 template <class T, int Depth, int Columns, class Tile, class Left>
-__device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, Left left) {
+__device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, const Left& left) {
 #pragma unroll
   for (int step = 0; step < Depth / 16; ++step) {
     std::uint32_t a[4];
@@ -151,7 +151,7 @@ __device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, Lef
 
 // c += left(step) right, where the rows of `right` are the depth.
 template <class T, int Depth, int Columns, class Tile, class Left>
-__device__ inline void multiply_transposed(Accumulators<Columns>& c, const Tile& right, Left left) {
+__device__ inline void multiply_transposed(Accumulators<Columns>& c, const Tile& right, const Left& left) {
 #pragma unroll
   for (int step = 0; step < Depth / 16; ++step) {
     std::uint32_t a[4];
