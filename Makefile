@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_launches triton_tune triton_warm_up))
+# Apart from the others: they put the emulator's eyes on all of a process's memory.
+EMULATOR_TESTS := tests/ptx_emulator tests/test_cuda_vocabulary.py tests/test_cuda_launches.py
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights linear feed_forward add_norm backends))
 BUILD_FILES := setup.py pyproject.toml CMakeLists.txt $(shell find cmake csrc python -type f)
 
@@ -35,7 +37,8 @@ demo: build
 # spinning ones take the time of those that work.
 test: build test-cpp $(VENV)/.nvcc
 	@if $(BIN)/python -c 'import triton' 2> /dev/null; then $(MAKE) --no-print-directory test-triton; fi
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS)
+	$(MAKE) --no-print-directory test-emulator
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(addprefix --ignore=,$(EMULATOR_TESTS))
 
 # Every case of the ops on the Triton kernels, run in numpy by Triton's interpreter: some minutes on two cores.
 test-triton: build
@@ -43,7 +46,7 @@ test-triton: build
 
 # The CUDA kernels, executed on the CPU by tests/ptx_emulator, and the emulator itself: also a part of `make test`.
 test-emulator: build $(VENV)/.nvcc
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) tests/ptx_emulator tests/test_cuda_vocabulary.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(EMULATOR_TESTS)
 
 # The same cases on a CUDA device, compiled.
 test-gpu: build

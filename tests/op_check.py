@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What random cases draw from: on a GPU that multiplies no bfloat16 the others only, which the other tests skip there.
 ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1" and torch.cuda.is_available()
-OLD_GPU = ON_GPU and torch.cuda.get_device_capability() < backends.TRITON_BFLOAT16_CAPABILITY
+OLD_GPU = ON_GPU and torch.cuda.get_device_capability() < backends.GPU_BFLOAT16_CAPABILITY
 RANDOM_DTYPES = [dtype for dtype in DTYPES if not (OLD_GPU and dtype == torch.bfloat16)]
 EXAMPLES = 10 if INTERPRETED else 40
 dtype_name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get

@@ -99,9 +99,10 @@ def _shared_bytes(case: AuditCase, architecture: Architecture, counts: Counts, w
 
 
 def _read_by_warp_groups(counts: Counts) -> int:
-    """Both factors of HGMMA, 64 rows by 16 and 16 by the name's columns, unless registers hold the left one."""
+    """Both factors of HGMMA, 64 rows by 16 and 16 by the name's columns (TF32: 8 of twice the size), unless registers
+    hold the left one."""
     read = 0
     for name, count in counts.mma.items():
-        columns = int(re.search(r"64x(\d+)x16", name)[1])
+        columns = int(re.search(r"64x(\d+)x(?:16|8)\b", name)[1])
         read += 16 * 2 * (columns * count + 64 * (count - counts.register_mma.get(name, 0)))
     return read
