@@ -22,6 +22,9 @@ SKIPPED = [
     if ON_GPU and MISSING[name]
 ]
 
+if os.environ.get("TRITON_INTERPRET") == "1" and MISSING["triton"]:
+    raise pytest.UsageError(f"TRITON_INTERPRET=1, but no kernel can run: {'; '.join(MISSING['triton'])}")
+
 _collected: set[tuple] = set()
 _dispatched: set[tuple] = set()
 

@@ -48,10 +48,8 @@ def test_automatic_choice():
     assert backends.resolve("linear", cpu, torch.float32) is torch.ops.bigmodel
     assert backends.resolve("linear", cpu, torch.bfloat16) is torch.ops.bigmodel
     assert backends.resolve("linear", cpu, torch.float64) is reference
-    on_gpu = (
-        torch.ops.bigmodel_triton if torch.cuda.is_available() and not bmk.info()["backends"]["triton"] else reference
-    )
-    assert backends.resolve("linear", torch.device("cuda"), torch.float32) is on_gpu
+    if not torch.cuda.is_available():  # else the table decides: the test of it is below
+        assert backends.resolve("linear", torch.device("cuda"), torch.float32) is reference
     assert backends.resolve("linear", torch.device("meta"), torch.float32) is torch.ops.bigmodel
 
 

@@ -256,3 +256,18 @@ assert choice._State.source is tuned_launches.launches_on
 assert not [name for name in sys.modules if name.startswith("bigmodel_kernels.tuning")]
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.parametrize("fewest", [8, 16])
+def test_tables_sum_over_as_many_terms_as_triton_multiplies(fewest, monkeypatch):
+    """Triton before 3.8 refuses true fp32 products of fewer than 16 terms, and later ones those of fewer than 8."""
+    monkeypatch.setattr(attention_launch, "_FEWEST_TERMS", fewest)
+    for capability in (75, 80, 86, 89, 90, 100, 120):
+        for features in (64, 128, 256, 512):
+            for arithmetic in ("ieee", "half", "tf32"):
+                table = {
+                    name: attention_launch.table_launch(name, capability, features, arithmetic)
+                    for name in attention_launch.PASSES
+                }
+                terms = table["grad_key_value"].block_m, table["grad_query"].block_n, table["forward"].block_n
+                assert min(terms) >= fewest

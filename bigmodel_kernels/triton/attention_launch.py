@@ -140,6 +140,9 @@ _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2
 # TF32 with more features would need more shared memory than most devices have.
 LARGEST_TF32 = 256
 
+# Before 3.8 Triton's products sum over at least 16 terms in fp32 too. The tables were audited with 3.9.
+_FEWEST_TERMS = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8) else 16
+
 _overrides: dict[tuple[str, int, int, str], Launch] = {}
 
 
@@ -195,7 +198,16 @@ def table_launch(name: str, capability: int, features: int, arithmetic: str) -> 
         rows = _IEEE | _IEEE_BY_FAMILY.get(family, {})
     else:
         rows = _TF32
-    return Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7])
+    return _with_enough_terms(name, Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7]))
+
+
+def _with_enough_terms(name: str, launch: Launch) -> Launch:
+    """With tiles whose shared side, over which a product sums, is no shorter than this Triton multiplies."""
+    if name == "grad_key_value":
+        return replace(launch, block_m=max(launch.block_m, _FEWEST_TERMS))
+    if name in ("forward", "grad_query"):
+        return replace(launch, block_n=max(launch.block_n, _FEWEST_TERMS))
+    return launch
 
 
 def _family(capability: int) -> str:
