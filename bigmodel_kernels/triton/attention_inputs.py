@@ -150,7 +150,7 @@ def prepare(
         value=view(value),
         mask=broadcast_view(mask, (batch, heads, q_len, kv_len)),
         slopes=_slopes(alibi_slopes, batch, heads),
-        sinks=sinks,
+        sinks=None if sinks is None else sinks.contiguous(),  # kernels read the next head's beside it
         sizes=sizes,
         band=Band(0 if causal == "top_left" else kv_len - q_len, before or 0, after or 0),
         rules=_rules(scale, softcap),
