@@ -11,8 +11,11 @@ if bmk.info()["backends"]["triton"]:
 
 from op_check import device_of
 
-from bigmodel_kernels.triton.attention_backward import attention_backward
+from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
 from bigmodel_kernels.triton.attention_forward import attention
+from bigmodel_kernels.triton.attention_gradient import Incoming
+from bigmodel_kernels.triton.attention_inputs import prepare, view
+from bigmodel_kernels.triton.attention_launch import INTERPRETER
 
 DEVICE = torch.device(device_of("triton"))
 HEADS = 2
@@ -52,3 +55,40 @@ def test_numbers_of_heads_that_are_not_side_by_side(layout, name, kv_len):
     assert not given.is_contiguous()
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_mask_gradient_with_heads_far_apart(monkeypatch):
+    """The third head of the gradient lies 2^31 elements from the first. Only what it occupies is ever touched."""
+    query, key, value, grad = (random(1, 3, 5, 16, seed=seed) for seed in range(4))
+    mask = random(1, 3, 5, 5, seed=4)
+    output, lse = attention(query, key, value, mask)
+    arguments = (grad, None, query, key, value, output, lse, mask)
+    only_mask = (False, False, False, True, False)
+    near = attention_backward(*arguments, output_mask=only_mask)[3]
+    storage = torch.empty(2 * 2**30 + 25, dtype=mask.dtype, device=DEVICE)
+    far = storage.as_strided(mask.shape, (1, 2**30, 5, 1))
+    monkeypatch.setattr("bigmodel_kernels.triton.attention_backward.empty_mask_gradient", lambda *_: far)
+    assert attention_backward(*arguments, output_mask=only_mask)[3] is far
+    assert near.abs().max() > 0.01 and torch.equal(far, near)
+
+
+def options_of(**changed) -> dict:
+    plain = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
+    return plain | changed
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_grids_of_many_matrices():
+    """Of a mask of 140,000 matrices; CUDA takes at most 65,535 programs along a grid's second dimension."""
+    x, lse, mask = empty(70000, 2, 8, 64), empty(70000, 2, 8, dtype=torch.float32), empty(70000, 2, 8, 8)
+    inputs, features = prepare("attention", x, x, x, mask, None, None, None, **options_of())
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    grads = Gradients(query=x, key=x, value=x, mask=mask)
+    calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, mask, INTERPRETER)
+    assert {"grad_key_value", "grad_query", "grad_mask"} <= {call.name for call in calls}
+    for call in calls:
+        assert all(programs <= 65535 for programs in call.grid[1:]), call.name
+    assert next(call.grid for call in calls if call.name == "grad_mask") == (140000,)

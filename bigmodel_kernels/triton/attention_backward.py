@@ -163,7 +163,8 @@ def gradient_calls(
         chosen = launch("grad_mask")
         matrices = grads.mask.shape[:2]
         arguments = (inputs, incoming, view(parts), *matrices, features, source, *_shared(inputs, grads.mask))
-        grid = (triton.cdiv(sizes.q_len, chosen.block_m) * triton.cdiv(sizes.kv_len, chosen.block_n), matrices.numel())
+        tiles = triton.cdiv(sizes.q_len, chosen.block_m) * triton.cdiv(sizes.kv_len, chosen.block_n)
+        grid = (tiles * matrices.numel(),)
         calls.append(_call("grad_mask", grad_mask_kernel, grid, arguments, chosen, blocks))
     if grads.sinks is not None:
         arguments = (inputs.sinks, incoming.lse, incoming.delta, grads.sinks, sizes, 1024)
