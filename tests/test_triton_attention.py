@@ -92,3 +92,12 @@ def test_grids_of_many_matrices():
     for call in calls:
         assert all(programs <= 65535 for programs in call.grid[1:]), call.name
     assert next(call.grid for call in calls if call.name == "grad_mask") == (140000,)
+
+
+def test_a_seed_on_another_device_is_moved():
+    x = empty(1, 2, 8, 64)
+    seed = torch.tensor([7])
+    assert seed.device != x.device
+    for op, value in (("attention", x), ("attention_weights", None)):
+        inputs, _ = prepare(op, x, x, value, None, None, None, seed, **options_of(dropout_p=0.5))
+        assert inputs.dropout.seed.device == x.device

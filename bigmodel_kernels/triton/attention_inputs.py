@@ -154,7 +154,7 @@ def prepare(
         sizes=sizes,
         band=Band(0 if causal == "top_left" else kv_len - q_len, before or 0, after or 0),
         rules=_rules(scale, softcap),
-        dropout=Dropout(dropout_seed if dropout_p > 0 else None, threshold, kept_scale),
+        dropout=Dropout(dropout_seed.to(query.device) if dropout_p > 0 else None, threshold, kept_scale),
     )
     additive = mask is not None and mask.dtype != torch.bool
     features = Features(
