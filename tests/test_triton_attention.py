@@ -12,10 +12,12 @@ if bmk.info()["backends"]["triton"]:
 from op_check import device_of
 
 from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
-from bigmodel_kernels.triton.attention_forward import attention
+from bigmodel_kernels.triton.attention_forward import attention, forward_calls
 from bigmodel_kernels.triton.attention_gradient import Incoming
 from bigmodel_kernels.triton.attention_inputs import prepare, view
 from bigmodel_kernels.triton.attention_launch import INTERPRETER
+from bigmodel_kernels.triton.attention_weights import attention_weights
+from bigmodel_kernels.triton.attention_weights_backward import attention_weights_backward
 
 DEVICE = torch.device(device_of("triton"))
 HEADS = 2
@@ -101,3 +103,42 @@ def test_a_seed_on_another_device_is_moved():
     for op, value in (("attention", x), ("attention_weights", None)):
         inputs, _ = prepare(op, x, x, value, None, None, None, seed, **options_of(dropout_p=0.5))
         assert inputs.dropout.seed.device == x.device
+
+
+def test_a_section_holds_no_more_heads_than_there_are():
+    """A large cache and short keys would hold so many that their number times that of tiles exceeds 32 bits."""
+    device = INTERPRETER._replace(l2_bytes=50 << 20)
+    x, lse = empty(2, 4, 2**22, 16), empty(2, 4, 2**22, dtype=torch.float32)
+    key = empty(2, 2, 1, 16)
+    inputs, features = prepare("attention", x, key, key, None, None, None, None, **options_of())
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    grads = Gradients(query=x, key=key, value=key)
+    calls = forward_calls(inputs, features, x, lse, x.dtype, device)
+    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+    sections = {
+        call.name: dict(zip(call.kernel.arg_names, call.arguments, strict=True)).get("section") for call in calls
+    }
+    assert sections["forward"] == sections["grad_query"] == 8
+    assert 1 <= sections["grad_key_value"] <= 4
+
+
+@pytest.mark.parametrize(("name", "head_dim", "value_dim"), [("head_dim", 513, 16), ("value_dim", 16, 1024)])
+def test_heads_of_too_many_features_are_refused(name, head_dim, value_dim):
+    """Before any kernel is launched: these tensors have no data."""
+    query, value, output, lse = (
+        empty(1, 2, 8, head_dim),
+        empty(1, 2, 8, value_dim),
+        empty(1, 2, 8, value_dim),
+        empty(1, 2, 8),
+    )
+    calls = {
+        "attention": lambda: attention(query, query, value),
+        "attention_backward": lambda: attention_backward(output, None, query, query, value, output, lse),
+    }
+    if name == "head_dim":
+        calls["attention_weights"] = lambda: attention_weights(query, query, lse)
+        calls["attention_weights_backward"] = lambda: attention_weights_backward(empty(1, 2, 8, 8), query, query, lse)
+    for op, call in calls.items():
+        message = rf"^\[{op}\] {name} is {max(head_dim, value_dim)}; the triton backend takes 1 to 512$"
+        with pytest.raises(ValueError, match=message):
+            call()

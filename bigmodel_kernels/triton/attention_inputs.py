@@ -16,6 +16,7 @@ from .dropout import dropout_constants
 from .launch import tf32_allowed
 
 LOG2E = 1 / math.log(2)
+LARGEST_HEAD = 512
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -190,6 +191,10 @@ def check(
             raise ValueError(f"[{op}] {name} has {x.dim()} dimensions, expected 4")
         if x.dtype != query.dtype or x.dtype not in KERNEL_DTYPES:
             raise ValueError(f"[{op}] {name} has dtype {x.dtype}; expected float32, bfloat16 or float16, as query")
+    sizes = {"head_dim": query.shape[3]} | ({} if value is None else {"value_dim": value.shape[3]})
+    for name, features in sizes.items():
+        if not 1 <= features <= LARGEST_HEAD:
+            raise ValueError(f"[{op}] {name} is {features}; the triton backend takes 1 to {LARGEST_HEAD}")
     batch, heads, _, head_dim = query.shape
     kv_heads, kv_len = key.shape[1:3]
     if key.shape[0] != batch or key.shape[3] != head_dim:
