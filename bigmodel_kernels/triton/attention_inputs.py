@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
-from .launch import tf32_allowed
+from .launch import matmul_arithmetic
 
 LOG2E = 1 / math.log(2)
 LARGEST_HEAD = 512
@@ -210,9 +210,9 @@ def check(
 
 
 def precision(x: Tensor, features: int) -> str:
-    """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where torch's own
-    switch allows that for fp32."""
-    allowed = x.dtype == torch.float32 and features <= LARGEST_TF32 and tf32_allowed(x.device)
+    """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where products of
+    other ops are too."""
+    allowed = features <= LARGEST_TF32 and matmul_arithmetic(x.dtype, x.device) == "tf32"
     return "tf32" if allowed else "ieee"
 
 
