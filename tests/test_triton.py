@@ -1,5 +1,7 @@
 """What the cases of the ops do not reach in the Triton backend: 64-bit offsets, the widest rows, tables of launches."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ if bmk.info()["backends"]["triton"]:
 from op_check import device_of
 
 from bigmodel_kernels.triton import launch
+from bigmodel_kernels.triton.add_norm import add_norm
+from bigmodel_kernels.triton.add_norm_backward import add_norm_backward
 from bigmodel_kernels.triton.launch import ProductLaunch
 from bigmodel_kernels.triton.matrices import matrix
 from bigmodel_kernels.triton.product import plan
@@ -91,6 +95,30 @@ def test_attention_with_offsets_of_64_bits(far, monkeypatch):
     found = attention_and_gradients([query, key, value, mask], grad, {"causal": "bottom_right"})
     for ours, near in zip(found, expected, strict=True):
         assert torch.equal(ours, near)
+
+
+@pytest.mark.parametrize("width", [40, 260], ids=["whole rows", "chunks"])
+def test_add_norm_of_columns_far_apart(width):
+    """More than 2^31 elements from the first column to the last, of all that is read, forward and backward."""
+    step = 2**31 // (width - 2)
+    storage = torch.empty((width - 1) * step + 32, dtype=torch.float16, device=DEVICE)
+    starts = itertools.count(0, 3)  # side by side in one storage, of which little is ever touched
+
+    def far(x: torch.Tensor) -> torch.Tensor:
+        strides = (*(1 for _ in x.shape[1:]), step)
+        return storage.as_strided(x.shape, strides, next(starts)).copy_(x)
+
+    generator = torch.Generator().manual_seed(0)
+    x, residual, grad, grad_sum = (torch.randn(3, width, generator=generator).half().to(DEVICE) for _ in range(4))
+    weight, bias = (torch.randn(width, generator=generator).half().to(DEVICE) for _ in range(2))
+    near = add_norm(x, residual, weight, bias)
+    apart = add_norm(far(x), far(residual), far(weight), far(bias))
+    total, _, mean, rstd = near
+    near += add_norm_backward(grad, grad_sum, total, weight, mean, rstd)
+    apart += add_norm_backward(far(grad), far(grad_sum), far(total), far(weight), mean, rstd)
+    assert len(near) == 7
+    for ours, expected in zip(apart, near, strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])

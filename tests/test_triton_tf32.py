@@ -85,8 +85,10 @@ def test_where_tf32_does_not_apply():
     ON["fp32_precision"]()
     with launch.recorded(75, 40):
         assert launch.matmul_arithmetic(torch.float32, torch.device("cuda", 0)) == "ieee", "sm_75 has none"
+        assert precision(torch.empty(1, device="meta"), 64) == "ieee", "for attention neither"
     with launch.recorded(80, 108):
         assert launch.matmul_arithmetic(torch.bfloat16, torch.device("cuda", 0)) == "half"
+        assert precision(torch.empty(1, device="meta"), 64) == "tf32"
     assert launch.matmul_arithmetic(torch.float32, torch.device("cpu")) == "ieee", "nor has the interpreter"
     assert precision(torch.empty(1), 64) == "ieee"
     assert precision(torch.empty(1, device="meta"), 512) == "ieee", "too much shared memory"

@@ -68,6 +68,9 @@ def test_problems_cover_what_the_ops_launch():
     assert len(problems(dtypes=("bf16", "fp16"))) == len(problems()), "bf16 and fp16 share their launches"
     assert len(problems(("attention",), head_dims=(80, 128))) == 4, "as do heads that are padded to the same size"
     assert {each.op for each in problems(("linear",))} == {"linear"}
+    for each in problems(("attention", "attention_weights")):
+        masks = {getattr(check, "attention", check).mask for check in each.checks}
+        assert masks == {None, "float"} | ({"bool"} if each.launch != "grad_mask" else set()), each
 
 
 @pytest.mark.parametrize(

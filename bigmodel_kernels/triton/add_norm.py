@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import norm_launch, run
-from .matrices import inside, matrix, nothing, row_pointers, vector
-from .tiles import narrow
+from .matrices import far_columns, inside, matrix, nothing, row_pointers, vector
+from .tiles import index, narrow
 
 
 @triton.jit
@@ -72,13 +72,14 @@ def add_norm_kernel(
     eps,
     RMS: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     input_rows, residual_rows = row_pointers(input, rows), row_pointers(residual, rows)
     total_rows, normed_rows = row_pointers(total, rows), row_pointers(normed, rows)
-    lanes = tl.arange(0, BLOCK_COLUMNS)
+    lanes = index(tl.arange(0, BLOCK_COLUMNS), WIDE)
 
     if WHOLE_ROWS:
         mask = inside(rows, lanes, row_count, width)
@@ -139,13 +140,11 @@ def add_norm(
     if row_count == 0:
         return total, normed, mean, rstd
     blocks = norm_launch(width)
+    read = matrix(input), matrix(residual), vector(weight), vector(bias)
     run(
         add_norm_kernel,
         (triton.cdiv(row_count, blocks.block_rows),),
-        matrix(input),
-        matrix(residual),
-        vector(weight),
-        vector(bias),
+        *read,
         matrix(None if residual is None else total),
         matrix(normed),
         mean,
@@ -155,6 +154,7 @@ def add_norm(
         eps,
         RMS=kind == "rms",
         WHOLE_ROWS=blocks.block_columns >= width,
+        WIDE=far_columns(width, *read),
         BLOCK_ROWS=blocks.block_rows,
         BLOCK_COLUMNS=blocks.block_columns,
         num_warps=blocks.num_warps,

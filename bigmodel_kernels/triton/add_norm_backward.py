@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .add_norm import load_parameter
 from .launch import norm_launch, programs, run
-from .matrices import inside, matrix, nothing, row_pointers, vector
-from .tiles import narrow
+from .matrices import far_columns, inside, matrix, nothing, row_pointers, vector
+from .tiles import index, narrow
 
 
 @triton.jit
@@ -67,11 +67,12 @@ def add_norm_backward_kernel(
     width,
     RMS: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     program = tl.program_id(0)
-    lanes = tl.arange(0, BLOCK_COLUMNS)
+    lanes = index(tl.arange(0, BLOCK_COLUMNS), WIDE)
     if weight_parts is not None:
         weight_parts += program.to(tl.int64) * width
     if bias_parts is not None:
@@ -177,13 +178,11 @@ def add_norm_backward(
     blocks = norm_launch(width)
     count = min(programs(sum.device), triton.cdiv(row_count, blocks.block_rows))
     parts = [sum.new_zeros(count, width, dtype=torch.float32) if want else None for want in (want_weight, want_bias)]
+    read = matrix(grad_normed), matrix(grad_sum), matrix(sum), vector(weight)
     run(
         add_norm_backward_kernel,
         (count,),
-        matrix(grad_normed),
-        matrix(grad_sum),
-        matrix(sum),
-        vector(weight),
+        *read,
         mean.contiguous(),
         rstd.contiguous(),
         matrix(grad_input if want_input else None),
@@ -192,6 +191,7 @@ def add_norm_backward(
         width,
         RMS=kind == "rms",
         WHOLE_ROWS=blocks.block_columns >= width,
+        WIDE=far_columns(width, *read),
         BLOCK_ROWS=blocks.block_rows,
         BLOCK_COLUMNS=blocks.block_columns,
         num_warps=blocks.num_warps,

@@ -148,22 +148,25 @@ def gradient_calls(
 
     if grads.key is not None or (grads.value is not None and source == "output"):
         chosen = launch("grad_key_value")
-        section = heads_per_section(sizes.group * sizes.q_len * sum(blocks) * element, 1, device)
+        heads = sizes.batch * kv_heads
+        section = heads_per_section(heads, sizes.group * sizes.q_len * sum(blocks) * element, 1, device)
         arguments = (inputs, incoming, view(grads.key), view(grads.value), section, features, source)
         arguments += (grads.key is not None, grads.value is not None and source == "output")
-        grid = (triton.cdiv(sizes.kv_len, chosen.block_n) * sizes.batch * kv_heads,)
+        grid = (triton.cdiv(sizes.kv_len, chosen.block_n) * heads,)
         calls.append(_call("grad_key_value", grad_key_value_kernel, grid, arguments, chosen, blocks))
     if grads.query is not None or grads.lse is not None:
         chosen = launch("grad_query")
-        section = heads_per_section(sizes.kv_len * sum(blocks) * element, sizes.group, device)
+        heads = sizes.batch * sizes.heads
+        section = heads_per_section(heads, sizes.kv_len * sum(blocks) * element, sizes.group, device)
         arguments = (inputs, incoming, view(grads.query), grads.lse, section, features, source)
-        grid = (triton.cdiv(sizes.q_len, chosen.block_m) * sizes.batch * sizes.heads,)
+        grid = (triton.cdiv(sizes.q_len, chosen.block_m) * heads,)
         calls.append(_call("grad_query", grad_query_kernel, grid, arguments, chosen, blocks))
     if grads.mask is not None:
         chosen = launch("grad_mask")
         matrices = grads.mask.shape[:2]
         arguments = (inputs, incoming, view(parts), *matrices, features, source, *_shared(inputs, grads.mask))
-        grid = (triton.cdiv(sizes.q_len, chosen.block_m) * triton.cdiv(sizes.kv_len, chosen.block_n), matrices.numel())
+        tiles = triton.cdiv(sizes.q_len, chosen.block_m) * triton.cdiv(sizes.kv_len, chosen.block_n)
+        grid = (tiles * matrices.numel(),)
         calls.append(_call("grad_mask", grad_mask_kernel, grid, arguments, chosen, blocks))
     if grads.sinks is not None:
         arguments = (inputs.sinks, incoming.lse, incoming.delta, grads.sinks, sizes, 1024)

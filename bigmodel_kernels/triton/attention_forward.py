@@ -303,7 +303,7 @@ def forward_calls(
     programs = triton.cdiv(sizes.q_len * group, launch.block_m) * heads
     splits = key_splits(programs, triton.cdiv(_keys_seen(inputs, features, launch.block_m), launch.block_n), device)
     kv_bytes = sizes.kv_len * (sizes.head_dim + sizes.value_dim) * dtype.itemsize
-    section = heads_per_section(kv_bytes, sizes.group // group, device)
+    section = heads_per_section(heads, kv_bytes, sizes.group // group, device)
     target, target_lse = output, lse
     if splits > 1:
         target = output.new_empty(splits * sizes.batch, *output.shape[1:], dtype=torch.float32)

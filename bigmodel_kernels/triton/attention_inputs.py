@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
-from .launch import tf32_allowed
+from .launch import matmul_arithmetic
 
 LOG2E = 1 / math.log(2)
+LARGEST_HEAD = 512
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -150,11 +151,11 @@ def prepare(
         value=view(value),
         mask=broadcast_view(mask, (batch, heads, q_len, kv_len)),
         slopes=_slopes(alibi_slopes, batch, heads),
-        sinks=sinks,
+        sinks=None if sinks is None else sinks.contiguous(),  # kernels read the next head's beside it
         sizes=sizes,
         band=Band(0 if causal == "top_left" else kv_len - q_len, before or 0, after or 0),
         rules=_rules(scale, softcap),
-        dropout=Dropout(dropout_seed if dropout_p > 0 else None, threshold, kept_scale),
+        dropout=Dropout(dropout_seed.to(query.device) if dropout_p > 0 else None, threshold, kept_scale),
     )
     additive = mask is not None and mask.dtype != torch.bool
     features = Features(
@@ -190,6 +191,10 @@ def check(
             raise ValueError(f"[{op}] {name} has {x.dim()} dimensions, expected 4")
         if x.dtype != query.dtype or x.dtype not in KERNEL_DTYPES:
             raise ValueError(f"[{op}] {name} has dtype {x.dtype}; expected float32, bfloat16 or float16, as query")
+    sizes = {"head_dim": query.shape[3]} | ({} if value is None else {"value_dim": value.shape[3]})
+    for name, features in sizes.items():
+        if not 1 <= features <= LARGEST_HEAD:
+            raise ValueError(f"[{op}] {name} is {features}; the triton backend takes 1 to {LARGEST_HEAD}")
     batch, heads, _, head_dim = query.shape
     kv_heads, kv_len = key.shape[1:3]
     if key.shape[0] != batch or key.shape[3] != head_dim:
@@ -205,9 +210,9 @@ def check(
 
 
 def precision(x: Tensor, features: int) -> str:
-    """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where torch's own
-    switch allows that for fp32."""
-    allowed = x.dtype == torch.float32 and features <= LARGEST_TF32 and tf32_allowed(x.device)
+    """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where products of
+    other ops are too."""
+    allowed = features <= LARGEST_TF32 and matmul_arithmetic(x.dtype, x.device) == "tf32"
     return "tf32" if allowed else "ieee"
 
 

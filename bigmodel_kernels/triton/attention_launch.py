@@ -214,9 +214,10 @@ def _family(capability: int) -> str:
     return _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
 
 
-def heads_per_section(kv_bytes_per_head: int, group: int, device: Device) -> int:
-    """How many query heads run side by side: those whose keys and values half of the L2 cache holds."""
-    return group * max(1, device.l2_bytes // 2 // max(kv_bytes_per_head, 1))
+def heads_per_section(heads: int, kv_bytes_per_head: int, group: int, device: Device) -> int:
+    """How many of the query heads of all batches run side by side: those whose keys and values half of the L2 cache
+    holds. No more than there are, since kernels multiply the number by that of tiles in 32 bits."""
+    return min(heads, group * max(1, device.l2_bytes // 2 // max(kv_bytes_per_head, 1)))
 
 
 def key_splits(programs: int, key_blocks: int, device: Device) -> int:

@@ -96,8 +96,11 @@ def grad_mask_kernel(
     or one column behind, and the dimension counts tiles."""
     sizes = inputs.sizes
     row_tiles = tl.cdiv(sizes.q_len, BLOCK_M)
-    tile = tl.program_id(0)
-    matrix = tl.program_id(1)
+    # One dimension for both, because a grid's second holds 65,535 programs at most.
+    tiles = row_tiles * tl.cdiv(sizes.kv_len, BLOCK_N)
+    tile = tl.program_id(0) % tiles
+    matrix = tl.program_id(0) // tiles
+    mask_head = tl.cast(matrix % mask_heads, tl.int64)
     first_query = tile % row_tiles * BLOCK_M
     first_key = tile // row_tiles * BLOCK_N
     query = first_query + tl.arange(0, BLOCK_M)[:, None]
@@ -115,7 +118,7 @@ def grad_mask_kernel(
                 inputs,
                 incoming,
                 tl.cast(b, tl.int64) + matrix // mask_heads,
-                tl.cast(h, tl.int64) + matrix % mask_heads,
+                tl.cast(h, tl.int64) + mask_head,
                 query,
                 key,
                 first_key,
@@ -137,5 +140,5 @@ def grad_mask_kernel(
         total = tl.sum(total, 1)[:, None]
         columns = tl.zeros((1, 1), tl.int32) + tile // row_tiles
         column_end = tl.cdiv(sizes.kv_len, BLOCK_N)
-    at = tl.cast(matrix // mask_heads, tl.int64) * grad_mask.batch + matrix % mask_heads * grad_mask.head
+    at = tl.cast(matrix // mask_heads, tl.int64) * grad_mask.batch + mask_head * grad_mask.head
     store_tile(grad_mask.data + at + rows * grad_mask.row + columns, total, rows, row_end, columns, column_end)

@@ -198,16 +198,19 @@ def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     """What a product of this dtype is computed in: "half", "ieee" or, where torch's own switch allows it, "tf32"."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if tf32_allowed(device) and _device_facts(device)[0] >= 80 else "ieee"
+    return "tf32" if tf32_allowed(device) else "ieee"
 
 
 def tf32_allowed(device: torch.device) -> bool:
-    """Whether torch's switch allows TF32 products on a device: a CUDA one, or "meta" for what the audit compiles.
+    """Whether torch's switch allows TF32 products and the device has them: a CUDA one from sm_80 on, or "meta" for what
+    the audit compiles, which stands for such a one unless `recorded` says otherwise.
 
     fp32_precision knows of the older switches too: allow_tf32 and set_float32_matmul_precision write it. They
     themselves must not be read: they raise once the two interfaces were set to different things.
     """
-    return device.type in ("cuda", "meta") and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if device.type not in ("cuda", "meta") or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return False
+    return (device.type == "meta" and _Recorder.facts is None) or _device_facts(device)[0] >= 80
 
 
 def on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:

@@ -36,6 +36,12 @@ def vector(x: Tensor | None) -> Vector:
     return ABSENT_VECTOR if x is None else Vector(x, x.stride(0))
 
 
+def far_columns(columns: int, *given: Matrix | Vector) -> bool:
+    """Whether the offset from a first to a last column takes more than 31 bits."""
+    strides = (x.stride if isinstance(x, Vector) else x.column_stride for x in given)
+    return any((columns - 1) * stride >= 2**31 for stride in strides)
+
+
 def transposed(x: Matrix) -> Matrix:
     return Matrix(x.data, x.column_stride, x.row_stride)
 

@@ -1,0 +1,144 @@
+"""What the cases of attention do not reach in the Triton backend: strides of its small arguments, and far offsets."""
+
+import pytest
+import torch
+
+import bigmodel_kernels as bmk
+
+pytest.importorskip("triton")
+if bmk.info()["backends"]["triton"]:
+    pytest.skip("; ".join(bmk.info()["backends"]["triton"]), allow_module_level=True)
+
+from op_check import device_of
+
+from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
+from bigmodel_kernels.triton.attention_forward import attention, forward_calls
+from bigmodel_kernels.triton.attention_gradient import Incoming
+from bigmodel_kernels.triton.attention_inputs import prepare, view
+from bigmodel_kernels.triton.attention_launch import INTERPRETER
+from bigmodel_kernels.triton.attention_weights import attention_weights
+from bigmodel_kernels.triton.attention_weights_backward import attention_weights_backward
+
+DEVICE = torch.device(device_of("triton"))
+HEADS = 2
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+LAYOUTS = {
+    "every second": lambda: random(2 * HEADS, seed=5).abs()[::2],
+    "one for all heads": lambda: random(1, seed=6).abs().expand(HEADS),
+}
+
+
+@pytest.mark.parametrize("kv_len", [9, 300], ids=["whole", "split keys"])
+@pytest.mark.parametrize("name", ["sinks", "alibi_slopes"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numbers_of_heads_that_are_not_side_by_side(layout, name, kv_len):
+    """Forward and backward give the bits of a contiguous tensor of the same numbers."""
+    query, key, value = random(1, HEADS, 5, 16), random(1, HEADS, kv_len, 16, seed=1), random(1, HEADS, kv_len, 16)
+    given = LAYOUTS[layout]()
+    results = []
+    for each in (given, given.clone(memory_format=torch.contiguous_format)):
+        options = {name: each}
+        output, lse = attention(query, key, value, **options)
+        wanted = (True, True, True, False, name == "sinks")
+        results.append(
+            [
+                output,
+                lse,
+                *attention_backward(
+                    torch.ones_like(output), None, query, key, value, output, lse, **options, output_mask=wanted
+                ),
+            ]
+        )
+    assert not given.is_contiguous()
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_mask_gradient_with_heads_far_apart(monkeypatch):
+    """The third head of the gradient lies 2^31 elements from the first. Only what it occupies is ever touched."""
+    query, key, value, grad = (random(1, 3, 5, 16, seed=seed) for seed in range(4))
+    mask = random(1, 3, 5, 5, seed=4)
+    output, lse = attention(query, key, value, mask)
+    arguments = (grad, None, query, key, value, output, lse, mask)
+    only_mask = (False, False, False, True, False)
+    near = attention_backward(*arguments, output_mask=only_mask)[3]
+    storage = torch.empty(2 * 2**30 + 25, dtype=mask.dtype, device=DEVICE)
+    far = storage.as_strided(mask.shape, (1, 2**30, 5, 1))
+    monkeypatch.setattr("bigmodel_kernels.triton.attention_backward.empty_mask_gradient", lambda *_: far)
+    assert attention_backward(*arguments, output_mask=only_mask)[3] is far
+    assert near.abs().max() > 0.01 and torch.equal(far, near)
+
+
+def options_of(**changed) -> dict:
+    plain = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
+    return plain | changed
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_grids_of_many_matrices():
+    """Of a mask of 140,000 matrices; CUDA takes at most 65,535 programs along a grid's second dimension."""
+    x, lse, mask = empty(70000, 2, 8, 64), empty(70000, 2, 8, dtype=torch.float32), empty(70000, 2, 8, 8)
+    inputs, features = prepare("attention", x, x, x, mask, None, None, None, **options_of())
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    grads = Gradients(query=x, key=x, value=x, mask=mask)
+    calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, mask, INTERPRETER)
+    assert {"grad_key_value", "grad_query", "grad_mask"} <= {call.name for call in calls}
+    for call in calls:
+        assert all(programs <= 65535 for programs in call.grid[1:]), call.name
+    assert next(call.grid for call in calls if call.name == "grad_mask") == (140000,)
+
+
+def test_a_seed_on_another_device_is_moved():
+    x = empty(1, 2, 8, 64)
+    seed = torch.tensor([7])
+    assert seed.device != x.device
+    for op, value in (("attention", x), ("attention_weights", None)):
+        inputs, _ = prepare(op, x, x, value, None, None, None, seed, **options_of(dropout_p=0.5))
+        assert inputs.dropout.seed.device == x.device
+
+
+def test_a_section_holds_no_more_heads_than_there_are():
+    """A large cache and short keys would hold so many that their number times that of tiles exceeds 32 bits."""
+    device = INTERPRETER._replace(l2_bytes=50 << 20)
+    x, lse = empty(2, 4, 2**22, 16), empty(2, 4, 2**22, dtype=torch.float32)
+    key = empty(2, 2, 1, 16)
+    inputs, features = prepare("attention", x, key, key, None, None, None, None, **options_of())
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    grads = Gradients(query=x, key=key, value=key)
+    calls = forward_calls(inputs, features, x, lse, x.dtype, device)
+    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+    sections = {
+        call.name: dict(zip(call.kernel.arg_names, call.arguments, strict=True)).get("section") for call in calls
+    }
+    assert sections["forward"] == sections["grad_query"] == 8
+    assert 1 <= sections["grad_key_value"] <= 4
+
+
+@pytest.mark.parametrize(("name", "head_dim", "value_dim"), [("head_dim", 513, 16), ("value_dim", 16, 1024)])
+def test_heads_of_too_many_features_are_refused(name, head_dim, value_dim):
+    """Before any kernel is launched: these tensors have no data."""
+    query, value, output, lse = (
+        empty(1, 2, 8, head_dim),
+        empty(1, 2, 8, value_dim),
+        empty(1, 2, 8, value_dim),
+        empty(1, 2, 8),
+    )
+    calls = {
+        "attention": lambda: attention(query, query, value),
+        "attention_backward": lambda: attention_backward(output, None, query, query, value, output, lse),
+    }
+    if name == "head_dim":
+        calls["attention_weights"] = lambda: attention_weights(query, query, lse)
+        calls["attention_weights_backward"] = lambda: attention_weights_backward(empty(1, 2, 8, 8), query, query, lse)
+    for op, call in calls.items():
+        message = rf"^\[{op}\] {name} is {max(head_dim, value_dim)}; the triton backend takes 1 to 512$"
+        with pytest.raises(ValueError, match=message):
+            call()
