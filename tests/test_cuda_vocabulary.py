@@ -41,6 +41,7 @@ def call(function, *arguments, **outputs):
     pointers = [
         ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else x for x in (*arguments, *outputs.values())
     ]
+    emulator.counters()  # of what others ran
     with emulator.buffers(**inputs), emulator.buffers(initialised=False, **outputs):
         function(*pointers)
     emulator.check()
