@@ -29,9 +29,11 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """This computer. backend: which of ours runs; None: the automatic choice."""
+    """This computer. backend: which of ours runs, None for the automatic choice; others: those of ours that run beside
+    it, each as a contender "ours (name)"."""
 
     backend: str | None = None
+    others: tuple[str, ...] = ()
     name = "cpu"
 
     @property
@@ -61,6 +63,7 @@ class CudaDevice:
 
     name: str
     backend: str
+    others: tuple[str, ...] = ()
 
     @property
     def cache_bytes(self) -> int:
@@ -122,7 +125,7 @@ def device_named(name: str) -> Device:
     if not usable:
         why = "; ".join(f"{each}: {', '.join(texts)}" for each, texts in reasons.items())
         raise ValueError(f"[bench] none of our kernels run on {name}: {why}")
-    return CudaDevice(name, usable[0])
+    return CudaDevice(name, usable[0], tuple(usable[1:]))
 
 
 def data_sheet(device_name: str) -> list[Ceiling]:

@@ -79,10 +79,8 @@ def run_case(case: Case, budget_s: float, seed: int = 0, device: Device | None =
     row = Row(case.op, case.shape, case.dtype, case.pass_name, case.flops, case.bytes, copies)
     truth = run_once(case.truth, float64(cropped(case, inputs)), case.differentiable)
     calls = {}
-    for name, function in case.contenders.items():
+    for name, function in _contenders(case, device).items():
         row.results[name] = result = Result()
-        if name == "ours":
-            function = _with_backend(function, device.backend)
         try:
             calls[name] = _rotating_call(case, function, inputs, copies)
             outputs: list[dict[str, Tensor]] = []
@@ -99,6 +97,13 @@ def run_case(case: Case, budget_s: float, seed: int = 0, device: Device | None =
         else:
             row.results[name].timing = timing
     return row
+
+
+def _contenders(case: Case, device: Device) -> dict[str, Function]:
+    """Those of the case, ours on the device's backend, and ours on each other backend that it has."""
+    ours = case.contenders["ours"]
+    others = {f"ours ({name})": _with_backend(ours, name) for name in device.others}
+    return {**case.contenders, "ours": _with_backend(ours, device.backend), **others}
 
 
 def _with_backend(function: Function, backend: str | None) -> Function:

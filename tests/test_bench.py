@@ -286,8 +286,9 @@ class Elsewhere:
     name = "cpu"
     cache_bytes = 1
 
-    def __init__(self, backend=None):
+    def __init__(self, backend=None, others=()):
         self.backend = backend
+        self.others = others
         self.sampled = 0
 
     def ceilings(self, threads, progress):
@@ -321,6 +322,35 @@ def test_a_device_brings_clock_memory_cache_and_backend():
     assert row.rotations == 1  # inputs of many times its cache
     assert all(backend is bmk.reference for backend in seen)
     assert row.results["torch other"].failure == "RuntimeError: no kernel for this"
+
+
+def test_every_backend_of_a_device_is_a_contender():
+    """Where both kinds of kernels for GPUs are there, both are measured: ours is what runs by default."""
+    seen = {}
+
+    def ours(inputs):
+        found = bmk.backends.resolve("attention", torch.device("cpu"), torch.float32)
+        seen[found] = seen.get(found, 0) + 1
+        return double(inputs)
+
+    device = Elsewhere(backend="cpu", others=("reference",))
+    row = run_case(case_of({"ours": ours, "torch": double}), 0.01, device=device)
+    assert list(row.results) == ["ours", "torch", "ours (reference)"]
+    assert all(result.timing.median_s == 0.002 for result in row.results.values())
+    assert len(seen) == 2 and bmk.reference in seen and min(seen.values()) > 1
+    assert [line[4] for line in report.other_contenders([row])] == ["ours (reference)"]
+
+
+def test_two_backends_that_a_device_has_are_both_found(monkeypatch):
+    reasons = {"cuda": [], "triton": []}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(bmk, "info", lambda: {"backends": reasons})
+    found = device_named("cuda")
+    assert (found.backend, found.others) == ("cuda", ("triton",))
+    reasons["cuda"] = ["not built"]
+    found = device_named("cuda")
+    assert (found.backend, found.others) == ("triton", ())
 
 
 def test_other_contenders_have_a_table_of_their_own(tmp_path):
