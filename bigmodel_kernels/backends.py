@@ -22,6 +22,8 @@ from . import gpu_choice, ops, reference
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
+# Ops that no GPU backend has yet: CUDA tensors run on the reference.
+CPU_ONLY_OPS: tuple[str, ...] = ()
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
@@ -79,7 +81,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     if name is None:
         return _namespace(_automatic(op, device, dtype, elements))
     _check_name(op, name)
-    reasons = _reasons(name, device, dtype)
+    reasons = _reasons(op, name, device, dtype)
     if reasons:
         raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
     return _namespace(name)
@@ -104,13 +106,13 @@ def unsupported_reasons(
     if op not in OPS:
         raise ValueError(f"[{op}] is not an op; expected one of {', '.join(OPS)}")
     _check_name(op, backend)
-    # Every option of an op is supported wherever the op is, so that devices and dtypes decide alone.
+    # Every option of an op is supported wherever the op is, so that the op, devices and dtypes decide alone.
     del options
     if not tensors:
         return [*_backend_reasons(backend)]
     reasons = []
     for tensor in tensors:
-        reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
+        reasons += [reason for reason in _reasons(op, backend, tensor.device, tensor.dtype) if reason not in reasons]
     return reasons
 
 
@@ -196,13 +198,13 @@ def _check_name(op: str, name: str) -> None:
 
 
 def _automatic(op: str, device: torch.device, dtype: torch.dtype, elements: int | None = None) -> str:
-    if device.type == "cuda" and not any(_reasons(name, device, dtype) for name in _GPU_BACKENDS):
+    if device.type == "cuda" and not any(_reasons(op, name, device, dtype) for name in _GPU_BACKENDS):
         return gpu_choice.choose(op, torch.cuda.get_device_capability(device), elements).backend
     for name in AUTOMATIC_ORDER:
         # On CPU tensors Triton only interprets its kernels: a test of them, and never a choice.
-        if not (name == "triton" and device.type == "cpu") and not _reasons(name, device, dtype):
+        if not (name == "triton" and device.type == "cpu") and not _reasons(op, name, device, dtype):
             return name
-    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
+    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons(op, 'reference', device, dtype))}")
 
 
 # What these functions return is decided when a call is traced: no compiler need follow how.
@@ -282,8 +284,10 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
-def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+def _reasons(op: str, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     reasons = [*_backend_reasons(name)]
+    if op in CPU_ONLY_OPS and name in _GPU_BACKENDS:
+        reasons.append(f"{op} has no {name} kernel yet")
     if reasons:
         return reasons
     if name == "reference":

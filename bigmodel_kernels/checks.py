@@ -1,4 +1,4 @@
-"""What the functions of functional.py check of their arguments, whatever the backend.
+"""What the functions of functional check of their arguments, whatever the backend.
 
 Every error begins with the op's name in brackets. Shape, dtype and value errors are ValueError; an argument of the
 wrong type is a TypeError.

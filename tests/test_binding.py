@@ -1,4 +1,4 @@
-"""The language boundary, op by op and without functional.py: shapes and layouts of outputs, inputs of any rank and
+"""The language boundary, op by op and without functional: shapes and layouts of outputs, inputs of any rank and
 strides, zero sizes, and an error that begins with `[op] ` for everything that a kernel must not see."""
 
 import math

@@ -237,7 +237,7 @@ DIRECT = {
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_the_ops_themselves_check(name):
-    """A call of torch.ops.bigmodel past functional.py is refused as cleanly."""
+    """A call of torch.ops.bigmodel past functional is refused as cleanly."""
     with pytest.raises(RuntimeError, match=r"^\[\w+\] ") as caught, torch.no_grad():
         DIRECT[name](torch.ops.bigmodel)
     assert str(caught.value).startswith(f"[{name.split()[0]}] ")

@@ -2,7 +2,7 @@
 // kernel takes to run (bench/NOTES.md has the figures). One function with its checks serves both ways.
 //
 // What the dispatcher does for unusual tensors (subclasses, lazy negation, tensors without memory) is not done here:
-// such an argument is refused, and bigmodel_kernels/functional.py makes the call again through the dispatcher.
+// such an argument is refused, and bigmodel_kernels/functional makes the call again through the dispatcher.
 #pragma once
 
 #include <Python.h>
