@@ -109,7 +109,7 @@ def unsupported_reasons(
     # Every option of an op is supported wherever the op is, so that the op, devices and dtypes decide alone.
     del options
     if not tensors:
-        return [*_backend_reasons(backend)]
+        return _op_reasons(op, backend)
     reasons = []
     for tensor in tensors:
         reasons += [reason for reason in _reasons(op, backend, tensor.device, tensor.dtype) if reason not in reasons]
@@ -284,10 +284,14 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
+def _op_reasons(op: str, name: str) -> list[str]:
+    """Why a backend cannot run an op, whatever the tensors."""
+    missing = op in CPU_ONLY_OPS and name in _GPU_BACKENDS
+    return [*_backend_reasons(name), *([f"{op} has no {name} kernel yet"] if missing else [])]
+
+
 def _reasons(op: str, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    reasons = [*_backend_reasons(name)]
-    if op in CPU_ONLY_OPS and name in _GPU_BACKENDS:
-        reasons.append(f"{op} has no {name} kernel yet")
+    reasons = _op_reasons(op, name)
     if reasons:
         return reasons
     if name == "reference":

@@ -183,7 +183,7 @@ def test_a_row_of_the_table_fits_every_call(op, capability, elements):
 
 
 def test_automatic_choice_between_the_gpu_backends_follows_the_table(monkeypatch):
-    monkeypatch.setattr(backends, "_reasons", lambda name, device, dtype: [])
+    monkeypatch.setattr(backends, "_reasons", lambda op, name, device, dtype: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device("cuda")
     for op in backends.OPS:
@@ -205,3 +205,15 @@ def test_devices_that_a_build_is_for(monkeypatch, architectures, runs, does_not_
     monkeypatch.setattr(backends, "_cuda_architectures", lambda: architectures)
     assert all(backends._compiled_for(capability) for capability in runs)
     assert not any(backends._compiled_for(capability) for capability in does_not_run)
+
+
+def test_an_op_without_gpu_kernels_says_so(monkeypatch):
+    """Named GPU backends give the reason; automatic choice on the CPU is untouched."""
+    monkeypatch.setattr(backends, "CPU_ONLY_OPS", ("linear",))
+    monkeypatch.setattr(backends, "_backend_reasons", lambda name: ())
+    x = torch.ones(2, 2)
+    assert "linear has no triton kernel yet" in backends.unsupported_reasons("linear", "triton", (x,))
+    assert backends.unsupported_reasons("linear", "cpu", (x,)) == []
+    assert backends.explain("linear", x).backend == "cpu"
+    with pytest.raises(RuntimeError, match=r"\[linear\] .* linear has no cuda kernel yet"):
+        bmk.linear(x, x, backend="cuda")
