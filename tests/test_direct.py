@@ -8,11 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import bigmodel_kernels as bmk
+import bigmodel_kernels.functional
 from bigmodel_kernels.ops import direct
 
 pytestmark = pytest.mark.skipif(direct.OPS is None, reason="this torch lacks what converts tensors for direct calls")
 
-NO_OPS = ("takes", "unwatched", "weight_fingerprint")
+NO_OPS = ("shortcut", "takes", "unwatched", "weight_fingerprint")
 DISPATCHED = torch.ops.bigmodel
 NAMES = [name for name in dir(direct.OPS) if not name.startswith("_") and name not in NO_OPS]
 
@@ -256,3 +257,114 @@ def test_no_memory_is_lost():
         if turn == 500:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 8 << 10  # kB; the outputs come to 39 MB
+
+
+class TestShortcut:
+    """Plain calls of attention are answered without the documented function's code, and all others are not."""
+
+    @pytest.fixture
+    def declined(self, monkeypatch):
+        """The calls that the documented function's own code has seen."""
+        from bigmodel_kernels.functional import calls
+
+        seen = []
+        monkeypatch.setattr(calls.direct, "takes", lambda x, takes=direct.takes: seen.append(x) or takes(x))
+        return seen
+
+    @pytest.fixture
+    def tensors(self):
+        return [torch.randn(1, 2, 5, 8) for _ in range(3)]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"causal": True},
+            {"causal": "bottom_right", "scale": 0.5},
+            {"mask": None, "dropout_p": 0.0, "softcap": 0.0},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("by_name", [False, True])
+    @pytest.mark.parametrize("grad", [False, True])
+    def test_answers_plain_calls(self, declined, tensors, options, by_name, grad):
+        inputs = [x.clone().requires_grad_(grad) for x in tensors]
+        given = dict(zip(("query", "key", "value"), inputs, strict=True)) if by_name else {}
+        output = bmk.attention(*(() if by_name else inputs), **given, **options)
+        assert not declined
+        theirs = [x.clone().requires_grad_(grad) for x in tensors]
+        expected = bmk.attention(*theirs, **options, backend="cpu")
+        assert torch.equal(output, expected)
+        if grad:
+            grads = [torch.autograd.grad(o.square().sum(), x) for o, x in ((output, inputs), (expected, theirs))]
+            for ours, reference in zip(*grads, strict=True):
+                torch.testing.assert_close(ours, reference, rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"window": (2, 0)},
+            {"softcap": 3.0},
+            {"return_lse": True},
+            {"scale": 2},
+            {"mask": torch.ones(5, 5, dtype=torch.bool)},
+            {"dropout_p": 0.5},
+            {"sinks": torch.zeros(2)},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_leaves_other_calls(self, tensors, options):
+        """To the code that knows them: the answer is the dispatcher's, and not the plain call's."""
+        outputs = []
+        for backend in ({}, {"backend": "cpu"}):
+            torch.manual_seed(0)
+            output = bmk.attention(*tensors, **backend | options)
+            outputs.append(output[0] if options.get("return_lse") else output)
+        assert torch.equal(*outputs)
+        same_as_plain = torch.equal(outputs[0], bmk.attention(*tensors))
+        assert same_as_plain == ("return_lse" in options or "mask" in options)
+
+    def test_a_forced_backend_is_honoured(self, tensors):
+        with bmk.use_backend("triton"), pytest.raises(RuntimeError, match="triton"):
+            bmk.attention(*tensors)
+
+    @pytest.mark.parametrize("causal", [1, "left", 0])
+    def test_a_wrong_value_is_refused_as_ever(self, tensors, causal):
+        with pytest.raises(ValueError, match=rf"^\[attention\] causal is {causal!r}"):
+            bmk.attention(*tensors, causal=causal)
+
+    def test_errors_are_the_documented_function_s(self, tensors):
+        query, key, value = tensors
+        with pytest.raises(ValueError, match=r"^\[attention\]"):
+            bmk.attention(query, key[..., :3], value)
+        with pytest.raises(ValueError, match=r"^\[attention\]"):
+            bmk.attention(query.requires_grad_(), key.half(), value)
+        with pytest.raises(TypeError, match="missing"):
+            bmk.attention(query, key)
+        with pytest.raises(TypeError, match="unexpected"):
+            bmk.attention(query, key, value, colour=1)
+
+    def test_other_ranks_and_zero_sizes(self, tensors):
+        query, key, value = (x[0] for x in tensors)
+        assert torch.equal(bmk.attention(query, key, value), bmk.attention(*tensors)[0])
+        assert bmk.attention(*(x[:0] for x in tensors)).shape == (0, 2, 5, 8)
+
+    def test_a_gradient_twice(self, tensors):
+        inputs = [x.double().requires_grad_() for x in tensors]
+        assert torch.autograd.gradgradcheck(bmk.attention, inputs)
+        singles = [x.requires_grad_() for x in tensors]
+        output = bmk.attention(*singles)
+        (grad,) = torch.autograd.grad(output.square().sum(), singles[0], create_graph=True)
+        assert torch.autograd.grad(grad.sum(), singles[1])[0].abs().sum() > 0
+
+    def test_a_failing_hook_is_not_a_refusal(self, tensors):
+        calls = []
+
+        def pack(x):
+            calls.append(x)
+            raise OSError("full")
+
+        inputs = [x.requires_grad_() for x in tensors]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), pytest.raises(OSError, match="full"):
+            bmk.attention(*inputs)
+        assert len(calls) == 1

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from . import direct
 from .gradients import attach, differentiable_again, needed
+from .repeats import current
 
 # Positions of the differentiable inputs in the schema.
 SLOPES, SINKS = 4, 5
@@ -77,13 +79,18 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 
 
 def _backward(ops, ctx, grad_output, grad_lse=None):
-    query, key, value, mask, alibi_slopes, sinks, dropout_seed, output, lse = ctx.saved_tensors
-    want_query, want_key, want_value, want_mask, want_slopes, want_sinks = needed(ctx, SINKS + 1)
+    wanted = needed(ctx, SINKS + 1)
+    return _gradients(ops, ctx.saved_tensors, ctx.options, wanted, grad_output, grad_lse)
+
+
+def _gradients(ops, saved, options, wanted, grad_output, grad_lse):
+    query, key, value, mask, alibi_slopes, sinks, dropout_seed, output, lse = saved
+    want_query, want_key, want_value, want_mask, want_slopes, want_sinks = wanted
     want_value = want_value and grad_output is not None  # the lse does not depend on value
     if grad_output is None and grad_lse is None:
         return None, None, None, None, None, None, None
     if torch.is_grad_enabled():
-        function = partial(reference.attention, **ctx.options)
+        function = partial(reference.attention, **options)
         inputs = (query, key, value, mask, alibi_slopes, sinks, dropout_seed)
         wanted = (want_query, want_key, want_value, want_mask, want_slopes, want_sinks, False)
         return tuple(differentiable_again(function, inputs, wanted, (grad_output, grad_lse)))
@@ -100,7 +107,7 @@ def _backward(ops, ctx, grad_output, grad_lse=None):
         sinks,
         dropout_seed,
         output_mask=(want_query, want_key, want_value, want_mask, want_sinks),
-        **ctx.options,
+        **options,
     )
     return (
         grad_query if want_query else None,
@@ -111,3 +118,36 @@ def _backward(ops, ctx, grad_output, grad_lse=None):
         grad_sinks if want_sinks else None,
         None,
     )
+
+
+class _Plain(torch.autograd.Function):
+    """Attention of query, key and value alone past the dispatcher. The Function that `attach` makes does the same for
+    every call; this one spares small calls what the other tensors cost in Python."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, options):
+        output, lse = direct.OPS.attention(query, key, value, None, None, None, None, **options)
+        current.straight = False  # accepted
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        query, key, value, output, lse = ctx.saved_tensors
+        wanted, options = ctx.needs_input_grad[:3], ctx.options
+        if direct.possible() and not torch.is_grad_enabled():
+            tensors = (grad_output, None, query, key, value, output, lse, None, None, None, None)
+            try:
+                grads = direct.OPS.attention_backward(*tensors, **options, output_mask=(*wanted, False, False))
+            except TypeError:  # refused: the gradient is not plain
+                pass
+            else:
+                return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None
+        saved = (query, key, value, None, None, None, None, output, lse)
+        grads = _gradients(torch.ops.bigmodel, saved, options, (*wanted, False, False, False), grad_output, None)
+        return *grads[:3], None
+
+
+# What Function.apply comes to without transforms, which direct calls exclude.
+plain = super(torch.autograd.Function, _Plain).apply

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "python_objects.h"
+#include "shortcut.h"
 #include "watchers.h"
 
 namespace bigmodel::binding::direct {
@@ -38,11 +39,6 @@ PyObject* required(PyObject* object) {
   return object;
 }
 
-bool is_plain_type(PyObject* object) {
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == torch.tensor_type || type == torch.parameter_type;
-}
-
 // Whether a plain tensor is on the CPU and of a dtype that the kernels compute.
 bool suits_kernels(PyObject* tensor) {
   PyObject* on_cpu = required(PyObject_GetAttr(tensor, torch.is_cpu));
@@ -58,14 +54,8 @@ PyObject* unwatched(PyObject*, PyObject*) {
 }
 
 PyObject* takes(PyObject*, PyObject* x) {
-  try {
-    if (!is_plain_type(x) || !suits_kernels(x)) Py_RETURN_FALSE;
-  } catch (const PythonError&) {
-    return nullptr;
-  }
-  const int changes = autocast();
-  const int value = changes == 0 ? watched() : changes;
-  return value < 0 ? nullptr : PyBool_FromLong(!value);
+  const int value = takes_tensor(x);
+  return value < 0 ? nullptr : PyBool_FromLong(value);
 }
 
 void check_no_error(bool suspicious) {
@@ -80,6 +70,22 @@ PyObject* find(const char* module, const char* name) {
   Py_XDECREF(imported);
   PyErr_Clear();
   return found;
+}
+
+bool is_plain_type(PyObject* object) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == torch.tensor_type || type == torch.parameter_type;
+}
+
+int takes_tensor(PyObject* x) {
+  try {
+    if (!is_plain_type(x) || !suits_kernels(x)) return 0;
+  } catch (const PythonError&) {
+    return -1;
+  }
+  const int changes = autocast();
+  const int value = changes == 0 ? watched() : changes;
+  return value < 0 ? value : !value;
 }
 
 Tensor to_tensor(PyObject* argument) {
@@ -199,6 +205,7 @@ void define(PyObject* module) {
       {"takes", &takes, METH_O, "Whether unwatched(), without autocast, and the argument is a tensor for the kernels."},
       {}};
   if (PyModule_AddFunctions(module, questions) != 0) throw PythonError();
+  add_shortcut(module);
   Functions functions(module);
   add_attention(functions);
   add_attention_weights(functions);
