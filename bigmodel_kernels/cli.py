@@ -145,7 +145,7 @@ def _bench_peers(peers: str, quick: bool, ops, dtypes, threads, json, markdown, 
         console.print(line, highlight=False, markup=False)
     console.print(report.LEGEND, style="dim", highlight=False)
     report.print_rows(record, console)
-    for line in report.summary(record.rows):
+    for line in report.summary(record):
         console.print(line, highlight=False, markup=False)
     console.print(f"{len(record.rows)} rows in {record.seconds:.0f} s", highlight=False)
     if markdown:

@@ -212,6 +212,28 @@ def test_goals_belong_to_rows_that_exist():
     assert {key[:4] for key in goals.ELSEWHERE} <= set(keys_of(rows()))
 
 
+@pytest.mark.parametrize(
+    "op, shape, dtype, pass_name, text",
+    [
+        ("attention", "(1,16,2048,64)", "fp32", "fwd", "1.1x, 80 %"),
+        ("attention", "(1,16,2048,128) causal", "bf16", "fwd", "1.4x, 58 %"),
+        ("attention", "(4,8,512,64) causal", "bf16", "fwd+bwd", "2x, 40 %"),
+        ("attention", "(4,8,512,64) causal", "bf16", "fwd", "2x"),
+        ("attention", "(4,8,512,64) padding mask", "fp32", "fwd", "1.3x"),
+        ("attention", "(1,4,32,32)", "fp32", "fwd", "1.2x"),
+        ("attention", "(4,8,512,64)", "fp16", "fwd+bwd", "3.5x, 70 %"),
+        ("nn", "MHA weights 512/8, 4x512", "fp32", "fwd", "1.4x"),
+        ("nn", "MHA 512/8, 4x512", "fp32", "fwd", "1.15x, 85 %"),
+        ("nn", "EncoderLayer 512/8, 4x512", "bf16", "fwd+bwd", "1.25x, 80 %"),
+        ("feed_forward", "1x4096, hidden 11008, swiglu", "fp32", "fwd", "1.4x, 90 %"),
+        ("something", "else", "fp32", "fwd", "1x"),
+    ],
+)
+def test_goals_are_those_of_their_rows(op, shape, dtype, pass_name, text):
+    row = Row(op, shape, dtype, pass_name, 1, 1, 1)
+    assert goals.goal_of(row).text(dtype) == text
+
+
 def test_rows_are_selected_by_op_and_dtype():
     assert all(row.smoke for row in suite.select(smoke=True))
     assert {row.dtype for row in suite.select(["decode"], ["bfloat16"])} == {"bf16"}
@@ -267,6 +289,11 @@ def test_the_fastest_right_peer_is_named_and_a_wrong_one_is_not():
     assert "broken failed" in text and "zentorch: absent: not installed" in text
     assert "74 % ORT MultiHeadAttention" in text
     assert "ahead of every peer: 1 of 1 rows" in text
+    assert tables.reached(row, record) == [True, False]  # 2x of the 1.1x, 50 of the 80 percent
+    assert "| 1.1x, 80 % | ✓✗ |" in text
+    assert (
+        "times as fast as its goal says: 1 of 1" in text and "as near to the ceiling as its goal says: 0 of 1" in text
+    )
 
 
 def test_a_wrong_answer_of_ours_is_marked_and_never_ahead():
@@ -277,7 +304,7 @@ def test_a_wrong_answer_of_ours_is_marked_and_never_ahead():
 
 def test_rows_behind_are_listed():
     record = record_with(ours=timed(0.040), other=timed(0.020))
-    assert "0.50x, other" in "\n".join(tables.summary(record.rows))
+    assert "0.50x, other" in "\n".join(tables.summary(record))
 
 
 def test_records_with_peers_are_read_again_and_drawn(tmp_path):

@@ -1,15 +1,74 @@
 """What a row is to reach, and what the fastest engines reached elsewhere: data beside the rows.
 
-The goal of every row is to be at least as fast as the fastest peer (`TIMES_FASTEST`), at a share of the machine's
-ceiling no lower than what the fastest engine reached on another one: an AMD Zen 5 EPYC with AVX-512 and AVX512-BF16,
-measured 2026-11-23 with PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1 and zentorch 2.14.0.1.
+A goal has two halves: how many times as fast as the fastest peer, and what percent of the machine's ceiling (of
+multiply-adds, or of the memory's bandwidth for what reads more than it computes). Elsewhere is an AMD Zen 5 EPYC with
+AVX-512 and AVX512-BF16, measured 2026-11-23 with PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1 and zentorch
+2.14.0.1. The percentages of bf16 are of the bf16 dot product, where the CPU has it.
 """
 
+import re
 from dataclasses import dataclass
 
 from ..run import Row
 
-TIMES_FASTEST = 1.0
+
+@dataclass(frozen=True)
+class Goal:
+    """times: of the fastest peer's speed. percent: of the ceiling by dtype; a dtype that is absent has none."""
+
+    times: float
+    percent: dict[str, int]
+
+    def text(self, dtype: str) -> str:
+        """As the table shows it."""
+        return f"{self.times:g}x" + (f", {self.percent[dtype]} %" if dtype in self.percent else "")
+
+
+def goal_of(row: Row) -> Goal:
+    """The first goal whose patterns match a row; every row has one."""
+    name = f"{row.op} {row.shape} {row.pass_name}"
+    return next(goal for pattern, dtypes, goal in _GOALS if row.dtype in dtypes and re.fullmatch(pattern, name))
+
+
+def _goal(pattern: str, times: float, dtypes: tuple[str, ...] = ("fp32", "bf16"), **percent: int):
+    return pattern, dtypes, Goal(times, percent)
+
+
+_HALF = ("fp16",)
+_EVERY = ("fp32", "bf16", "fp16")
+_GOALS = [
+    # On a CPU without fp16 arithmetic: fp32's percentages.
+    _goal(r"attention .*\) causal fwd", 3.5, _HALF, fp16=72),
+    _goal(r"attention \(4,8,512,64\) .*", 3.5, _HALF, fp16=70),
+    _goal(r"attention .*", 3.5, _HALF, fp16=80),
+    _goal(r"(linear|feed_forward) .*", 7, _HALF, fp16=88),
+    _goal(r"attention \(1,4,32,32\) fwd", 1.2),
+    _goal(r"attention \(1,16,2048,64\) fwd", 1.1, fp32=80, bf16=65),
+    _goal(r"attention \(1,16,2048,128\) fwd", 1.1, fp32=85, bf16=75),
+    _goal(r"attention \(1,16,2048,\d+\) causal fwd", 1.4, fp32=72, bf16=58),
+    _goal(r"attention \((4,8,512|8,12,128),64\) fwd", 1.3, fp32=70),
+    _goal(r"attention \((4,8,512|8,12,128),64\) causal fwd", 2, fp32=50),
+    _goal(r"attention \(1,32/8,4096,128\) causal fwd", 1.2, fp32=80, bf16=68),
+    _goal(r"attention .* (padding|additive) mask fwd", 1.3),
+    _goal(r"attention \(4,8,512,64\) causal fwd\+bwd", 2, fp32=50, bf16=40),
+    _goal(r"attention .*\) causal fwd\+bwd", 1.4, fp32=70, bf16=60),
+    _goal(r"attention .*\) fwd\+bwd", 1.1, fp32=80, bf16=72),
+    _goal(r"decode .*", 2.5, fp32=85, bf16=85),
+    _goal(r"nn (MHA|EncoderLayer) 64/4, 1x16 fwd", 1.2),
+    _goal(r"nn MHA [^w].* fwd", 1.15, fp32=85, bf16=82),
+    _goal(r"nn MHA weights .* fwd", 1.4),
+    _goal(r"nn MHA .* fwd\+bwd", 1.25, fp32=80, bf16=70),
+    _goal(r"nn EncoderLayer .* fwd", 1.12, fp32=88, bf16=88),
+    _goal(r"nn EncoderLayer .* fwd\+bwd", 1.15, ("fp32",), fp32=85),
+    _goal(r"nn EncoderLayer .* fwd\+bwd", 1.25, ("bf16",), bf16=80),
+    _goal(r"feed_forward .* swiglu fwd", 1.4, fp32=90, bf16=90),
+    _goal(r"feed_forward .* fwd", 1.05, fp32=92, bf16=95),
+    _goal(r"feed_forward .* fwd\+bwd", 1.1, fp32=88, bf16=88),
+    _goal(r"norm .* fwd", 1.15, fp32=85, bf16=85),
+    _goal(r"norm .* fwd\+bwd", 1.5, fp32=85, bf16=85),
+    _goal(r"training .*", 1.3),
+    _goal(r".*", 1.0, _EVERY),
+]
 
 
 @dataclass(frozen=True)

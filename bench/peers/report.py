@@ -1,6 +1,5 @@
 """A run against peers as tables: ours beside the fastest of them, then every contender's time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,20 +9,20 @@ from rich.text import Text
 from ..record import Record
 from ..report import TIE, error_text, heading, milliseconds, percent_of_peak, short
 from ..run import Result, Row
-from .goals import TIMES_FASTEST, elsewhere
+from .goals import elsewhere, goal_of
 from .verdict import fastest_peer, is_wrong, times_fastest
 
 COLUMNS = (
     "op", "shape", "dtype", "pass", "threads", "ours ms", "fastest peer", "its ms", "times as fast", "% ceiling",
-    "its %", "error ours", "its error", "elsewhere",
+    "its %", "goal", "reached", "error ours", "its error", "elsewhere",
 )  # fmt: skip
 LEGEND = (
-    "ms: median ± half the interquartile range. times as fast: the fastest peer's median over ours; the goal is "
-    f"{TIMES_FASTEST:g} or more. % ceiling: least possible time over the measured one, of multiply-adds (c) or of "
-    "reading memory (m), whichever bounds; above 100 where the data lay in a cache. error: largest deviation from "
-    "float64 over the largest value, outputs and gradients. elsewhere: the fastest engine's percent of the ceiling on "
-    "an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). A contender whose error is beyond "
-    "rounding is marked wrong and is never the fastest."
+    "ms: median ± half the interquartile range. times as fast: the fastest peer's median over ours. % ceiling: least "
+    "possible time over the measured one, of multiply-adds (c) or of reading memory (m), whichever bounds; above 100 "
+    "where the data lay in a cache. goal: times as fast, and percent of the ceiling; reached: of these two, in this "
+    "order. error: largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the fastest "
+    "engine's percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). "
+    "A contender whose error is beyond rounding is marked wrong and is never the fastest."
 )
 
 
@@ -47,9 +46,23 @@ def line_of(row: Row, record: Record) -> Line:
     for name in ("ours", peer[0] if peer else ""):
         timed = name in row.results and row.results[name].timing
         cells.append("{:.0f} {}".format(*percent_of_peak(row, ceiling, name)) if timed else "")
+    cells += [goal_of(row).text(row.dtype), "".join(_mark(half) for half in reached(row, record))]
     cells += [error_text(ours), error_text(peer[1]) if peer else ""]
     cells.append(f"{there.percent} % {there.engine}" if there else "")
     return Line(tuple(cells), times)
+
+
+def reached(row: Row, record: Record) -> list[bool]:
+    """Whether ours is as many times as fast as its goal says and, where it says so, as near to the ceiling."""
+    times, goal = times_fastest(row), goal_of(row)
+    if times is None:
+        return []
+    percent = percent_of_peak(row, record.ceiling_of(row), "ours")[0]
+    return [times >= goal.times] + ([percent >= goal.percent[row.dtype]] if row.dtype in goal.percent else [])
+
+
+def _mark(half: bool) -> str:
+    return "✓" if half else "✗"
 
 
 def peer_heading(record: Record) -> list[str]:
@@ -62,12 +75,18 @@ def peer_heading(record: Record) -> list[str]:
     return [*heading(record), setting, "; ".join(families)]
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
-    """How often ours is ahead, where it is not, and what failed or was wrong."""
+def summary(record: Record) -> list[str]:
+    """How often ours is ahead and reaches its goal, where it is behind, and what failed or was wrong."""
+    rows = record.rows
     compared = [(times_fastest(row), row) for row in rows]
-    behind = sorted(((t, row) for t, row in compared if t is not None and t < TIMES_FASTEST), key=lambda pair: pair[0])
+    behind = sorted(((t, row) for t, row in compared if t is not None and t < 1), key=lambda pair: pair[0])
     known = sum(times is not None for times, _ in compared)
-    lines = [f"ahead of every peer: {known - len(behind)} of {known} rows; behind: {len(behind)}"]
+    lines = [f"ahead of every peer: {known - len(behind)} of {known} rows"]
+    halves = [half for row in rows if (half := reached(row, record))]
+    for index, name in enumerate(("times as fast as its goal says", "as near to the ceiling as its goal says")):
+        asked = [half[index] for half in halves if len(half) > index]
+        lines.append(f"{name}: {sum(asked)} of {len(asked)} rows")
+    lines += [f"behind: {len(behind)}"]
     lines += [f"  {_name(row)}: {times:.2f}x, {fastest_peer(row)[0]}" for times, row in behind]
     for row in rows:
         for name, result in row.results.items():
@@ -100,7 +119,7 @@ def markdown(record: Record) -> str:
     lines = [*(f"- {line}" for line in peer_heading(record)), f"- {LEGEND}", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 4 + "---:|" * (len(COLUMNS) - 4)]
     lines += ["| " + " | ".join(map(_cell, line_of(row, record).cells)) + " |" for row in record.rows]
-    lines += ["", "### Summary", "", *(f"- {line.strip()}" for line in summary(record.rows)), ""]
+    lines += ["", "### Summary", "", *(f"- {line.strip()}" for line in summary(record)), ""]
     lines += ["### Every contender", "", "Milliseconds, quickest first.", ""]
     lines += ["| row | contenders |", "|---|---|"]
     lines += [f"| {_cell(_name(row))} | {_cell(_all_times(row))} |" for row in record.rows]

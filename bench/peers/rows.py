@@ -128,7 +128,10 @@ def rows() -> list[PeerRow]:
         Linear(2048, 512, 2048),
         _FEED_FORWARDS[0],
     ]
-    return both + [PeerRow(work, "fp16") for work in half]
+    return both + [
+        *(PeerRow(work, "fp16") for work in half),
+        *(PeerRow(work, "fp16", backward=True) for work in (Attention(4, 8, 512, 64), Linear(2048, 512, 2048))),
+    ]
 
 
 def _rows_of(dtype: str) -> Iterator[PeerRow]:
