@@ -20,9 +20,9 @@ LEGEND = (
     "ms: median ± half the interquartile range. times as fast: the fastest peer's median over ours. % ceiling: least "
     "possible time over the measured one, of multiply-adds (c) or of reading memory (m), whichever bounds; above 100 "
     "where the data lay in a cache. goal: times as fast, and percent of the ceiling; reached: of these two, in this "
-    "order. error: largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the fastest "
-    "engine's percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). "
-    "A contender whose error is beyond rounding is marked wrong and is never the fastest."
+    "order. error: largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the "
+    "fastest engine's percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot "
+    "product). A contender whose error is beyond rounding is marked wrong and is never the fastest."
 )
 
 
