@@ -35,8 +35,8 @@ void add_keys(const Forward& call, const Panel& panel, const LaneOf<Element>* qu
   const std::int64_t value_dim = call.plan.value_dim;
   const bool first = record.state->empty;
   record.state->empty = false;
-  if (update_softmax(keys.count(), panel.queries, call.scores.unit, scratch.tile.scores, record.state->softmax,
-                     rescale) &&
+  if (update_softmax<weight_degree<T>>(keys.count(), panel.queries, call.scores.unit, scratch.tile.scores,
+                                       record.state->softmax, rescale) &&
       !first) {
     scale_columns(value_dim, panel.queries, rescale, record.output);
   }

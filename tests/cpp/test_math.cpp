@@ -10,6 +10,13 @@ using namespace bigmodel::test;
 
 namespace {
 
+template <int degree>
+F32 each_exp2(F32 x) {
+  F32 each[] = {x, x};
+  exp2_each<degree>(each);
+  return each[1];
+}
+
 float first(F32 a) {
   float values[lanes];
   store(values, a);
@@ -60,6 +67,8 @@ void check_special() {
   check(std::isnan(first(exp2(set1(odd_nan)))) && std::isnan(first(exp(set1(odd_nan)))), "NaN with a payload");
   check(first(exp2(set1(-inf))) == 0.0f && first(exp2(set1(inf))) == inf && first(exp2(set1(0.0f))) == 1.0f, "exp2");
   check(first(exp2(set1(-127.0f))) == 0.0f && first(exp2(set1(-3.0e38f))) == 0.0f, "exp2 far below");
+  check(first(each_exp2<4>(set1(-inf))) == 0.0f && first(each_exp2<5>(set1(-3.0e38f))) == 0.0f, "exp2_each far below");
+  check(first(each_exp2<4>(set1(0.0f))) == 1.0f && first(each_exp2<5>(set1(0.0f))) == 1.0f, "exp2_each of 0");
   check(first(exp(set1(-inf))) == 0.0f && first(exp(set1(inf))) == inf && first(exp(set1(0.0f))) == 1.0f, "exp");
   check(first(exp(set1(88.73f))) == inf && first(exp(set1(-87.4f))) == 0.0f, "exp past its range");
   check(first(tanh(set1(inf))) == 1.0f && first(tanh(set1(-inf))) == -1.0f, "tanh");
@@ -74,6 +83,8 @@ void check_special() {
 void test_math() {
   const float inf = INFINITY;
   check_ulps("exp2", [](F32 x) { return exp2(x); }, [](double x) { return std::exp2(x); }, -126.0f, 127.499f, 1.5);
+  check_ulps("exp2_each<5>", each_exp2<5>, [](double x) { return std::exp2(x); }, -126.0f, 126.999f, 2.5);
+  check_ulps("exp2_each<4>", each_exp2<4>, [](double x) { return std::exp2(x); }, -126.0f, 126.999f, 48);
   check_ulps("exp", [](F32 x) { return exp(x); }, [](double x) { return std::exp(x); }, -87.33f, 88.72f, 1.5);
   check_ulps("tanh", [](F32 x) { return tanh(x); }, [](double x) { return std::tanh(x); }, -inf, inf, 2.5);
   check_ulps("erf", [](F32 x) { return erf(x); }, [](double x) { return std::erf(x); }, -inf, inf, 2.5);
