@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from . import bench_add_norm, bench_attention, bench_attention_weights, bench_feed_forward, bench_linear, bench_nn
+from bigmodel_kernels.backends import CPU_ONLY_OPS
+
+from . import (
+    bench_add_norm,
+    bench_attention,
+    bench_attention_decode,
+    bench_attention_weights,
+    bench_feed_forward,
+    bench_linear,
+    bench_nn,
+)
 from .case import DTYPES, LONG_NAMES, Case
 from .device import Device, Processor
 from .record import Record, new_record
@@ -14,6 +24,7 @@ from .run import Row, run_case
 OPS = {
     "attention": bench_attention,
     "attention_weights": bench_attention_weights,
+    "attention_decode": bench_attention_decode,
     "linear": bench_linear,
     "feed_forward": bench_feed_forward,
     "add_norm": bench_add_norm,
@@ -36,7 +47,8 @@ def select(ops: Sequence[str] = (), dtypes: Sequence[str] = (), quick: bool = Fa
         if name not in known:
             raise ValueError(f"[bench] {name!r} is unknown: expected one of {', '.join(known)}")
     kind = device.partition(":")[0]
-    return [case for op in ops or OPS for case in OPS[op].cases(quick, dtypes or list(DTYPES), kind)]
+    names = ops or [op for op in OPS if kind == "cpu" or op not in CPU_ONLY_OPS]
+    return [case for op in names for case in OPS[op].cases(quick, dtypes or list(DTYPES), kind)]
 
 
 def run_suite(

@@ -30,6 +30,7 @@ _HOMES = {
     "functional": [
         "add_norm",
         "attention",
+        "attention_decode",
         "attention_weights",
         "feed_forward",
         "linear",

@@ -2,15 +2,24 @@
 
 Arguments are checked here and errors begin with the op's name in brackets (`[attention] ...`): ValueError for wrong
 shapes, dtypes and values, TypeError for wrong types, RuntimeError when a backend was named that cannot run the call.
-Every function is differentiable (twice through the reference), honours torch.autocast, and traces under
-torch.compile(fullgraph=True).
+Every function but attention_decode is differentiable (twice through the reference). All honour torch.autocast, and
+trace under torch.compile(fullgraph=True).
 """
 
 from .add_norm import add_norm
 from .attention import attention
+from .attention_decode import attention_decode
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
 from .scaled_dot_product_attention import scaled_dot_product_attention
 
-__all__ = ["add_norm", "attention", "attention_weights", "feed_forward", "linear", "scaled_dot_product_attention"]
+__all__ = [
+    "add_norm",
+    "attention",
+    "attention_decode",
+    "attention_weights",
+    "feed_forward",
+    "linear",
+    "scaled_dot_product_attention",
+]

@@ -6,8 +6,9 @@ float64; run in a lower precision it rounds after every operation, as a plain Py
 
 from .add_norm import add_norm
 from .attention import attention
+from .attention_decode import attention_decode
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
 
-__all__ = ["add_norm", "attention", "attention_weights", "feed_forward", "linear"]
+__all__ = ["add_norm", "attention", "attention_decode", "attention_weights", "feed_forward", "linear"]

@@ -12,11 +12,13 @@ from .cases import (
     FeedForwardCase,
     LinearCase,
 )
+from .decode_cases import ATTENTION_DECODE_CASES, AttentionDecodeCase
 from .tolerance import FORWARD, GRADIENT, assert_as_exact, max_error, relative_error
 
 __all__ = [
     "ADD_NORM_CASES",
     "ATTENTION_CASES",
+    "ATTENTION_DECODE_CASES",
     "ATTENTION_WEIGHTS_CASES",
     "FEED_FORWARD_CASES",
     "FORWARD",
@@ -24,6 +26,7 @@ __all__ = [
     "LINEAR_CASES",
     "AddNormCase",
     "AttentionCase",
+    "AttentionDecodeCase",
     "AttentionWeightsCase",
     "FeedForwardCase",
     "LinearCase",

@@ -34,8 +34,8 @@ def interpreted() -> bool:
 def _register() -> torch.library.Library:
     """Defines the schemas, read from torch.ops.bigmodel so that they cannot differ, and what runs them."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    # linear_pack has no kernel here: a GPU reads weights as they lie.
-    for op in (*_MODULES, "linear_pack"):
+    # linear_pack has no kernel here: a GPU reads weights as they lie. Others have none yet.
+    for op in (*_MODULES, "linear_pack", "attention_decode"):
         schema = str(getattr(torch.ops.bigmodel, op).default._schema)
         library.define(schema.removeprefix("bigmodel::"))
     for op, module in _MODULES.items():

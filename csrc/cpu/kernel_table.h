@@ -8,6 +8,7 @@
 
 #include "bigmodel/add_norm.h"
 #include "bigmodel/attention.h"
+#include "bigmodel/attention_decode.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
 
@@ -25,6 +26,7 @@ struct KernelTable {
   Kernel<AttentionBackwardArgs> attention_backward;
   Kernel<AttentionWeightsForwardArgs> attention_weights_forward;
   Kernel<AttentionWeightsBackwardArgs> attention_weights_backward;
+  Kernel<AttentionDecodeArgs> attention_decode;
   Kernel<LinearForwardArgs> linear_forward;
   Kernel<LinearBackwardArgs> linear_backward;
   std::int64_t (*linear_packed_bytes)(const TensorView& weight);

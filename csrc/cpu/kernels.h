@@ -14,6 +14,9 @@ void attention_weights_forward(const AttentionWeightsForwardArgs&);
 std::int64_t attention_weights_backward_workspace(const AttentionWeightsBackwardArgs&);
 void attention_weights_backward(const AttentionWeightsBackwardArgs&);
 
+std::int64_t attention_decode_workspace(const AttentionDecodeArgs&);
+void attention_decode(const AttentionDecodeArgs&);
+
 std::int64_t linear_forward_workspace(const LinearForwardArgs&);
 void linear_forward(const LinearForwardArgs&);
 std::int64_t linear_backward_workspace(const LinearBackwardArgs&);

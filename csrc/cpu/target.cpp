@@ -12,6 +12,7 @@ extern constinit const KernelTable kernel_table = {
     .attention_backward = {attention_backward_workspace, attention_backward},
     .attention_weights_forward = {attention_weights_forward_workspace, attention_weights_forward},
     .attention_weights_backward = {attention_weights_backward_workspace, attention_weights_backward},
+    .attention_decode = {attention_decode_workspace, attention_decode},
     .linear_forward = {linear_forward_workspace, linear_forward},
     .linear_backward = {linear_backward_workspace, linear_backward},
     .linear_packed_bytes = linear_packed_bytes,

@@ -21,6 +21,12 @@ const char* name_of(DType dtype) {
       return "float16";
     case DType::boolean:
       return "bool";
+    case DType::int8:
+      return "int8";
+    case DType::int32:
+      return "int32";
+    case DType::int64:
+      return "int64";
   }
   return "";
 }
@@ -95,7 +101,8 @@ Call::Call(const char* op, const char* first_name, const Tensor& first) : op_(op
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(first.get(), &device_type_));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(first.get(), &device_index_));
   const std::optional<DType> dtype = dtype_of(first);
-  if (!dtype || *dtype == DType::boolean) fail_dtype(first_name, first, "float32, bfloat16 or float16");
+  const bool computes = dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float16;
+  if (!computes) fail_dtype(first_name, first, "float32, bfloat16 or float16");
   dtype_ = *dtype;
 }
 
@@ -143,6 +150,19 @@ TensorView Call::tensor_or_float32(const char* name, const OptionalTensor& tenso
     fail_dtype(name, *tensor, expected.c_str());
   }
   TensorView result = view(name, *tensor, shape);
+  result.dtype = *dtype;
+  return result;
+}
+
+TensorView Call::one_of(std::initializer_list<DType> dtypes, const char* name, const Tensor& tensor,
+                        std::initializer_list<std::int64_t> shape) const {
+  const std::optional<DType> dtype = dtype_of(tensor);
+  if (!dtype || std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()) {
+    std::string expected;
+    for (const DType each : dtypes) expected += (expected.empty() ? "" : " or ") + std::string(name_of(each));
+    fail_dtype(name, tensor, expected.c_str());
+  }
+  TensorView result = view(name, tensor, shape);
   result.dtype = *dtype;
   return result;
 }

@@ -65,6 +65,10 @@ class Call {
   TensorView tensor_or_float32(const char* name, const OptionalTensor& tensor,
                                std::initializer_list<std::int64_t> shape) const;
 
+  // An input of one of these dtypes, whatever the call's.
+  TensorView one_of(std::initializer_list<DType> dtypes, const char* name, const Tensor& tensor,
+                    std::initializer_list<std::int64_t> shape) const;
+
   // [..., features] as [rows, features]: a view where the strides allow it, else of a contiguous copy, which `copy`
   // then keeps alive.
   TensorView rows(const char* name, const Tensor& tensor, std::int64_t features, OptionalTensor& copy) const;

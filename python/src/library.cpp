@@ -25,6 +25,11 @@ BIGMODEL_LIBRARY(BIGMODEL_NAMESPACE, library) {
       "bool[4] output_mask=[True, True, True, False]) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_lse, Tensor grad_mask)");
   library.def(
+      "attention_decode(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor cache_lengths, "
+      "Tensor? block_table=None, Tensor? new_key=None, Tensor? new_value=None, Tensor(c!)? key_scales=None, "
+      "Tensor(d!)? value_scales=None, Tensor? sinks=None, *, float? scale=None, int window_left=-1, "
+      "float softcap=0.0) -> (Tensor output, Tensor lse)");
+  library.def(
       "linear(Tensor input, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? packed_weight=None, *, "
       "str activation='none', bool save_preactivation=False) -> (Tensor output, Tensor preactivation)");
   library.def(

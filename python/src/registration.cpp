@@ -1,4 +1,5 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own; attention_decode has no other kernel
+// yet.
 #include "registration.h"
 
 #include "namespace.h"
@@ -19,6 +20,7 @@ BIGMODEL_LIBRARY_IMPL(BIGMODEL_NAMESPACE, CPU, library) {
   register_everywhere(library);
 #if !defined(BIGMODEL_EMULATED)
   bigmodel::binding::register_linear_pack(library);
+  bigmodel::binding::register_attention_decode(library);
 #endif
 }
 #if defined(BIGMODEL_CUDA) && !defined(BIGMODEL_EMULATED)

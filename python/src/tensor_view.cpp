@@ -19,7 +19,8 @@ Layout::Layout(const Tensor& tensor) {
 std::optional<DType> dtype_of(const Tensor& tensor) {
   std::int32_t number = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
-  for (DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::boolean}) {
+  for (DType dtype :
+       {DType::float32, DType::bfloat16, DType::float16, DType::boolean, DType::int8, DType::int32, DType::int64}) {
     if (number == torch_dtype(dtype)) return dtype;
   }
   return std::nullopt;
@@ -35,6 +36,12 @@ std::int32_t torch_dtype(DType dtype) {
       return aoti_torch_dtype_float16();
     case DType::boolean:
       return aoti_torch_dtype_bool();
+    case DType::int8:
+      return aoti_torch_dtype_int8();
+    case DType::int32:
+      return aoti_torch_dtype_int32();
+    case DType::int64:
+      return aoti_torch_dtype_int64();
   }
   return -1;
 }

@@ -3,13 +3,15 @@
 //
 // Every target defines, in its own header:
 //   zero, set1, load, store and their partial forms load_first(pointer, count), store_first(pointer, v, count), which
-//   touch only the first count < lanes elements (missing lanes read as 0), for float, bfloat16 and float16;
+//   touch only the first count < lanes elements (missing lanes read as 0), for float, bfloat16 and float16; load and
+//   load_first of int8 too;
 //   stream(p, v): store past the caches where the target can, at an address aligned to its lanes * sizeof(T) bytes;
 //   stream_end() before another thread reads what was streamed;
 //   + - * /, fma(a, b, c) = a * b + c, fnma(a, b, c) = c - a * b, max, min (b when unordered, so that
 //   max(bound, x) keeps a NaN of x), abs, sqrt, round (to nearest even), less, select(mask, if_true, if_false);
 //   to_int (of a whole number), to_float, as_int, as_float, set1_int, + - * & | of I32, shift_left<n>, shift_right<n>
-//   (arithmetic); reduce_add, reduce_max; transpose(F32 rows[lanes]).
+//   (arithmetic); keep_in_register(a): a is loaded once and not again for each use; reduce_add, reduce_max;
+//   store_sums(p, a, b, c, d), the four sums of lanes; transpose(F32 rows[lanes]).
 #pragma once
 
 #if defined(__AVX512F__)

@@ -22,6 +22,7 @@ struct Mask {
 };
 
 BIGMODEL_INLINE F32 zero() { return {_mm256_setzero_ps()}; }
+BIGMODEL_INLINE void keep_in_register(F32& a) { asm("" : "+x"(a.v)); }
 BIGMODEL_INLINE F32 set1(float x) { return {_mm256_set1_ps(x)}; }
 
 BIGMODEL_INLINE __m256i first_lanes(int count) {
@@ -76,6 +77,16 @@ BIGMODEL_INLINE void store(float16* p, F32 a) { store_16(&p->bits, to_float16(a)
 BIGMODEL_INLINE void store_first(bfloat16* p, F32 a, int count) { store_first_16(&p->bits, to_bfloat16(a), count); }
 BIGMODEL_INLINE void store_first(float16* p, F32 a, int count) { store_first_16(&p->bits, to_float16(a), count); }
 
+BIGMODEL_INLINE F32 from_int8(__m128i a) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a))}; }
+BIGMODEL_INLINE F32 load(const std::int8_t* p) {
+  return from_int8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+BIGMODEL_INLINE F32 load_first(const std::int8_t* p, int count) {
+  alignas(8) std::int8_t buffer[8] = {};
+  __builtin_memcpy(buffer, p, count);
+  return load(buffer);
+}
+
 BIGMODEL_INLINE void stream(float* p, F32 a) { _mm256_stream_ps(p, a.v); }
 BIGMODEL_INLINE void stream(bfloat16* p, F32 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_bfloat16(a)); }
 BIGMODEL_INLINE void stream(float16* p, F32 a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), to_float16(a)); }
@@ -123,6 +134,14 @@ BIGMODEL_INLINE float reduce_max(F32 a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+// p[0 ... 3] = the sums of a's, b's, c's and d's lanes.
+BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c.v, d.v), _mm256_unpackhi_ps(c.v, d.v));
+  const __m256 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
 BIGMODEL_INLINE void transpose(F32 (&rows)[8]) {

@@ -22,6 +22,7 @@ struct Mask {
 };
 
 BIGMODEL_INLINE F32 zero() { return {_mm512_setzero_ps()}; }
+BIGMODEL_INLINE void keep_in_register(F32& a) { asm("" : "+v"(a.v)); }
 BIGMODEL_INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 
 BIGMODEL_INLINE __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
@@ -68,6 +69,14 @@ BIGMODEL_INLINE void store(bfloat16* p, F32 a) { store_16(&p->bits, to_bfloat16(
 BIGMODEL_INLINE void store(float16* p, F32 a) { store_16(&p->bits, to_float16(a)); }
 BIGMODEL_INLINE void store_first(bfloat16* p, F32 a, int count) { store_first_16(&p->bits, to_bfloat16(a), count); }
 BIGMODEL_INLINE void store_first(float16* p, F32 a, int count) { store_first_16(&p->bits, to_float16(a), count); }
+
+BIGMODEL_INLINE F32 from_int8(__m128i a) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a))}; }
+BIGMODEL_INLINE F32 load(const std::int8_t* p) {
+  return from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+BIGMODEL_INLINE F32 load_first(const std::int8_t* p, int count) {
+  return from_int8(_mm_maskz_loadu_epi8(first_lanes(count), p));
+}
 
 BIGMODEL_INLINE void stream(float* p, F32 a) { _mm512_stream_ps(p, a.v); }
 BIGMODEL_INLINE void stream(bfloat16* p, F32 a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a)); }
@@ -121,6 +130,15 @@ BIGMODEL_INLINE float reduce_max(F32 a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+// p[0 ... 3] = the sums of a's, b's, c's and d's lanes.
+BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  const F32 abcd = {_mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee))};
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd.v), upper_half(abcd));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
 // Four steps: pairs and quads within blocks of four rows, then 128-bit blocks between rows.

@@ -25,6 +25,7 @@ struct Mask {
 };
 
 BIGMODEL_INLINE F32 zero() { return {FloatVector{}}; }
+BIGMODEL_INLINE void keep_in_register(F32&) {}
 BIGMODEL_INLINE F32 set1(float x) { return {FloatVector{x, x, x, x}}; }
 BIGMODEL_INLINE I32 as_int(F32 a) { return {reinterpret_cast<IntVector>(a.v)}; }
 BIGMODEL_INLINE F32 as_float(I32 a) { return {reinterpret_cast<FloatVector>(a.v)}; }
@@ -40,6 +41,7 @@ BIGMODEL_INLINE float to_float(float16 x) {
   if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 }
+BIGMODEL_INLINE float to_float(std::int8_t x) { return x; }
 BIGMODEL_INLINE void from_float(float& y, float x) { y = x; }
 BIGMODEL_INLINE void from_float(bfloat16& y, float x) {
   const std::uint32_t bits = float_to_bits(x);
@@ -128,6 +130,11 @@ BIGMODEL_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a
 BIGMODEL_INLINE float reduce_max(F32 a) {
   const float even = a.v[0] > a.v[2] ? a.v[0] : a.v[2], odd = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
   return even > odd ? even : odd;
+}
+
+// p[0 ... 3] = the sums of a's, b's, c's and d's lanes.
+BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
+  p[0] = reduce_add(a), p[1] = reduce_add(b), p[2] = reduce_add(c), p[3] = reduce_add(d);
 }
 
 BIGMODEL_INLINE void transpose(F32 (&rows)[4]) {

@@ -23,6 +23,7 @@ struct Mask {
 };
 
 BIGMODEL_INLINE F32 zero() { return {vdupq_n_f32(0.0f)}; }
+BIGMODEL_INLINE void keep_in_register(F32& a) { asm("" : "+w"(a.v)); }
 BIGMODEL_INLINE F32 set1(float x) { return {vdupq_n_f32(x)}; }
 
 BIGMODEL_INLINE F32 load(const float* p) { return {vld1q_f32(p)}; }
@@ -46,6 +47,11 @@ BIGMODEL_INLINE uint16x4_t to_float16(F32 a) { return vreinterpret_u16_f16(vcvt_
 
 BIGMODEL_INLINE F32 load(const bfloat16* p) { return from_bfloat16(vld1_u16(&p->bits)); }
 BIGMODEL_INLINE F32 load(const float16* p) { return from_float16(vld1_u16(&p->bits)); }
+BIGMODEL_INLINE F32 load(const std::int8_t* p) {
+  std::int32_t bits;  // no more than four bytes may be read
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bits))))))};
+}
 BIGMODEL_INLINE void store(bfloat16* p, F32 a) { vst1_u16(&p->bits, to_bfloat16(a)); }
 BIGMODEL_INLINE void store(float16* p, F32 a) { vst1_u16(&p->bits, to_float16(a)); }
 
@@ -105,6 +111,11 @@ BIGMODEL_INLINE I32 shift_right(I32 a) {
 
 BIGMODEL_INLINE float reduce_add(F32 a) { return vaddvq_f32(a.v); }
 BIGMODEL_INLINE float reduce_max(F32 a) { return vmaxvq_f32(a.v); }
+
+// p[0 ... 3] = the sums of a's, b's, c's and d's lanes.
+BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
+  vst1q_f32(p, vpaddq_f32(vpaddq_f32(a.v, b.v), vpaddq_f32(c.v, d.v)));
+}
 
 BIGMODEL_INLINE void transpose(F32 (&rows)[4]) {
   const float32x4_t even_upper = vtrn1q_f32(rows[0].v, rows[1].v), odd_upper = vtrn2q_f32(rows[0].v, rows[1].v);

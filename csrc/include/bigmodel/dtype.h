@@ -5,7 +5,7 @@
 
 namespace bigmodel {
 
-enum class DType : std::int32_t { float32, bfloat16, float16, boolean };
+enum class DType : std::int32_t { float32, bfloat16, float16, boolean, int8, int32, int64 };
 
 // Storage formats only: arithmetic happens in fp32, after conversion by the vector layer (csrc/cpu/isa).
 struct bfloat16 {
