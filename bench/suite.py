@@ -5,7 +5,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from . import bench_add_norm, bench_attention, bench_attention_weights, bench_feed_forward, bench_linear, bench_nn
+from . import (
+    bench_add_norm,
+    bench_attention,
+    bench_attention_weights,
+    bench_feed_forward,
+    bench_linear,
+    bench_linear_cross_entropy,
+    bench_nn,
+    bench_rotary,
+)
 from .case import DTYPES, LONG_NAMES, Case
 from .device import Device, Processor
 from .record import Record, new_record
@@ -17,6 +26,8 @@ OPS = {
     "linear": bench_linear,
     "feed_forward": bench_feed_forward,
     "add_norm": bench_add_norm,
+    "rotary": bench_rotary,
+    "linear_cross_entropy": bench_linear_cross_entropy,
     "nn": bench_nn,
 }
 

@@ -11,6 +11,17 @@ from .attention import attention
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
+from .linear_cross_entropy import linear_cross_entropy
+from .rotary import rotary
 from .scaled_dot_product_attention import scaled_dot_product_attention
 
-__all__ = ["add_norm", "attention", "attention_weights", "feed_forward", "linear", "scaled_dot_product_attention"]
+__all__ = [
+    "add_norm",
+    "attention",
+    "attention_weights",
+    "feed_forward",
+    "linear",
+    "linear_cross_entropy",
+    "rotary",
+    "scaled_dot_product_attention",
+]

@@ -12,6 +12,7 @@ from .cases import (
     FeedForwardCase,
     LinearCase,
 )
+from .language_cases import LINEAR_CROSS_ENTROPY_CASES, ROTARY_CASES, LinearCrossEntropyCase, RotaryCase
 from .tolerance import FORWARD, GRADIENT, assert_as_exact, max_error, relative_error
 
 __all__ = [
@@ -22,11 +23,15 @@ __all__ = [
     "FORWARD",
     "GRADIENT",
     "LINEAR_CASES",
+    "LINEAR_CROSS_ENTROPY_CASES",
+    "ROTARY_CASES",
     "AddNormCase",
     "AttentionCase",
     "AttentionWeightsCase",
     "FeedForwardCase",
     "LinearCase",
+    "LinearCrossEntropyCase",
+    "RotaryCase",
     "assert_as_exact",
     "max_error",
     "relative_error",

@@ -9,7 +9,7 @@
 //   + - * /, fma(a, b, c) = a * b + c, fnma(a, b, c) = c - a * b, max, min (b when unordered, so that
 //   max(bound, x) keeps a NaN of x), abs, sqrt, round (to nearest even), less, select(mask, if_true, if_false);
 //   to_int (of a whole number), to_float, as_int, as_float, set1_int, + - * & | of I32, shift_left<n>, shift_right<n>
-//   (arithmetic); reduce_add, reduce_max; transpose(F32 rows[lanes]).
+//   (arithmetic); reduce_add, reduce_max; swap_pairs (lanes 1, 0, 3, 2, ...); transpose(F32 rows[lanes]).
 #pragma once
 
 #if defined(__AVX512F__)

@@ -125,6 +125,8 @@ BIGMODEL_INLINE float reduce_max(F32 a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
+
 BIGMODEL_INLINE void transpose(F32 (&rows)[8]) {
   __m256 pairs[8], quads[8];
   for (int i = 0; i < 8; i += 2) {

@@ -106,6 +106,8 @@ BIGMODEL_INLINE I32 shift_right(I32 a) {
 BIGMODEL_INLINE float reduce_add(F32 a) { return vaddvq_f32(a.v); }
 BIGMODEL_INLINE float reduce_max(F32 a) { return vmaxvq_f32(a.v); }
 
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {vrev64q_f32(a.v)}; }
+
 BIGMODEL_INLINE void transpose(F32 (&rows)[4]) {
   const float32x4_t even_upper = vtrn1q_f32(rows[0].v, rows[1].v), odd_upper = vtrn2q_f32(rows[0].v, rows[1].v);
   const float32x4_t even_lower = vtrn1q_f32(rows[2].v, rows[3].v), odd_lower = vtrn2q_f32(rows[2].v, rows[3].v);
