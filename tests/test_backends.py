@@ -175,7 +175,10 @@ class TestTriton:
         assert self.run(code, TRITON_INTERPRET="1") == "0"
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+GPU_OPS = [op for op in backends.OPS if op not in backends.CPU_ONLY_OPS]
+
+
+@pytest.mark.parametrize("op", GPU_OPS)
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("elements", [None, 1, 1 << 40])
 def test_a_row_of_the_table_fits_every_call(op, capability, elements):
@@ -186,7 +189,7 @@ def test_automatic_choice_between_the_gpu_backends_follows_the_table(monkeypatch
     monkeypatch.setattr(backends, "_reasons", lambda op, name, device, dtype: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device("cuda")
-    for op in backends.OPS:
+    for op in GPU_OPS:
         for elements in (1, 1 << 30):
             chosen = backends.resolve(op, device, torch.bfloat16, elements=elements)
             row = gpu_choice.choose(op, (9, 0), elements)
