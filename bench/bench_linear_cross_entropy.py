@@ -25,7 +25,7 @@ class Shape:
 
 
 QUICK = [Shape(256, 256, 32000)]
-FULL = [*QUICK, Shape(1024, 768, 32000), Shape(1024, 768, 128000)]
+FULL = [*QUICK, Shape(1024, 512, 32000), Shape(1024, 512, 128000)]
 
 
 def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
