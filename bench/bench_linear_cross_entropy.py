@@ -24,7 +24,7 @@ class Shape:
         return f"{self.rows}x{self.width}x{self.vocabulary}"
 
 
-QUICK = [Shape(256, 256, 32000)]
+QUICK = [Shape(256, 128, 32000)]
 FULL = [*QUICK, Shape(1024, 512, 32000), Shape(1024, 512, 128000)]
 
 

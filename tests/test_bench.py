@@ -391,7 +391,12 @@ def test_a_device_of_another_name_has_no_percentages():
     assert "1.00x" in printed(compare.print_comparison, record, record)
 
 
-@pytest.mark.parametrize("op", suite.OPS)
+@pytest.mark.parametrize("op", bmk.backends.CPU_ONLY_OPS)
+def test_ops_that_no_gpu_has_are_not_measured_there(op):
+    assert suite.select([op], device="cuda") == []
+
+
+@pytest.mark.parametrize("op", [op for op in suite.OPS if op not in bmk.backends.CPU_ONLY_OPS])
 def test_cuda_devices_have_cases_of_their_own(op):
     cases = suite.select([op], device="cuda:1")
     keys = [case.key for case in cases]
