@@ -14,7 +14,9 @@ from . import (
     bench_attention_weights,
     bench_feed_forward,
     bench_linear,
+    bench_linear_cross_entropy,
     bench_nn,
+    bench_rotary,
 )
 from .case import DTYPES, LONG_NAMES, Case
 from .device import Device, Processor
@@ -28,6 +30,8 @@ OPS = {
     "linear": bench_linear,
     "feed_forward": bench_feed_forward,
     "add_norm": bench_add_norm,
+    "rotary": bench_rotary,
+    "linear_cross_entropy": bench_linear_cross_entropy,
     "nn": bench_nn,
 }
 

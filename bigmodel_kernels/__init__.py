@@ -34,6 +34,8 @@ _HOMES = {
         "attention_weights",
         "feed_forward",
         "linear",
+        "linear_cross_entropy",
+        "rotary",
         "scaled_dot_product_attention",
     ],
     "backends": ["explain", "info", "use_backend"],

@@ -21,9 +21,18 @@ from . import gpu_choice, ops, reference
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
-OPS = ("attention", "attention_weights", "attention_decode", "linear", "feed_forward", "add_norm")
+OPS = (
+    "attention",
+    "attention_weights",
+    "attention_decode",
+    "linear",
+    "feed_forward",
+    "add_norm",
+    "rotary",
+    "linear_cross_entropy",
+)
 # Ops that no GPU backend has yet: CUDA tensors run on the reference.
-CPU_ONLY_OPS: tuple[str, ...] = ("attention_decode",)
+CPU_ONLY_OPS: tuple[str, ...] = ("attention_decode", "rotary", "linear_cross_entropy")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 

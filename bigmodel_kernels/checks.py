@@ -161,6 +161,20 @@ def per_head(op: str, name: str, value: Tensor, query: Tensor, shapes: Sequence[
         raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
 
 
+def integers(op: str, name: str, value: Tensor, other: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+    """An int64 tensor beside `other`, of one of a few shapes."""
+    is_tensor(op, name, value)
+    if value.dtype != torch.int64:
+        raise ValueError(f"[{op}] {name} has dtype {value.dtype}; expected torch.int64")
+    if value.device != other.device:
+        raise ValueError(
+            f"[{op}] {name} is on {value.device}, the first argument on {other.device}; expected one device"
+        )
+    if value.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
+
+
 def no_gradient(op: str, name: str, value: Tensor | None) -> None:
     """An input that has no gradient formula must not ask for one."""
     if value is not None and value.requires_grad and torch.is_grad_enabled():
@@ -187,13 +201,14 @@ def window(op: str, value: Sequence[int | None] | None) -> tuple[int, int]:
     return -1 if left is None else left, -1 if right is None else right
 
 
-def finite(op: str, name: str, value: float, minimum: float = -math.inf) -> float:
-    """A finite number that is not below a minimum."""
+def finite(op: str, name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+    """A finite number that is not below a minimum or above a maximum."""
     number = isinstance(value, int | float) and not isinstance(value, Tensor)
     # Compared, not math.isfinite: torch.compile(dynamic=True) can trace a comparison.
-    if not number or not -math.inf < value < math.inf or value < minimum:
+    if not number or not -math.inf < value < math.inf or value < minimum or value > maximum:
         at_least = "" if minimum == -math.inf else f" of at least {minimum:g}"
-        raise ValueError(f"[{op}] {name} is {value!r}; expected a finite number{at_least}")
+        at_most = "" if maximum == math.inf else f" and at most {maximum:g}"
+        raise ValueError(f"[{op}] {name} is {value!r}; expected a finite number{at_least}{at_most}")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""`bigmodel`: info, bench, compare, audit, tune and train. What they do lives elsewhere; this only talks."""
+"""`bigmodel`: info, bench, compare, audit, tune, train and generate. What they do lives elsewhere; this only talks."""
 
 import sys
 from dataclasses import fields
@@ -11,12 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .training.options import TrainingOptions
+from .training.text_command import SHARED, generate, train_text
 
 app = typer.Typer(
     help="Fused attention and feed-forward kernels for PyTorch.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 DEFAULTS = TrainingOptions()
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+app.command()(generate)
 
 
 def main() -> None:
@@ -283,6 +287,7 @@ def _default(name: str, text: str, **options) -> typer.models.OptionInfo:
 @app.command()
 def train(
     context: typer.Context,
+    task: Annotated[str, typer.Option(help="digits, or text: a byte-level CausalLM on pydoc's topics.")] = "digits",
     inputs: Annotated[str, _default("inputs", "An image as patches, or as pixels (tokens).")] = DEFAULTS.inputs,
     patch: Annotated[str, _default("patch", "Height x width: 1x8, 2x2, 2x4 or 4x4.")] = DEFAULTS.patch,
     vocabulary: Annotated[int, _default("vocabulary", "Tokens known to the embedding.")] = DEFAULTS.vocabulary,
@@ -306,6 +311,15 @@ def train(
     patience: Annotated[int, _default("patience", "Epochs without a lower loss before the end.")] = DEFAULTS.patience,
     dtype: Annotated[str, _default("dtype", "fp32, or bf16 by autocast.")] = DEFAULTS.dtype,
     samples: Annotated[int, _default("samples", "Images used; a fifth is held out.")] = DEFAULTS.samples,
+    style: Annotated[str | None, typer.Option(help="Text: llama or gpt.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Text: heads of key and value.")] = None,
+    length: Annotated[int | None, typer.Option(help="Text: bytes of a window.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Text: steps of the optimizer.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Text: AdamW's.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Text: batches whose gradients a step adds up.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Text: the gradient's largest norm; 0: any.")] = None,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Text: recompute layers backward.")] = False,
+    report: Annotated[int | None, typer.Option(help="Text: steps from report to report.")] = None,
     seed: Annotated[int, _default("seed", "Of parameters, batches and distortion.")] = DEFAULTS.seed,
     split_seed: Annotated[int, _default("split_seed", "Of the held-out part.")] = DEFAULTS.split_seed,
     compare: Annotated[bool, typer.Option("--compare", help="Train the same model of torch.nn beside it.")] = False,
@@ -316,18 +330,28 @@ def train(
     curve: Annotated[Path | None, typer.Option(help="PNG of the losses; with --compare runs/train_loss.png.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for kernels and torch.")] = None,
 ) -> None:
-    """Trains a SequenceClassifier on real handwritten digits: 1,797 images of 8x8 pixels, ten classes."""
+    """Trains a SequenceClassifier on real handwritten digits: 1,797 images of 8x8 pixels, ten classes. With --task text
+    a CausalLM on CPython's help topics; there the options that both tasks have are by default as TextOptions says."""
     import torch
 
     from .training.checkpoint import load_checkpoint
     from .training.trainer import Stopped, Trainer
 
+    explicit = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    if task == "text":
+        console = Console()
+        if not train_text({name: context.params[name] for name in explicit}, _progress(console), console):
+            raise typer.Exit(INTERRUPTED)
+        return
+    known = {each.name for each in fields(TrainingOptions)} | SHARED | {"compare", "curve"}
+    if task != "digits" or explicit - known:
+        wrong = [f"--task {task}"] if task != "digits" else [f"--{name.replace('_', '-')}" for name in explicit - known]
+        raise ValueError(f"[train] {sorted(wrong)[0]}: expected --task text for it, or --task digits without it")
     if threads:
         torch.set_num_threads(threads)
     given = {field.name: context.params[field.name] for field in fields(TrainingOptions)}
     if resume:  # what the command line leaves open is as it was
-        saved = load_checkpoint(checkpoint).facts["options"]
-        explicit = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
+        saved = load_checkpoint(checkpoint, "digits").facts["options"]
         given = {name: value if name in explicit else saved[name] for name, value in given.items()}
     options = TrainingOptions(**given)
     trainer = Trainer(options, checkpoint, resume)

@@ -40,9 +40,10 @@ def moved(x: torch.Tensor | None, device: str) -> torch.Tensor | None:
 
 
 def leaves(inputs: dict) -> dict:
-    """The inputs with gradients asked for, strides kept. ALiBi slopes have no gradient."""
+    """The inputs with gradients asked for, strides kept. ALiBi slopes and rotary's angles have no gradient."""
+    fixed = ("alibi_slopes", "cos", "sin")
     return {
-        name: x.detach().requires_grad_(x.is_floating_point() and name != "alibi_slopes") if x is not None else None
+        name: x.detach().requires_grad_(x.is_floating_point() and name not in fixed) if x is not None else None
         for name, x in inputs.items()
     }
 

@@ -39,6 +39,18 @@ def add_norm(*arguments, **options):
     return lambda: bmk.add_norm(*arguments, **options)
 
 
+COS = x(9, 4)
+TARGET = torch.tensor([0, 3, -100])
+
+
+def rotary(query=x(2, 4, 5, 8), key=x(2, 2, 5, 8), cos=COS, sin=COS, positions=None, **options):  # noqa: B008
+    return lambda: bmk.rotary(query, key, cos, sin, positions, **options)
+
+
+def cross_entropy(hidden=x(3, 8), weight=x(4, 8), target=TARGET, bias=None, **options):  # noqa: B008 (constant tensors)
+    return lambda: bmk.linear_cross_entropy(hidden, weight, target, bias, **options)
+
+
 BAD = [
     # attention: what the tensors are
     (attention([1.0]), TypeError, "[attention] query is a list; expected a tensor"),
@@ -199,6 +211,65 @@ BAD = [
         "[add_norm] eps is -1.0; expected a finite number of at least 0",
     ),
     (add_norm(None, None, None), TypeError, "[add_norm] x is missing; expected a tensor"),
+    # rotary
+    (rotary(x(4, 5, 8)), ValueError, "[rotary] query has shape [4, 5, 8]; expected [batch, heads, length, head_dim]"),
+    (rotary(key=x(2, 2, 6, 8)), ValueError, "[rotary] key has shape [2, 2, 6, 8]; expected [2, 'kv_heads', 5, 8]"),
+    (rotary(cos=x(9, 5)), ValueError, "[rotary] sin has shape [9, 4]; expected"),
+    (rotary(cos=x(4, 4), sin=x(4, 4)), ValueError, "[rotary] cos has shape [4, 4]; expected [5 or more, pairs]"),
+    (rotary(cos=x(9, 5), sin=x(9, 5)), ValueError, "[rotary] cos has 5 pairs; expected 1 to 4, half of head_dim"),
+    (rotary(cos=COS.half(), sin=COS.half()), ValueError, "[rotary] cos has dtype torch.float16; expected float32 or"),
+    (rotary(cos=None), TypeError, "[rotary] cos is missing; expected a tensor"),
+    (rotary(cos=x(9, 4).requires_grad_()), ValueError, "[rotary] cos requires a gradient, which is not implemented"),
+    (
+        rotary(positions=torch.tensor([0, 1, 2, 3, 9])),
+        RuntimeError,
+        "[rotary] positions holds 9, expected numbers from 0 to 8, rows of cos and sin",
+    ),
+    (rotary(positions=torch.arange(4)), ValueError, "[rotary] positions has shape [4]; expected [5] or [2, 5]"),
+    (
+        rotary(positions=torch.arange(5).int()),
+        ValueError,
+        "[rotary] positions has dtype torch.int32; expected torch.int64",
+    ),
+    (
+        rotary(x(2, 1, 5, 8).expand(2, 4, 5, 8), inplace=True),
+        RuntimeError,
+        "[rotary] query is expanded, expected memory",
+    ),
+    (rotary(Q, Q, inplace=True), RuntimeError, "[rotary] query and key are one memory, expected two"),
+    # linear_cross_entropy
+    (
+        cross_entropy(target=torch.tensor([0, 4, 1])),
+        RuntimeError,
+        "[linear_cross_entropy] target holds 4, expected numbers from 0 to 3 or ignore_index, -100",
+    ),
+    (
+        cross_entropy(target=TARGET[:2]),
+        ValueError,
+        "[linear_cross_entropy] target has shape [2]; expected [3]",
+    ),
+    (
+        cross_entropy(target=TARGET.int()),
+        ValueError,
+        "[linear_cross_entropy] target has dtype torch.int32; expected torch.int64",
+    ),
+    (
+        cross_entropy(weight=x(4, 9)),
+        ValueError,
+        "[linear_cross_entropy] weight has shape [4, 9]; expected [out_features, 8]",
+    ),
+    (cross_entropy(bias=x(5)), ValueError, "[linear_cross_entropy] bias has shape [5]; expected [4]"),
+    (
+        cross_entropy(label_smoothing=1.5),
+        ValueError,
+        "[linear_cross_entropy] label_smoothing is 1.5; expected a finite number of at least 0 and at most 1",
+    ),
+    (cross_entropy(z_loss=-1.0), ValueError, "[linear_cross_entropy] z_loss is -1.0; expected a finite number of at"),
+    (
+        cross_entropy(reduction="avg"),
+        ValueError,
+        "[linear_cross_entropy] reduction is 'avg'; expected one of mean, sum, none",
+    ),
     # choosing
     (lambda: bmk.use_backend("cdua"), ValueError, "[use_backend] backend is 'cdua'; expected one of cpu, cuda"),
     (lambda: bmk.explain("atention", Q), ValueError, "[explain] 'atention' is not an op; expected one of attention"),
@@ -231,6 +302,12 @@ DIRECT = {
     "feed_forward gate": lambda ops: ops.feed_forward(x(3, 8), x(6, 8), None, x(8, 6), None, gate="output"),
     "feed_forward without w_gate": lambda ops: ops.feed_forward(x(3, 8), x(6, 8), None, x(8, 6), None, gate="hidden"),
     "add_norm kind": lambda ops: ops.add_norm(x(3, 8), kind="batch"),
+    "rotary cos": lambda ops: ops.rotary(Q, None, x(9, 5), x(9, 5)),
+    "rotary positions": lambda ops: ops.rotary(Q, None, COS, COS, torch.full((5,), -1)),
+    "linear_cross_entropy target": lambda ops: ops.linear_cross_entropy(x(3, 8), x(4, 8), TARGET[:2]),
+    "linear_cross_entropy smoothing": lambda ops: ops.linear_cross_entropy(
+        x(3, 8), x(4, 8), TARGET, label_smoothing=2.0
+    ),
     "add_norm weight": lambda ops: ops.add_norm(x(3, 8), None, x(7)),
 }
 
@@ -259,6 +336,8 @@ VALID = {
         "residual": (3, 8),
     },
     "add_norm": {"x": (3, 8), "residual": (3, 8), "weight": (8,), "bias": (8,)},
+    "rotary": {"query": (2, 4, 5, 8), "key": (2, 2, 5, 8), "cos": (9, 4), "sin": (9, 4)},
+    "linear_cross_entropy": {"hidden": (3, 8), "weight": (4, 8), "bias": (4,)},
 }
 SPOILT = {
     "no dimension": lambda tensor: tensor.new_zeros(()),
@@ -286,7 +365,7 @@ SPOILT = {
 @pytest.mark.parametrize("gradient", [False, True], ids=["inference", "training"])
 def test_kernels_refuse_what_the_checks_refuse(op, spoilt, gradient):
     """A call without a backend's name leaves the checks to its kernel; one that names it is checked in Python."""
-    options = {"gate": "hidden"} if op == "feed_forward" else {}
+    options = {"feed_forward": {"gate": "hidden"}, "linear_cross_entropy": {"target": TARGET}}.get(op, {})
     for name in VALID[op]:
         tensors = {each: x(*shape) for each, shape in VALID[op].items()}
         tensors[next(each for each in tensors if each != name)].requires_grad_(gradient)

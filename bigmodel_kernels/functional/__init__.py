@@ -12,6 +12,8 @@ from .attention_decode import attention_decode
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
+from .linear_cross_entropy import linear_cross_entropy
+from .rotary import rotary
 from .scaled_dot_product_attention import scaled_dot_product_attention
 
 __all__ = [
@@ -21,5 +23,7 @@ __all__ = [
     "attention_weights",
     "feed_forward",
     "linear",
+    "linear_cross_entropy",
+    "rotary",
     "scaled_dot_product_attention",
 ]

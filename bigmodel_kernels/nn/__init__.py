@@ -20,6 +20,7 @@ Nested tensors take torch.nn's own path.
 from bigmodel_kernels.nn.add_norm import LayerNorm, RMSNorm
 from bigmodel_kernels.nn.attention import MultiheadAttention
 from bigmodel_kernels.nn.feed_forward import FeedForward
+from bigmodel_kernels.nn.rotary_embedding import RotaryEmbedding
 from bigmodel_kernels.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -33,6 +34,7 @@ __all__ = [
     "LayerNorm",
     "MultiheadAttention",
     "RMSNorm",
+    "RotaryEmbedding",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",

@@ -10,5 +10,17 @@ from .attention_decode import attention_decode
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
+from .linear_cross_entropy import linear_cross_entropy
+from .rotary import rotary, rotary_
 
-__all__ = ["add_norm", "attention", "attention_decode", "attention_weights", "feed_forward", "linear"]
+__all__ = [
+    "add_norm",
+    "attention",
+    "attention_decode",
+    "attention_weights",
+    "feed_forward",
+    "linear",
+    "linear_cross_entropy",
+    "rotary",
+    "rotary_",
+]

@@ -13,6 +13,7 @@ from .cases import (
     LinearCase,
 )
 from .decode_cases import ATTENTION_DECODE_CASES, AttentionDecodeCase
+from .language_cases import LINEAR_CROSS_ENTROPY_CASES, ROTARY_CASES, LinearCrossEntropyCase, RotaryCase
 from .tolerance import FORWARD, GRADIENT, assert_as_exact, max_error, relative_error
 
 __all__ = [
@@ -24,12 +25,16 @@ __all__ = [
     "FORWARD",
     "GRADIENT",
     "LINEAR_CASES",
+    "LINEAR_CROSS_ENTROPY_CASES",
+    "ROTARY_CASES",
     "AddNormCase",
     "AttentionCase",
     "AttentionDecodeCase",
     "AttentionWeightsCase",
     "FeedForwardCase",
     "LinearCase",
+    "LinearCrossEntropyCase",
+    "RotaryCase",
     "assert_as_exact",
     "max_error",
     "relative_error",

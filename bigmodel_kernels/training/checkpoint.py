@@ -33,8 +33,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     os.replace(unfinished, path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads what `save_checkpoint` wrote. Raises ValueError if the file is missing, damaged or another's."""
+def load_checkpoint(path: Path, task: str | None = None) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote. Raises ValueError if the file is missing, damaged or another's, or of another
+    task than the one given."""
     if not path.exists():
         raise ValueError(f"[train] there is no checkpoint {path}: train without resuming first")
     try:
@@ -45,7 +46,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"[train] {path} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"[train] {path} is a safetensors file, but not a checkpoint of this version's training")
-    return Checkpoint(tensors, json.loads(metadata["facts"]))
+    facts = json.loads(metadata["facts"])
+    if task is not None and facts.get("task", "digits") != task:
+        raise ValueError(f"[train] {path} is of task {facts.get('task', 'digits')}, not {task}")
+    return Checkpoint(tensors, facts)
 
 
 def tensors_of(prefix: str, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -6,12 +6,9 @@ the checkpoint: the order of an epoch's batches and a batch's distortion come fr
 and (seed, epoch, step). That is why a resumed run computes the same losses, bit for bit, as an uninterrupted one.
 """
 
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,13 +21,10 @@ from bigmodel_kernels.models import SequenceClassifier
 from .checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint, tensors_of
 from .digits import distorted, load_digits, tokens_of
 from .options import TrainingOptions
+from .steps import Stopped, autocast, generator_of, interrupt_asked
 
 # How each contestant computes: its name here is SequenceClassifier's word for it.
 OURS, TORCH = "bigmodel", "torch"
-
-
-class Stopped(Exception):
-    """Training was asked to stop (Ctrl-C), and has saved its checkpoint."""
 
 
 @dataclass
@@ -79,7 +73,7 @@ class Contestant:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
-        with _autocast(dtype):
+        with autocast(dtype):
             loss = F.cross_entropy(self.model(inputs).float(), labels)
         loss.backward()
         self.optimizer.step()
@@ -89,7 +83,7 @@ class Contestant:
     def accuracy(self, inputs: Tensor, labels: Tensor, dtype: str) -> float:
         """The share of inputs whose class is found."""
         self.model.eval()
-        with _autocast(dtype):
+        with autocast(dtype):
             right = sum(
                 (self.model(part).argmax(-1) == label).sum().item()
                 for part, label in zip(inputs.split(256), labels.split(256), strict=True)
@@ -133,7 +127,7 @@ class Trainer:
         self, on_step: Callable[[], None] = lambda: None, on_epoch: Callable[[int, Epoch], None] = lambda k, epoch: None
     ) -> None:
         """Trains until `finished`. `on_epoch(k, epoch)` counts from 1. Raises Stopped after Ctrl-C, with all saved."""
-        with _interrupt_asked() as interrupted:
+        with interrupt_asked() as interrupted:
             while not self.finished:
                 for batch in self._batches():
                     self._step(*batch)
@@ -161,11 +155,11 @@ class Trainer:
         tensors = {"generator": torch.get_rng_state()}
         for contestant in self.contestants:
             tensors |= tensors_of(contestant.compute, contestant.model, contestant.optimizer)
-        facts = {"options": asdict(self.options), "progress": asdict(self.progress)}
+        facts = {"task": "digits", "options": asdict(self.options), "progress": asdict(self.progress)}
         save_checkpoint(self.checkpoint, Checkpoint(tensors, facts))
 
     def _load(self) -> None:
-        saved = load_checkpoint(self.checkpoint)
+        saved = load_checkpoint(self.checkpoint, "digits")
         trained_with = TrainingOptions(**saved.facts["options"])
         if different := self.options.differences(trained_with):
             sentences = [
@@ -184,11 +178,13 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The running epoch's batches from the running step on: inputs and labels."""
         options, progress = self.options, self.progress
-        order = torch.randperm(len(self.data.labels), generator=_generator(options.seed, progress.epoch))
+        order = torch.randperm(len(self.data.labels), generator=generator_of(options.seed, progress.epoch))
         for indices in order.split(options.batch)[progress.step :]:
             images = self.data.images[indices]
             if options.distortion:
-                images = distorted(images, options.distortion, _generator(options.seed, progress.epoch, progress.step))
+                images = distorted(
+                    images, options.distortion, generator_of(options.seed, progress.epoch, progress.step)
+                )
             yield self._inputs(images), self.data.labels[indices]
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
@@ -216,35 +212,3 @@ class Trainer:
         self._step_s.clear()
         self.progress = Progress(epoch=progress.epoch + 1, epochs=[*progress.epochs, epoch])
         return epoch
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator seeded by several numbers: equal numbers give equal draws."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (1 << 63)
-    return torch.Generator().manual_seed(seed)
-
-
-def _autocast(dtype: str) -> torch.autocast:
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16")
-
-
-@contextmanager
-def _interrupt_asked() -> Iterator[threading.Event]:
-    """Inside, a first Ctrl-C only sets the event, so that no step is cut in two; a second one interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
-        yield asked
-        return
-
-    def note(number, frame):
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

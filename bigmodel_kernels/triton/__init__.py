@@ -26,6 +26,17 @@ _MODULES = {
 }
 
 
+# Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.CPU_ONLY_OPS names.
+_WITHOUT_KERNELS = (
+    "linear_pack",
+    "attention_decode",
+    "rotary",
+    "rotary_",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+)
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels in numpy, on the CPU."""
     return triton.knobs.runtime.interpret
@@ -34,8 +45,7 @@ def interpreted() -> bool:
 def _register() -> torch.library.Library:
     """Defines the schemas, read from torch.ops.bigmodel so that they cannot differ, and what runs them."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    # linear_pack has no kernel here: a GPU reads weights as they lie. Others have none yet.
-    for op in (*_MODULES, "linear_pack", "attention_decode"):
+    for op in (*_MODULES, *_WITHOUT_KERNELS):
         schema = str(getattr(torch.ops.bigmodel, op).default._schema)
         library.define(schema.removeprefix("bigmodel::"))
     for op, module in _MODULES.items():

@@ -32,8 +32,8 @@ static void sum_rows_of(Matrix<const T> a, std::int64_t column, std::int64_t col
 }
 
 // result[j] = sum_i a[i, j], the same for any number of threads. workspace: column_sums_floats(rows, columns).
-template <class T>
-static void column_sums(Matrix<const T> a, T* result, float* workspace) {
+template <class T, class Result>
+static void column_sums(Matrix<const T> a, Result* result, float* workspace) {
   const std::int64_t row_blocks = parts_of(a.rows, sum_rows), column_blocks = parts_of(a.columns, sum_width);
   const std::int64_t width = round_up(a.columns, sum_width);
   for_each_job(workers_for(a.rows * a.columns), row_blocks * column_blocks, [&](std::int64_t job, int) {

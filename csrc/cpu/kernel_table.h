@@ -11,6 +11,8 @@
 #include "bigmodel/attention_decode.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
+#include "bigmodel/linear_cross_entropy.h"
+#include "bigmodel/rotary.h"
 
 namespace bigmodel::cpu {
 
@@ -36,6 +38,9 @@ struct KernelTable {
   Kernel<FeedForwardBackwardArgs> feed_forward_backward;
   Kernel<AddNormForwardArgs> add_norm_forward;
   Kernel<AddNormBackwardArgs> add_norm_backward;
+  Kernel<RotaryArgs> rotary;
+  Kernel<LinearCrossEntropyForwardArgs> linear_cross_entropy_forward;
+  Kernel<LinearCrossEntropyBackwardArgs> linear_cross_entropy_backward;
   std::int64_t (*peak_multiply_add)(std::int64_t rounds, float factor, float* sink);
   std::int64_t (*peak_bf16_dot)(std::int64_t rounds, float* sink);
   std::int64_t (*peak_int8_dot)(std::int64_t rounds, float* sink);

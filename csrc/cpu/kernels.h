@@ -36,6 +36,14 @@ void add_norm_forward(const AddNormForwardArgs&);
 std::int64_t add_norm_backward_workspace(const AddNormBackwardArgs&);
 void add_norm_backward(const AddNormBackwardArgs&);
 
+std::int64_t rotary_workspace(const RotaryArgs&);
+void rotary(const RotaryArgs&);
+
+std::int64_t linear_cross_entropy_forward_workspace(const LinearCrossEntropyForwardArgs&);
+void linear_cross_entropy_forward(const LinearCrossEntropyForwardArgs&);
+std::int64_t linear_cross_entropy_backward_workspace(const LinearCrossEntropyBackwardArgs&);
+void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs&);
+
 // Not kernels but the ceilings that kernels are measured against, on the calling thread: independent fp32 multiply-adds
 // (returns the floating-point operations done; 0 < factor < 1), dot products of bf16 pairs or int8 quadruples (return
 // the operations done: 0 where the target has no such instruction), and a read of count words (returns their sum).

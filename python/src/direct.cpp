@@ -213,6 +213,8 @@ void define(PyObject* module) {
   add_linear(functions);
   add_feed_forward(functions);
   add_add_norm(functions);
+  add_rotary(functions);
+  add_linear_cross_entropy(functions);
 }
 
 }  // namespace bigmodel::binding::direct

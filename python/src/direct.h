@@ -116,7 +116,12 @@ struct Caller<function> {
       const WithoutGil released;
       return std::apply(function, values);
     };
-    return to_python(run());
+    if constexpr (std::is_void_v<Result>) {
+      run();
+      return Py_NewRef(Py_None);
+    } else {
+      return to_python(run());
+    }
   }
 };
 
@@ -144,6 +149,8 @@ void add_attention_decode(Functions& functions);
 void add_linear(Functions& functions);
 void add_feed_forward(Functions& functions);
 void add_add_norm(Functions& functions);
+void add_rotary(Functions& functions);
+void add_linear_cross_entropy(Functions& functions);
 
 // Fills a module with them all; leaves it empty where this torch lacks what converts tensors.
 void define(PyObject* module);

@@ -56,4 +56,17 @@ BIGMODEL_LIBRARY(BIGMODEL_NAMESPACE, library) {
       "add_norm_backward(Tensor grad_normed, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor mean, Tensor rstd, "
       "*, str kind='layer', bool[3] output_mask=[True, True, True]) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  library.def(
+      "rotary(Tensor query, Tensor? key, Tensor cos, Tensor sin, Tensor? positions=None, *, bool interleaved=False, "
+      "bool inverse=False) -> (Tensor turned_query, Tensor turned_key)");
+  library.def(
+      "rotary_(Tensor(a!) query, Tensor(b!)? key, Tensor cos, Tensor sin, Tensor? positions=None, *, "
+      "bool interleaved=False, bool inverse=False) -> ()");
+  library.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias=None, *, int ignore_index=-100, "
+      "float label_smoothing=0.0, float z_loss=0.0, float softcap=0.0) -> (Tensor loss, Tensor lse)");
+  library.def(
+      "linear_cross_entropy_backward(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor target, Tensor lse, "
+      "Tensor? bias=None, *, int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, float softcap=0.0, "
+      "bool[3] output_mask=[True, True, True]) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)");
 }

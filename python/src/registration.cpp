@@ -12,6 +12,8 @@ void register_everywhere(bigmodel::binding::Library& library) {
   bigmodel::binding::register_linear(library);
   bigmodel::binding::register_feed_forward(library);
   bigmodel::binding::register_add_norm(library);
+  bigmodel::binding::register_rotary(library);
+  bigmodel::binding::register_linear_cross_entropy(library);
 }
 
 }  // namespace

@@ -14,5 +14,7 @@ void register_linear(Library& library);
 void register_linear_pack(Library& library);  // a layout of the CPU kernels
 void register_feed_forward(Library& library);
 void register_add_norm(Library& library);
+void register_rotary(Library& library);
+void register_linear_cross_entropy(Library& library);
 
 }  // namespace bigmodel::binding

@@ -10,6 +10,8 @@ int main() {
     test::test_linear();
     test::test_feed_forward();
     test::test_attention();
+    test::test_rotary();
+    test::test_linear_cross_entropy();
     std::printf("%s: %ld checks, %ld failed\n", target.c_str(), test::counts.checks - before.checks,
                 test::counts.failures - before.failures);
     std::fflush(stdout);

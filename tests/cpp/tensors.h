@@ -132,5 +132,7 @@ void test_add_norm();
 void test_attention();
 void test_linear();
 void test_feed_forward();
+void test_rotary();
+void test_linear_cross_entropy();
 
 }  // namespace bigmodel::test

@@ -126,6 +126,9 @@ void check_reductions_and_transpose() {
     vectors[i] = load(rows[i]);
     check_close(reduce_add(vectors[i]), sum, size * 0x1p-22, "reduce_add");
     check(reduce_max(vectors[i]) == largest, "reduce_max");
+    float swapped[lanes];
+    store(swapped, swap_pairs(vectors[i]));
+    for (int j = 0; j < lanes; ++j) check(swapped[j] == rows[i][j ^ 1], "swap_pairs, lane %d", j);
   }
   transpose(vectors);
   for (int i = 0; i < lanes; ++i) {

@@ -11,7 +11,7 @@
 //   max(bound, x) keeps a NaN of x), abs, sqrt, round (to nearest even), less, select(mask, if_true, if_false);
 //   to_int (of a whole number), to_float, as_int, as_float, set1_int, + - * & | of I32, shift_left<n>, shift_right<n>
 //   (arithmetic); keep_in_register(a): a is loaded once and not again for each use; reduce_add, reduce_max;
-//   store_sums(p, a, b, c, d), the four sums of lanes; transpose(F32 rows[lanes]).
+//   store_sums(p, a, b, c, d), the four sums of lanes; swap_pairs (lanes 1, 0, 3, 2, ...); transpose(F32 rows[lanes]).
 #pragma once
 
 #if defined(__AVX512F__)

@@ -144,6 +144,8 @@ BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
   _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
+
 BIGMODEL_INLINE void transpose(F32 (&rows)[8]) {
   __m256 pairs[8], quads[8];
   for (int i = 0; i < 8; i += 2) {

@@ -137,6 +137,8 @@ BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
   p[0] = reduce_add(a), p[1] = reduce_add(b), p[2] = reduce_add(c), p[3] = reduce_add(d);
 }
 
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {FloatVector{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
+
 BIGMODEL_INLINE void transpose(F32 (&rows)[4]) {
   F32 columns[4];
   for (int i = 0; i < 4; ++i) columns[i].v = FloatVector{rows[0].v[i], rows[1].v[i], rows[2].v[i], rows[3].v[i]};

@@ -117,6 +117,8 @@ BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
   vst1q_f32(p, vpaddq_f32(vpaddq_f32(a.v, b.v), vpaddq_f32(c.v, d.v)));
 }
 
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {vrev64q_f32(a.v)}; }
+
 BIGMODEL_INLINE void transpose(F32 (&rows)[4]) {
   const float32x4_t even_upper = vtrn1q_f32(rows[0].v, rows[1].v), odd_upper = vtrn2q_f32(rows[0].v, rows[1].v);
   const float32x4_t even_lower = vtrn1q_f32(rows[2].v, rows[3].v), odd_lower = vtrn2q_f32(rows[2].v, rows[3].v);

@@ -1,0 +1,254 @@
+"""Text from a CausalLM: greedy, sampled or by beam search, many prompts at a time."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigmodel_kernels.models.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from logits; `generate` says what each field does."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"[generate] temperature is {self.temperature}: expected 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"[generate] top_k is {self.top_k}: expected at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"[generate] top_p is {self.top_p}: expected a number above 0 and at most 1")
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise ValueError(f"[generate] repetition_penalty is {self.repetition_penalty}: expected a positive number")
+
+    def penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """logits [batch, vocabulary], those of tokens seen divided by the penalty, or multiplied if negative."""
+        if seen is None:
+            return logits
+        penalty = self.repetition_penalty
+        return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each token [batch, vocabulary], after temperature, top-k and top-p; temperature must not be 0."""
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.size(-1):
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
+            # A token stays while those before it have not reached top_p: the first always does.
+            removed = ordered.cumsum(-1) - ordered >= self.top_p
+            logits = logits.masked_fill(torch.zeros_like(removed).scatter(-1, order, removed), -math.inf)
+        return logits.softmax(-1)
+
+    def choose(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[batch, vocabulary] to [batch]."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
+
+
+class Decoder:
+    """Runs a model forward token by token, with a cache, or without one over all tokens again."""
+
+    def __init__(self, model, tokens: Tensor, starts: Tensor | None, new_tokens: int, use_cache: bool) -> None:
+        self.model, self.tokens, self.starts, self.cache = model, tokens, starts, None
+        if use_cache:
+            dtype = _computing_dtype(model)
+            self.cache = KVCache(
+                model.config, tokens.size(0), tokens.size(1) + new_tokens, dtype, model.embedding.weight.device
+            )
+
+    def first(self) -> Tensor:
+        """The logits [batch, vocabulary] that follow the prompts."""
+        return self._last_logits(self.tokens)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """The logits that follow one more token [batch] of each sequence."""
+        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
+        return self._last_logits(self.tokens if self.cache is None else tokens[:, None])
+
+    def select(self, rows: Tensor) -> None:
+        """Row i goes on as what row rows[i] was."""
+        self.tokens = self.tokens[rows]
+        if self.cache is not None:
+            self.cache.reorder(rows)
+
+    def _last_logits(self, tokens: Tensor) -> Tensor:
+        hidden = self.model.hidden(tokens, self.starts, self.cache)
+        return self.model.logits(hidden[:, -1]).float()
+
+
+@torch.no_grad()
+def generate(
+    model,
+    prompts: Sequence[Sequence[int]] | Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: Iterable[int] = (),
+    on_token: Callable[[int, int], None] | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """Continues each prompt; returns its new tokens.
+
+    Args:
+        model: a CausalLM; its training mode is restored at the end, and dropout is off meanwhile.
+        prompts: sequences of tokens, of any lengths of at least 1, or int64 [batch, length].
+        max_new_tokens: at most so many for each prompt.
+        temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
+        top_k: draws from the k likeliest tokens only (Fan et al., 2018).
+        top_p: draws from the fewest tokens whose probabilities reach top_p (Holtzman et al., 2020).
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that the sequence holds
+            already (Keskar et al., "CTRL", 2019).
+        beams: above 1: beam search, which keeps so many sequences of highest probability; not with a temperature.
+        length_penalty: beam search's result is the sequence with the highest log-probability / length^length_penalty.
+        stop: tokens that end a sequence; they are not returned.
+        on_token: called with (index of the prompt, token) as soon as a token is chosen; not with beams.
+        generator: of the draws; None: torch's default one.
+        use_cache: False computes every step from all tokens anew: the same tokens, slowly.
+
+    Raises ValueError for an empty prompt, options that do not fit, or a sequence longer than the config's length.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    prompts = [list(map(int, prompt)) for prompt in prompts]
+    _check(model, prompts, max_new_tokens, beams, sampling, on_token)
+    if not prompts or max_new_tokens == 0:
+        return [[] for _ in prompts]
+    tokens, starts = left_padded(prompts, model.embedding.weight.device)
+    stop = torch.tensor(sorted({int(token) for token in stop}), dtype=torch.int64, device=tokens.device)
+    training = model.training
+    model.eval()
+    try:
+        if beams > 1:
+            return _search(model, tokens, starts, max_new_tokens, sampling, beams, length_penalty, stop, use_cache)
+        decoder = Decoder(model, tokens, starts, max_new_tokens, use_cache)
+        return _sample(decoder, max_new_tokens, sampling, stop, on_token, generator)
+    finally:
+        model.train(training)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Prompts of unequal length as [batch, longest], ending together, and how much padding each begins with."""
+    longest = max(map(len, prompts))
+    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    starts = [longest - len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(starts, device=device) if any(starts) else None
+
+
+def _sample(decoder: Decoder, steps: int, sampling: Sampling, stop: Tensor, on_token, generator) -> list[list[int]]:
+    batch = decoder.tokens.size(0)
+    results: list[list[int]] = [[] for _ in range(batch)]
+    going = [True] * batch
+    logits = decoder.first()
+    seen = _seen(decoder, sampling, logits)
+    for step in range(steps):
+        chosen = sampling.choose(sampling.penalised(logits, seen), generator)
+        stopped = torch.isin(chosen, stop).tolist()
+        for row, token in enumerate(chosen.tolist()):
+            going[row] = going[row] and not stopped[row]
+            if going[row]:
+                results[row].append(token)
+                if on_token is not None:
+                    on_token(row, token)
+        if not any(going) or step == steps - 1:
+            break
+        if seen is not None:
+            seen.scatter_(-1, chosen[:, None], True)
+        logits = decoder.step(chosen)
+    return results
+
+
+def _search(
+    model, tokens: Tensor, starts: Tensor | None, steps: int, sampling: Sampling, beams: int, length_penalty: float,
+    stop: Tensor, use_cache: bool,
+) -> list[list[int]]:  # fmt: skip
+    """Beam search. A beam that has stopped stays among the others with its score, and goes on by one token of
+    probability 1, which its length does not count."""
+    batch = tokens.size(0)
+    rows = torch.arange(batch, device=tokens.device).repeat_interleave(beams)
+    decoder = Decoder(model, tokens[rows], None if starts is None else starts[rows], steps, use_cache)
+    logits = decoder.first()
+    vocabulary = logits.size(-1)
+    # All beams of a prompt are equal at first: only one of them counts.
+    scores = torch.full((batch, beams), -math.inf, device=tokens.device)
+    scores[:, 0] = 0.0
+    lengths = torch.zeros(batch * beams, dtype=torch.int64, device=tokens.device)
+    going = torch.ones(batch * beams, dtype=torch.bool, device=tokens.device)
+    seen = _seen(decoder, sampling, logits)
+    filler = torch.full((vocabulary,), -math.inf, device=tokens.device)
+    filler[0] = 0.0
+    base = torch.arange(batch, device=tokens.device)[:, None] * beams
+    for step in range(steps):
+        gains = sampling.penalised(logits, seen).log_softmax(-1)
+        gains = torch.where(going[:, None], gains, filler)
+        totals = (scores[..., None] + gains.view(batch, beams, vocabulary)).flatten(1)
+        scores, index = totals.topk(beams, dim=-1)
+        parents, chosen = (base + index // vocabulary).flatten(), (index % vocabulary).flatten()
+        decoder.select(parents)
+        lengths, going = lengths[parents], going[parents]
+        going = going & ~torch.isin(chosen, stop)
+        lengths = lengths + going
+        if seen is not None:
+            seen = seen[parents].scatter(-1, chosen[:, None], True)
+        if not going.any() or step == steps - 1:
+            decoder.tokens = torch.cat([decoder.tokens, chosen[:, None]], dim=1)
+            break
+        logits = decoder.step(chosen)
+    best = (scores / lengths.view(batch, beams).clamp(min=1) ** length_penalty).argmax(-1)
+    kept = (base.squeeze(-1) + best).tolist()
+    first = tokens.size(1)
+    return [decoder.tokens[row, first : first + int(lengths[row])].tolist() for row in kept]
+
+
+def _seen(decoder: Decoder, sampling: Sampling, logits: Tensor) -> Tensor | None:
+    """Which tokens each sequence holds, padding left out: boolean [batch, vocabulary]; None without a penalty."""
+    if sampling.repetition_penalty == 1:
+        return None
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    for row, tokens in enumerate(decoder.tokens):
+        seen[row, tokens[0 if decoder.starts is None else int(decoder.starts[row]) :]] = True
+    return seen
+
+
+def _computing_dtype(model) -> torch.dtype:
+    """What keys and values come in: the parameters' dtype, or autocast's."""
+    weight = model.embedding.weight
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
+
+
+def _check(model, prompts, max_new_tokens: int, beams: int, sampling: Sampling, on_token) -> None:
+    config = model.config
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"[generate] prompt {index} is empty: expected at least one token")
+        if not all(0 <= token < config.vocabulary for token in prompt):
+            raise ValueError(f"[generate] prompt {index} holds a token outside the vocabulary of {config.vocabulary}")
+    if max_new_tokens < 0:
+        raise ValueError(f"[generate] max_new_tokens is {max_new_tokens}: expected 0 or more")
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if longest > config.length:
+        raise ValueError(
+            f"[generate] the longest prompt and {max_new_tokens} new tokens are {longest}: expected at most the "
+            f"model's length, {config.length}"
+        )
+    if beams < 1 or beams > config.vocabulary:
+        raise ValueError(f"[generate] beams is {beams}: expected 1 to the vocabulary's {config.vocabulary}")
+    if beams > 1 and (sampling.temperature > 0 or on_token is not None):
+        raise ValueError("[generate] beams above 1 search: expected neither a temperature nor on_token")

@@ -1,0 +1,55 @@
+"""Rotary position embedding as a module: tables of angles, kept from call to call."""
+
+import torch
+from torch import Tensor
+
+from bigmodel_kernels import functional
+
+
+class RotaryEmbedding(torch.nn.Module):
+    """Turns query and key by their positions (Su et al., 2021), by ``bmk.rotary``; no parameters, an empty state_dict.
+
+    Pair i turns by position * theta^(-2 i / dim). The table of cosines and sines is computed in float64, kept in
+    float32 on each device that asks for it, whatever the model's dtype, and doubled when a longer sequence comes.
+
+    Args:
+        dim: how many of a head's features are turned, even.
+        theta: the base of the frequencies.
+        interleaved: False pairs feature i with i + dim / 2, True 2 i with 2 i + 1.
+        max_positions: rows that the table has from the start; ``positions`` that are given may not exceed the table.
+
+    Raises ValueError for a dim that is not positive and even, or a theta or max_positions that is not positive.
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0, interleaved: bool = False, max_positions: int = 2048) -> None:
+        super().__init__()
+        if dim <= 0 or dim % 2 or theta <= 0 or max_positions <= 0:
+            raise ValueError(
+                f"[RotaryEmbedding] dim, theta and max_positions are {dim}, {theta} and {max_positions}: "
+                "expected an even dim and positive numbers"
+            )
+        self.dim, self.theta, self.interleaved, self.max_positions = dim, theta, interleaved, max_positions
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def tables(self, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [at least rows, dim / 2] in float32."""
+        if rows > self.max_positions:
+            self.max_positions = max(rows, 2 * self.max_positions)
+        kept = self._tables.get(device)
+        if kept is None or kept[0].size(0) < self.max_positions:
+            pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
+            positions = torch.arange(self.max_positions, dtype=torch.float64, device=device)
+            angles = positions[:, None] * self.theta ** (-pairs / self.dim)
+            kept = self._tables[device] = angles.cos().float(), angles.sin().float()
+        return kept
+
+    def forward(
+        self, query: Tensor, key: Tensor | None, positions: Tensor | None = None, inplace: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """query [batch, heads, length, head_dim] and key [batch, kv_heads, length, head_dim], turned; positions,
+        [length] or [batch, length] in int64, are 0, 1, 2, ... by default. inplace: over query and key themselves."""
+        cos, sin = self.tables(query.device, query.size(2))
+        return functional.rotary(query, key, cos, sin, positions, interleaved=self.interleaved, inplace=inplace)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, theta={self.theta}, interleaved={self.interleaved}"

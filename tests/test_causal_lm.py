@@ -1,0 +1,285 @@
+"""CausalLM: against Hugging Face's models, with and without a cache, and every way to generate."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import bigmodel_kernels as bmk
+from bigmodel_kernels.models import CausalLM, CausalLMConfig
+from bigmodel_kernels.models.generation import Sampling
+
+SMALL = {"vocabulary": 61, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "length": 40}
+CONFIGS = {
+    "gpt": CausalLMConfig.gpt(**SMALL),
+    "llama": CausalLMConfig.llama(**SMALL, kv_heads=2),
+    "llama_tied": CausalLMConfig.llama(**SMALL, kv_heads=1, tied=True, head_dim=12),
+}
+PROMPTS = [[5, 3, 60, 7, 1], [9], [2, 2, 4], [11, 0, 13, 17, 19, 23, 29]]
+
+
+def make(name, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    model = CausalLM(CONFIGS[name]).to(dtype).eval()
+    with torch.no_grad():  # larger than at the start of training, so that tokens differ
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    return model
+
+
+def small_hugging_face(kind):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=67, n_embd=24, n_layer=2, n_head=3, n_positions=32)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=67,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            intermediate_size=40,
+            max_position_embeddings=32,
+            tie_word_embeddings=kind == "llama_tied",
+        )
+        model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama_tied"])
+def test_hugging_face_weights_give_the_same_logits(kind):
+    theirs = small_hugging_face(kind)
+    ours = CausalLM.from_hugging_face(theirs.config, theirs.state_dict()).eval()
+    tokens = torch.randint(0, 67, (3, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_generates_what_hugging_face_generates(kind):
+    theirs = small_hugging_face(kind)
+    ours = CausalLM.from_hugging_face(theirs.config, theirs.state_dict())
+    prompt = torch.randint(3, 67, (1, 6))
+    expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert ours.generate(prompt, 12) == expected[:, 6:].tolist()
+
+
+def test_other_models_are_refused():
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match=r"\[CausalLM\] the model's type is 'bert'"):
+        CausalLM.from_hugging_face(transformers.BertConfig(), {})
+    scaled = transformers.LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})
+    with pytest.raises(ValueError, match=r"\[CausalLM\] the rotary frequencies are scaled \(linear\)"):
+        CausalLM.from_hugging_face(scaled, {})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_position_sees_a_later_one(name):
+    model, tokens = make(name), torch.randint(0, 61, (2, 12))
+    changed = tokens.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % 61
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+def greedy_by_hand(model, prompt, steps):
+    """The definition: the whole sequence through the model for each token, one prompt at a time."""
+    tokens = list(prompt)
+    for _ in range(steps):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_is_the_definition(name, use_cache):
+    """Prompts of unequal length in one batch, token for token what each alone gives without a cache."""
+    model = make(name, torch.float64)
+    expected = [greedy_by_hand(model, prompt, 20) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in expected}) > 1
+    assert model.generate(PROMPTS, 20, use_cache=use_cache) == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_in_float32_with_and_without_cache(name):
+    model = make(name)
+    assert model.generate(PROMPTS, 20) == model.generate(PROMPTS, 20, use_cache=False)
+
+
+def test_autocast_generates():
+    model = make("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.generate(PROMPTS, 5)
+    assert [len(each) for each in tokens] == [5] * 4
+
+
+def test_stop_tokens_end_a_sequence_and_are_not_returned():
+    model = make("gpt", torch.float64)
+    whole = model.generate(PROMPTS, 20)
+    stop = whole[0][3]
+    for ours, tokens in zip(model.generate(PROMPTS, 20, stop=[stop]), whole, strict=True):
+        assert ours == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
+
+
+def test_tokens_are_streamed():
+    model = make("gpt")
+    stop = model.generate(PROMPTS, 20)[1][4]
+    streamed = [[] for _ in PROMPTS]
+    result = model.generate(PROMPTS, 20, stop=[stop], on_token=lambda row, token: streamed[row].append(token))
+    assert streamed == result and any(result)
+
+
+def test_repetition_penalty_forbids_when_large():
+    model = make("gpt", torch.float64)
+    plain, penalised = (model.generate([[1, 2, 3]], 20, repetition_penalty=penalty)[0] for penalty in (1.0, 1e9))
+    assert len(set(plain)) < 20
+    # A seen token's positive logit becomes 0, a negative one -infinity almost: some other is positive.
+    assert len({1, 2, 3, *penalised}) == 23
+
+
+def test_repetition_penalty_is_ctrls():
+    logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
+    assert torch.equal(Sampling(repetition_penalty=2.0).penalised(logits, seen), torch.tensor([[1.0, -4.0, 3.0]]))
+
+
+def test_probabilities_after_top_k_and_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.1, 0.7, 0.1]]).log()
+    halves = Sampling(temperature=0.5).probabilities(logits)
+    torch.testing.assert_close(halves, logits.exp() ** 2 / (logits.exp() ** 2).sum(-1, keepdim=True))
+    two = Sampling(temperature=1.0, top_k=2).probabilities(logits[:1])
+    torch.testing.assert_close(two, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+    nucleus = Sampling(temperature=1.0, top_p=0.75).probabilities(logits[:1])
+    torch.testing.assert_close(nucleus, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+    first = Sampling(temperature=1.0, top_p=0.01).probabilities(logits)
+    torch.testing.assert_close(first, torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]))
+
+
+def test_samples_follow_the_models_probabilities():
+    model = make("gpt")
+    with torch.no_grad():
+        expected = (model(torch.tensor([[5, 3]]))[0, -1] / 2).softmax(-1)
+    count = 20000
+    drawn = model.generate([[5, 3]] * count, 1, temperature=2.0, generator=torch.Generator().manual_seed(0))
+    share = torch.bincount(torch.tensor(drawn).flatten(), minlength=61) / count
+    # Five standard deviations of a binomial share.
+    assert ((share - expected).abs() <= 5 * (expected * (1 - expected) / count).sqrt() + 1e-3).all()
+
+
+def test_samples_repeat_from_a_seed():
+    model = make("gpt")
+    first, second = (
+        model.generate(PROMPTS, 10, temperature=1.0, top_p=0.9, generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
+    )
+    assert first == second != model.generate(PROMPTS, 10)
+
+
+def log_probability(model, prompt, tokens):
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *tokens]]))[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beam_search_finds_the_best_sequence(use_cache):
+    """As many beams as there are tokens: none is lost after the first step, so the best of all pairs is found."""
+    torch.manual_seed(4)
+    config = CausalLMConfig.llama(vocabulary=7, width=16, layers=1, heads=2, hidden=24, length=10)
+    model = CausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    prompts = [[first, second] for first in range(7) for second in range(7)] + [[3], [4, 1, 2]]
+    best = [
+        list(max(itertools.product(range(7), repeat=2), key=lambda tokens: log_probability(model, prompt, tokens)))
+        for prompt in prompts
+    ]
+    assert model.generate(prompts, 2, beams=7, use_cache=use_cache) == best
+    assert model.generate(prompts, 2) != best
+
+
+def test_beams_stop():
+    model = make("gpt", torch.float64)
+    whole = model.generate(PROMPTS, 8, beams=3)
+    assert [len(tokens) for tokens in whole] == [8] * 4
+    stop = whole[0][2]
+    for tokens in model.generate(PROMPTS, 8, beams=3, stop=[stop]):
+        assert stop not in tokens
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_is_the_cross_entropy_of_the_logits(name):
+    model, tokens = make(name).train(), torch.randint(0, 61, (2, 12))
+    targets = tokens.roll(-1, 1)
+    grads = []
+    for loss in (model.loss(tokens, targets), F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())):
+        grads.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for ours, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_changes_nothing():
+    model, tokens = make("llama").train(), torch.randint(0, 61, (2, 12))
+    grads = []
+    for model.checkpointing in (False, True):
+        loss = model.loss(tokens, tokens)
+        grads.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for kept, computed_again in zip(*grads, strict=True):
+        assert torch.equal(kept, computed_again)
+
+
+def test_compiles_whole():
+    model, tokens = make("llama"), torch.randint(0, 61, (2, 12))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens), model(tokens))
+
+
+BAD = {
+    "is empty": lambda model: model.generate([[1], []], 3),
+    "outside the vocabulary": lambda model: model.generate([[61]], 3),
+    "expected at most the model's length, 40": lambda model: model.generate([[1] * 38], 3),
+    "temperature is -1": lambda model: model.generate([[1]], 3, temperature=-1),
+    "top_k is 0": lambda model: model.generate([[1]], 3, top_k=0),
+    "top_p is 2": lambda model: model.generate([[1]], 3, top_p=2),
+    "repetition_penalty is 0": lambda model: model.generate([[1]], 3, repetition_penalty=0),
+    "beams is 0": lambda model: model.generate([[1]], 3, beams=0),
+    "neither a temperature nor on_token": lambda model: model.generate([[1]], 3, beams=2, temperature=1.0),
+    "the sequence has length 41": lambda model: model(torch.zeros(1, 41, dtype=torch.int64)),
+    "heads is 5": lambda model: CausalLMConfig(width=32, heads=5),
+    "kv_heads is 3": lambda model: CausalLMConfig(width=32, heads=4, kv_heads=3),
+    "norm is 'batch'": lambda model: CausalLMConfig(norm="batch"),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_input(text):
+    with pytest.raises(ValueError, match=r"^\[(generate|CausalLM)\] ") as caught:
+        BAD[text](make("gpt"))
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_embedding(interleaved):
+    module = bmk.nn.RotaryEmbedding(8, theta=100.0, interleaved=interleaved, max_positions=4)
+    query, key = torch.randn(2, 3, 9, 12), torch.randn(2, 1, 9, 12)
+    angles = torch.arange(9.0)[:, None] * 100.0 ** (-torch.arange(0, 8, 2) / 8)
+    expected = bmk.rotary(query, key, angles.cos(), angles.sin(), interleaved=interleaved)
+    for ours, theirs in zip(module(query, key), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not module.state_dict()
+    low = module.bfloat16()
+    assert low.tables(query.device, 9)[0].dtype == torch.float32
+    assert low(query.bfloat16(), None, positions=torch.arange(9).flip(0))[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"^\[RotaryEmbedding\] dim"):
+        bmk.nn.RotaryEmbedding(7)

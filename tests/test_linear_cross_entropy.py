@@ -1,0 +1,208 @@
+"""linear_cross_entropy: every case on every CPU target, memory, and what torch asks of an op."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bigmodel_bench.memory import peak_extra_bytes
+from conftest import CPU_DISPATCHES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from op_check import DTYPES, EXAMPLES, RANDOM_DTYPES, check_case, check_repeats, dtype_name, leaves
+
+import bigmodel_kernels as bmk
+from bigmodel_kernels.testing import LINEAR_CROSS_ENTROPY_CASES, LinearCrossEntropyCase
+from bigmodel_kernels.testing.layouts import LAYOUTS
+
+CASE = {case.name: case for case in LINEAR_CROSS_ENTROPY_CASES}
+OP = torch.ops.bigmodel.linear_cross_entropy.default
+
+# No GPU has it yet (backends.CPU_ONLY_OPS).
+pytestmark = pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("case", LINEAR_CROSS_ENTROPY_CASES, ids=lambda case: case.name)
+def test_case(case, dtype, backend):
+    check_case(case, dtype, backend)
+
+
+@st.composite
+def any_case(draw):
+    return LinearCrossEntropyCase(
+        "random",
+        leading=draw(st.lists(st.integers(0, 9), max_size=3).map(tuple)),
+        width=draw(st.integers(1, 100)),
+        vocabulary=draw(st.integers(1, 700)),
+        bias=draw(st.booleans()),
+        ignored=draw(st.sampled_from([None, "all"])),
+        label_smoothing=draw(st.sampled_from([0.0, 0.1])),
+        z_loss=draw(st.sampled_from([0.0, 1e-3])),
+        softcap=draw(st.sampled_from([None, 3.0])),
+        reduction=draw(st.sampled_from(["none", "mean", "sum"])),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        weight_layout=draw(st.sampled_from(LAYOUTS)),
+    )
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(case=any_case(), dtype=st.sampled_from(RANDOM_DTYPES))
+def test_random_case(backend, case, dtype):
+    check_case(case, dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_repeats_bitwise(dtype, backend):
+    check_repeats(CASE["everything"], dtype, backend)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_agrees_with_torch(reduction, label_smoothing, backend):
+    hidden, weight, bias = torch.randn(4, 9, 24), torch.randn(130, 24), torch.randn(130)
+    target = torch.randint(0, 130, (4, 9))
+    target[1, 3:] = -100
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    ours = bmk.linear_cross_entropy(hidden, weight, target, bias, **options, backend=backend)
+    theirs = F.cross_entropy(F.linear(hidden, weight, bias).flatten(0, 1), target.flatten(), **options)
+    torch.testing.assert_close(ours, theirs.view(target.shape) if reduction == "none" else theirs)
+
+
+def test_all_ignored_is_zero_not_nan(backend):
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    loss = bmk.linear_cross_entropy(hidden, weight, torch.full((5,), -100), backend=backend)
+    assert loss == 0
+    loss.backward()
+    assert not hidden.grad.any() and not weight.grad.any()
+
+
+def test_ignored_rows_spoil_neither_the_loss_nor_their_gradient(backend):
+    """grad_weight takes 0 * NaN of them, as the plain form does."""
+    hidden, weight = torch.randn(5, 8), torch.randn(20, 8)
+    hidden[2] = torch.nan
+    hidden.requires_grad_()
+    target = torch.tensor([1, 2, -100, 3, 4])
+    loss = bmk.linear_cross_entropy(hidden, weight, target, backend=backend)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(hidden.grad).all() and not hidden.grad[2].any()
+
+
+def test_nan_and_large_logits(backend):
+    weight, target = torch.eye(4), torch.tensor([0, 1])
+    hidden = torch.tensor([[1e4, 0.0, 0.0, -1e4], [-300.0, -301.0, -300.0, -305.0]])
+    ours = bmk.linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend)
+    torch.testing.assert_close(ours, F.cross_entropy(hidden, target, reduction="none"))
+    hidden[0, 2] = torch.nan
+    ours = bmk.linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend)
+    assert torch.isnan(ours[0]) and torch.isfinite(ours[1])
+
+
+def test_small_gradients_survive_float16(backend):
+    """A mean over many rows of a large vocabulary: probabilities times 1 / rows are below fp16's smallest number."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(256, 64, dtype=torch.float16), (torch.randn(2048, 64) / 8).half()
+    target = torch.randint(0, 2048, (256,))
+    grads = []
+    for dtype, each in ((torch.float16, backend), (torch.float64, "reference")):
+        x = hidden.to(dtype).requires_grad_()
+        loss = 1e-4 * bmk.linear_cross_entropy(x, weight.to(dtype), target, reduction="mean", backend=each)
+        grads.append(torch.autograd.grad(loss.double() * 1e4 * 256, x, retain_graph=False)[0].double())
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+def test_memory(dtype, backend):
+    """Neither pass holds the logits: the bound is a small part of them, which the plain form must exceed."""
+    rows, width, vocabulary = 512, 32, 60000
+    hidden, weight = torch.randn(rows, width, dtype=dtype), torch.randn(vocabulary, width, dtype=dtype)
+    hidden.requires_grad_(), weight.requires_grad_()
+    target = torch.randint(0, vocabulary, (rows,))
+    logits_bytes = rows * vocabulary * dtype.itemsize
+    gradient_bytes = (hidden.numel() + weight.numel()) * dtype.itemsize
+
+    def run(each):
+        loss = bmk.linear_cross_entropy(hidden, weight, target, backend=each)
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    assert peak_extra_bytes(lambda: run("reference")) > logits_bytes
+    # 16 MB of the logits' gradient at a time, a 16 MB chunk of a packed operand at most, and per thread some blocks.
+    assert peak_extra_bytes(lambda: run(backend)) < gradient_bytes + (40 << 20) < gradient_bytes + logits_bytes
+
+
+@pytest.mark.parametrize("wanted", ["hidden", "weight", "bias"])
+def test_one_gradient_alone(wanted, backend):
+    case = CASE["everything"]
+    inputs = case.inputs(torch.float32)
+    everything = leaves(inputs)
+    expected = torch.autograd.grad(case.run(everything, backend)["loss"], everything[wanted])
+    alone = {name: x.detach() for name, x in inputs.items()}
+    alone[wanted].requires_grad_()
+    grad = torch.autograd.grad(case.run(alone, backend)["loss"], alone[wanted])
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["three_dimensions", "no_bias", "everything", "one_dimension"])
+def test_opcheck(name, backend):
+    case = CASE[name]
+    inputs = tuple(leaves(case.inputs(torch.float32)).values())
+    options = {"label_smoothing": case.label_smoothing, "softcap": case.softcap or 0.0, "z_loss": case.z_loss}
+    result = torch.library.opcheck(OP, inputs, options)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_gradcheck_in_float64(softcap, reduction, backend):
+    case = LinearCrossEntropyCase(
+        "small", (4,), 3, 5, label_smoothing=0.1, z_loss=0.2, softcap=softcap, reduction=reduction
+    )
+    inputs = case.inputs(torch.float64)
+    names = ("hidden", "weight", "bias")
+
+    def function(*tensors):
+        return case.run({**inputs, **dict(zip(names, tensors, strict=True))})["loss"]
+
+    tensors = tuple(inputs[name].requires_grad_() for name in names)
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_double_backward_goes_to_the_reference(backend):
+    def second(each):
+        inputs = leaves(CASE["everything"].inputs(torch.float32))
+        wanted = [inputs["hidden"], inputs["weight"]]
+        grads = torch.autograd.grad(CASE["everything"].run(inputs, each)["loss"], wanted, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in grads), wanted)
+
+    for ours, theirs in zip(second(backend), second("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_whole(compiler, backend):
+    case = CASE["everything"]
+    inputs = case.inputs(torch.float32)
+
+    def function(tensors):
+        return case.run(tensors, backend)["loss"]
+
+    results = []
+    for each in (torch.compile(function, fullgraph=True, backend=compiler), function):
+        tensors = leaves(inputs)
+        loss = each(tensors)
+        loss.backward()
+        results.append([loss, *(tensors[name].grad for name in ("hidden", "weight", "bias"))])
+    for ours, eager in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager)
+
+
+def test_autocast(backend):
+    hidden, weight = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    target = torch.randint(0, 20, (6,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = bmk.linear_cross_entropy(hidden, weight, target, backend=backend)
+        low = bmk.linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), target, backend=backend)
+    assert loss.dtype == torch.float32 and torch.equal(loss, low)
+    loss.backward()
+    assert weight.grad.dtype == torch.float32
