@@ -136,7 +136,7 @@ def test_fits_the_architecture(rows):
         assert row.blocks_per_multiprocessor >= 1, row
 
 
-@pytest.mark.parametrize("kernel", ["forward masked d64", "grad_key_value masked d64"])
+@pytest.mark.parametrize("kernel", ["forward additive mask d64", "grad_key_value additive mask d64"])
 def test_additive_masks_fit_too(kernel):
     """Where shared memory is smallest: Triton loads tiles of the mask ahead as well, and they take room there."""
     (case,) = [case for case in cases("sm_86", ("attention",), ("bf16",), every=True) if case.name == kernel]

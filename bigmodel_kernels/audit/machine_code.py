@@ -59,8 +59,8 @@ class MachineCode:
     loop: Counts | None  # the inner loop over whole tiles; None without products in a loop
 
 
-def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
-    """Args: `tools` the folder of nvdisasm and cuobjdump."""
+def read_machine_code(cubin: bytes, tools: Path, inner_products: float = 0) -> MachineCode:
+    """Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a thread."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -68,7 +68,7 @@ def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
         instructions, loops = parse(_output(tools / "nvdisasm", "-c", path))
     registers, stack, shared, _ = (int(each) for each in usage.groups())
     on_tensor_cores = any(each.family in _MMA for each in instructions)
-    loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds)
+    loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds, inner_products)
     return MachineCode(
         registers=registers,
         stack_bytes=stack,

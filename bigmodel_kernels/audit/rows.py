@@ -12,7 +12,7 @@ from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocesso
 # The modules of `triton/` that offer audit_cases(arch).
 _FAMILIES = ("attention_audit", "layers_audit")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "tf32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())
 
 

@@ -91,38 +91,34 @@ _HALF = {
         "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 16, 8, 1)),
         "grad_mask": ((64, 64, 8, 1), (64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
     },
-    # Triton multiplies without tensor cores here, and holds whole rows of both factors in registers to do so.
+    # Triton multiplies without tensor cores here, and holds in registers what it multiplies.
     "sm_75": {
         "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-        "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1)),
-        "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1)),
-        "grad_mask": ((32, 32, 8, 1), (8, 8, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-        "weights": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_key_value": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+        "grad_query": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_mask": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+        "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
     },
 }
 _HALF["sm_120"] = _HALF["sm_86"]
 # True fp32 runs without tensor cores everywhere.
 _IEEE = {
     "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-    "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1), (8, 8, 8, 1)),
-    "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1), (8, 8, 8, 1)),
-    "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
-    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+    "grad_key_value": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_query": ((32, 32, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (32, 16, 8, 1)),
+    "grad_mask": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
 }
 _IEEE_BY_FAMILY = {
     # 64 KiB of shared memory ask for less.
     "sm_75": {
         "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
-        "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
-        "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
     },
     # Code for these architectures takes more registers.
     **dict.fromkeys(
         ("sm_90", "sm_100", "sm_120"),
         {
             "forward": (_IEEE["forward"][0], (16, 32, 8, 1), *_IEEE["forward"][2:]),
-            "grad_key_value": (_IEEE["grad_key_value"][0], (8, 8, 8, 1), *_IEEE["grad_key_value"][2:]),
-            "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
         },
     ),
 }
@@ -142,6 +138,9 @@ LARGEST_TF32 = 256
 
 # Before 3.8 Triton's products sum over at least 16 terms in fp32 too. The tables were audited with 3.9.
 _FEWEST_TERMS = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8) else 16
+
+# How many features of a row products without tensor cores take at a time, in the passes that read rows again for it.
+_CHUNK = 32
 
 _overrides: dict[tuple[str, int, int, str], Launch] = {}
 
@@ -199,6 +198,13 @@ def table_launch(name: str, capability: int, features: int, arithmetic: str) -> 
     else:
         rows = _TF32
     return _with_enough_terms(name, Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7]))
+
+
+def features_at_a_time(device: Device, features: int, arithmetic: str) -> int:
+    """How many features of a row the products of rows take at a time; 0: all. Without tensor cores a thread holds what
+    it multiplies, and whole rows of many features fill its registers."""
+    on_tensor_cores = arithmetic != "ieee" and _family(device.capability) != "sm_75"
+    return 0 if on_tensor_cores or features <= 64 else _CHUNK
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
