@@ -4,14 +4,15 @@ A selection that compiles in some minutes on one core; `bigmodel audit` compiles
 """
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from bigmodel_kernels.interpreter import interpreted
+
 pytest.importorskip("triton", reason="the package triton, which compiles the kernels, is not installed")
-if os.environ.get("TRITON_INTERPRET") == "1":
+if interpreted():
     pytest.skip("interpreted kernels have no machine code", allow_module_level=True)
 
 from bigmodel_kernels.audit import ARCHITECTURES, audit, cases

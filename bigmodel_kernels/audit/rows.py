@@ -2,11 +2,11 @@
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..interpreter import interpreted
 from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocessor
 
 # The modules of `triton/` that offer audit_cases(arch).
@@ -120,5 +120,5 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
 def _check_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         raise ValueError("[audit] the package triton, which compiles the kernels, is not installed")
-    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes"):
+    if interpreted():
         raise ValueError("[audit] TRITON_INTERPRET is set, and interpreted kernels have no machine code; unset it")

@@ -56,7 +56,8 @@ def load_slopes(inputs, batch, head, FEATURES: tl.constexpr):
     """The ALiBi slopes of these heads, in units of log2; 0 without ALiBi."""
     slope = 0.0
     if FEATURES.alibi:
-        slope = tl.load(inputs.slopes.data + batch * inputs.slopes.batch + head * inputs.slopes.head) * LOG2E
+        at = tl.cast(batch, tl.int64) * inputs.slopes.batch + tl.cast(head, tl.int64) * inputs.slopes.head
+        slope = tl.load(inputs.slopes.data + at) * LOG2E
     return slope
 
 
