@@ -16,6 +16,7 @@ from .disassembly import Instruction, hot_loop, parse
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _MMA = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "QMMA", "OMMA", "IMMA")
+_ATOMICS = ("RED", "REDG", "REDS", "ATOM", "ATOMG", "ATOMS", "UREDGR", "UTMAREDG")
 _BYTES = {"256": 32, "128": 16, "64": 8, "": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _LANES = 32
 
@@ -33,6 +34,7 @@ class Counts:
     global_stores: dict[int, int]
     bulk_loads: int  # tensor memory accelerator
     shared_bytes: int  # that a warp moves between shared memory and registers, or copies to it from global memory
+    atomics: int = 0  # whose order, and so the sum that they leave, differs from run to run
 
     @property
     def mma_count(self) -> int:
@@ -91,6 +93,7 @@ def count(instructions: Sequence[Instruction]) -> Counts:
         global_stores=_by_width(instructions, "STG"),
         bulk_loads=sum(each.family == "UTMALDG" for each in instructions),
         shared_bytes=sum(map(_shared_bytes, instructions)),
+        atomics=sum(each.family in _ATOMICS for each in instructions),
     )
 
 

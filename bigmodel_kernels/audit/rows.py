@@ -40,6 +40,7 @@ class Row:
     mma_share: float | None  # of that loop's instructions, those that multiply (fp32: ordinary multiply-adds)
     global_loads: dict[str, int]  # instructions by width in bits
     bulk_loads: int
+    atomics: int
     exps: int
     exps_per_score: float | None  # of attention: the exponentials that an iteration executes for each of its scores
     instructions: int
@@ -108,6 +109,7 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
         mma_share=round(loop.mma_share, 4) if loop else None,
         global_loads={str(8 * width): count for width, count in code.whole.global_loads.items()},
         bulk_loads=code.whole.bulk_loads,
+        atomics=code.whole.atomics,
         exps=code.whole.exps,
         exps_per_score=None if per_score is None else round(per_score, 3),
         instructions=code.whole.instructions,
