@@ -9,7 +9,6 @@ chosen and why the others were not.
 
 import functools
 import importlib.util
-import os
 import platform
 import threading
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import gpu_choice, ops, reference
+from .interpreter import interpreted
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
@@ -235,11 +235,11 @@ def _cuda_reasons() -> tuple[str, ...]:
 @torch.compiler.assume_constant_result
 def _gpu_reasons(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Why a GPU backend cannot run tensors of this device and dtype."""
-    if backend == "triton" and device.type == "cpu" and _interpreting():
+    if backend == "triton" and device.type == "cpu" and interpreted():
         return ()
     if device.type != "cuda" or not torch.cuda.is_available():
-        interpreted = backend == "triton" and device.type == "cpu"
-        hint = ", and CPU tensors where TRITON_INTERPRET=1 was set before the start" if interpreted else ""
+        takes_cpu = backend == "triton" and device.type == "cpu"
+        hint = ", and CPU tensors where TRITON_INTERPRET=1 was set before the start" if takes_cpu else ""
         return (f"the tensors are on {device}; the {backend} backend reads cuda tensors{hint}",)
     capability = torch.cuda.get_device_capability(device)
     name = f"compute capability {capability[0]}.{capability[1]}"
@@ -276,7 +276,7 @@ def _load_triton() -> tuple[str, ...]:
     reasons = []
     if importlib.util.find_spec("triton") is None:
         reasons.append("the package triton is not installed")
-    if not torch.cuda.is_available() and not _interpreting():
+    if not torch.cuda.is_available() and not interpreted():
         reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
     if not reasons:
         try:
@@ -287,10 +287,6 @@ def _load_triton() -> tuple[str, ...]:
         ops.register(triton.NAMESPACE)
         choice.use_measured(tuned_launches.launches_on)
     return tuple(reasons)
-
-
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
 def _op_reasons(op: str, name: str) -> list[str]:

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import bigmodel_kernels as bmk
+from bigmodel_kernels.interpreter import interpreted
 
 # (backend, CPU target): what a test with the `backend` fixture runs on. Triton: in numpy under TRITON_INTERPRET=1, for
 # most tests' tensors are on the CPU; Triton and CUDA on a GPU, where op_check.py puts those of every case, under
 # BIGMODEL_TEST_GPU=1.
 CPU_DISPATCHES = [("cpu", target) for target in bmk.supported_cpu_targets()]
 ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1"
-WANTED = {"triton": ON_GPU or os.environ.get("TRITON_INTERPRET") == "1", "cuda": ON_GPU}
+WANTED = {"triton": ON_GPU or interpreted(), "cuda": ON_GPU}
 MISSING = {name: bmk.info()["backends"][name] for name in WANTED}
 DISPATCHES = CPU_DISPATCHES + [(name, None) for name in WANTED if WANTED[name] and not MISSING[name]]
 # Without a GPU the tests that were asked to run on one are there, and say why they do not.
@@ -22,7 +23,7 @@ SKIPPED = [
     if ON_GPU and MISSING[name]
 ]
 
-if os.environ.get("TRITON_INTERPRET") == "1" and MISSING["triton"]:
+if interpreted() and MISSING["triton"]:
     raise pytest.UsageError(f"TRITON_INTERPRET=1, but no kernel can run: {'; '.join(MISSING['triton'])}")
 
 _collected: set[tuple] = set()
@@ -47,7 +48,7 @@ def pytest_report_header(config):
 def patched_once_per_launch():
     """Triton's interpreter exchanges the functions of triton.language before a launch, and again at every call of a
     helper, which finds it done and takes much of the time. Here a launch does it once for each module that it calls."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not interpreted():
         yield
         return
     from triton.runtime import interpreter

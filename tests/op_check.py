@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from bigmodel_kernels import backends
+from bigmodel_kernels.interpreter import interpreted
 from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Random cases per test: fewer where Triton's interpreter takes seconds for what a kernel does in microseconds.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = interpreted()
 # What random cases draw from: on a GPU that multiplies no bfloat16 the others only, which the other tests skip there.
 ON_GPU = os.environ.get("BIGMODEL_TEST_GPU") == "1" and torch.cuda.is_available()
 OLD_GPU = ON_GPU and torch.cuda.get_device_capability() < backends.GPU_BFLOAT16_CAPABILITY

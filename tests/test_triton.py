@@ -56,6 +56,18 @@ def far_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return placed
 
 
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_linear_with_a_bias_of_enormous_stride(activation):
+    """More than 2^31 elements from its first to its last: only what it occupies is ever touched."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, near = (torch.randn(*size, generator=generator).half().to(DEVICE) for size in ((3, 5), (70, 5), (70,)))
+    step = 2**31 // 64
+    storage = torch.empty(69 * step + 1, dtype=torch.float16, device=DEVICE)
+    far = storage.as_strided((70,), (step,)).copy_(near)
+    expected = bmk.linear(x, weight, near, activation=activation, backend="triton")
+    assert torch.equal(bmk.linear(x, weight, far, activation=activation, backend="triton"), expected)
+
+
 def attention_and_gradients(tensors, grad, options, backend="triton"):
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
     names = ("query", "key", "value", "mask")[: len(leaves)]

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 import bigmodel_kernels as bmk
+from bigmodel_kernels.interpreter import interpreted
 
 pytest.importorskip("triton")
 if bmk.info()["backends"]["triton"]:
     pytest.skip("; ".join(bmk.info()["backends"]["triton"]), allow_module_level=True)
 
-from op_check import device_of
+from op_check import check_case, device_of
 
+from bigmodel_kernels.testing import AttentionCase
+from bigmodel_kernels.triton import attention_forward
 from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
 from bigmodel_kernels.triton.attention_forward import attention, forward_calls
 from bigmodel_kernels.triton.attention_gradient import Incoming
@@ -57,6 +60,71 @@ def test_numbers_of_heads_that_are_not_side_by_side(layout, name, kv_len):
     assert not given.is_contiguous()
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What attention's forward pass launches: (pass, grid, arguments by name), call by call."""
+    calls, plan = [], attention_forward.forward_calls
+
+    def recorded(*arguments):
+        planned = plan(*arguments)
+        for call in planned:
+            arguments_by_name = dict(zip(call.kernel.arg_names, call.arguments, strict=True))
+            calls.append((call.name, call.grid, arguments_by_name))
+        return planned
+
+    monkeypatch.setattr(attention_forward, "forward_calls", recorded)
+    return calls
+
+
+few_queries = pytest.mark.skipif(
+    not interpreted(), reason="how keys are split depends on the device: these sizes are for the interpreter's"
+)
+LONG = {"batch": 1, "heads": 1, "q_len": 5, "kv_len": 700, "head_dim": 16}
+SPLIT = {
+    "plain": {},
+    "causal": {"causal": "bottom_right"},
+    "window": {"window": (400, 30)},
+    "sinks": {"sinks": True},
+    "mask": {"mask": "float_inf", "softcap": 4.0},
+    "dropout": {"dropout_p": 0.3},
+}
+
+
+@few_queries
+@pytest.mark.parametrize("options", SPLIT)
+def test_long_keys_are_split_among_programs(options, launched):
+    """And the parts' results, merged, are the reference's."""
+    check_case(AttentionCase("split", **LONG, **SPLIT[options]), torch.float32, "triton")
+    (forward, grid, arguments), (merge, _, merged) = launched
+    assert (forward, merge) == ("forward", "merge")
+    assert arguments["SPLIT"] and grid[1] == arguments["splits"] == merged["splits"] > 1
+
+
+@few_queries
+def test_short_keys_are_not_split(launched):
+    check_case(AttentionCase("whole", **(LONG | {"kv_len": 200})), torch.float32, "triton")
+    assert [name for name, *_ in launched] == ["forward"]
+    assert not launched[0][2]["SPLIT"]
+
+
+@few_queries
+@pytest.mark.parametrize("options", SPLIT)
+@pytest.mark.parametrize("kv_len", [40, 700], ids=["whole", "split keys"])
+def test_few_queries_of_grouped_heads_are_rows_of_one_tile(kv_len, options, launched):
+    sizes = LONG | {"heads": 6, "kv_heads": 2, "kv_len": kv_len}
+    check_case(AttentionCase("folded", **sizes, **SPLIT[options]), torch.float32, "triton")
+    _, (programs, splits), arguments = launched[0]
+    assert arguments["FOLDED"] and programs == 2, "one tile for the three heads of each group"
+    assert (splits > 1) == (kv_len == 700)
+
+
+@few_queries
+def test_many_queries_of_grouped_heads_have_tiles_of_their_own(launched):
+    check_case(AttentionCase("apart", batch=1, heads=6, kv_heads=2, q_len=33), torch.float32, "triton")
+    _, (programs, _), arguments = launched[0]
+    assert not arguments["FOLDED"] and programs == 2 * 6
 
 
 def test_mask_gradient_with_heads_far_apart(monkeypatch):

@@ -1,14 +1,13 @@
 """TF32: fp32 products are true fp32 unless torch's own switch allows TF32; then the switch reaches the kernels, which
 compile to tensor-core instructions without a GPU. No GPU has run them."""
 
-import os
-
 import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="the package triton, whose kernels are compiled, is not installed")
 
 from bigmodel_kernels.audit import audit, cases  # noqa: E402
+from bigmodel_kernels.interpreter import interpreted  # noqa: E402
 from bigmodel_kernels.triton import launch  # noqa: E402
 from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E402
 from bigmodel_kernels.triton.attention_inputs import Features, precision, prepare  # noqa: E402
@@ -16,9 +15,7 @@ from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
 from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
 MATMUL = torch.backends.cuda.matmul
-compiled = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels have no machine code"
-)
+compiled = pytest.mark.skipif(interpreted(), reason="interpreted kernels have no machine code")
 
 
 @pytest.fixture(autouse=True)

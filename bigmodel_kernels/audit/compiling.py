@@ -27,4 +27,5 @@ def compile_case(case: AuditCase, capability: int) -> Compiled:
     if case.max_registers is not None:
         options["maxnreg"] = case.max_registers
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
-    return Compiled(read_machine_code(kernel.asm["cubin"], _TOOLS), kernel.metadata.shared)
+    by_thread = case.inner_products / (_WARP * case.num_warps)
+    return Compiled(read_machine_code(kernel.asm["cubin"], _TOOLS, by_thread), kernel.metadata.shared)

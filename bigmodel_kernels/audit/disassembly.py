@@ -47,22 +47,49 @@ def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
 
 
 def hot_loop(
-    instructions: Sequence[Instruction], loops: Sequence[tuple[int, int]], weight: Callable[[Instruction], int]
+    instructions: Sequence[Instruction],
+    loops: Sequence[tuple[int, int]],
+    weight: Callable[[Instruction], int],
+    inner_products: float = 0,
 ) -> list[Instruction] | None:
-    """Of the loops that hold products and no smaller loop that does, the one with the largest share of them: where a
-    kernel has a loop over whole tiles and one over tiles at a boundary, the former. weight: how many products an
-    instruction counts for. None without such a loop."""
+    """What one iteration of the inner loop executes. Of the loops that hold products and no smaller loop that does, the
+    one with the largest share of them: where a kernel has a loop over whole tiles and one over tiles at a boundary, the
+    former. weight: how many products an instruction counts for. None without such a loop.
 
-    def products(loop: tuple[int, int]) -> int:
-        return sum(weight(each) for each in instructions[slice(*loop)])
+    inner_products: where the inner loop has loops inside of it, over a part of the features at a time, how many
+    products each of them computes before it ends: their instructions come as often as that takes. Where nothing is
+    around them, that is all of the code.
+    """
 
-    candidates = {loop: count for loop in set(loops) if (count := products(loop))}
-    inner = [
-        loop
-        for loop in candidates
-        if not any(loop[0] <= each[0] and each[1] <= loop[1] and each != loop for each in candidates)
-    ]
+    def products(stretch: Sequence[Instruction]) -> int:
+        return sum(weight(each) for each in stretch)
+
+    candidates = [loop for loop in set(loops) if products(instructions[slice(*loop)])]
+    inner = _smallest(candidates)
     if not inner:
         return None
-    first, end = max(inner, key=lambda loop: candidates[loop] / (loop[1] - loop[0]))
-    return list(instructions[first:end])
+    if inner_products:
+        around = _smallest([each for each in candidates if each not in inner]) or [(0, len(instructions))]
+        times = {each: max(1, round(inner_products / products(instructions[slice(*each)]))) for each in inner}
+        executed = [_repeated(instructions, each, times) for each in around]
+    else:
+        executed = [list(instructions[slice(*each)]) for each in inner]
+    return max(executed, key=lambda each: products(each) / len(each))
+
+
+def _smallest(loops: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those that hold none of the others."""
+    return [
+        loop for loop in loops if not any(loop[0] <= each[0] and each[1] <= loop[1] and each != loop for each in loops)
+    ]
+
+
+def _repeated(
+    instructions: Sequence[Instruction], loop: tuple[int, int], times: dict[tuple[int, int], int]
+) -> list[Instruction]:
+    """The instructions of a loop, those of the loops in it so many times."""
+    executed, at = [], loop[0]
+    for first, end in sorted(each for each in times if loop[0] <= each[0] and each[1] <= loop[1]):
+        executed += [*instructions[at:first], *list(instructions[first:end]) * times[first, end]]
+        at = end
+    return [*executed, *instructions[at : loop[1]]]

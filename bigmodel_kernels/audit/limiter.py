@@ -32,16 +32,17 @@ def mma_kind(architecture: Architecture, counts: Counts) -> str:
 
 def mma_expected(case: AuditCase, architecture: Architecture, kind: str) -> float:
     """Tensor-core instructions that one iteration's products need, per warp (HMMA), warp group (HGMMA) or block
-    (UTCHMMA); 0 for fp32, which ordinary units multiply."""
+    (UTCHMMA); 0 for fp32, which ordinary units multiply. Of TF32 one sums half as many terms."""
     if case.dtype == "fp32":
         return 0
     if kind == "HMMA":
-        depth = 8 if architecture.name == "sm_75" else 16
+        depth = 8 if architecture.name == "sm_75" or case.dtype == "tf32" else 16
         return sum(m * n * k for m, n, k in case.dots) / (16 * 8 * depth) / case.num_warps
+    depth = 8 if case.dtype == "tf32" else 16
     if kind == "HGMMA":
         groups = case.num_warps // 4
-        return sum(max(m / 64 / groups, 1) * (k / 16) * math.ceil(n / 256) for m, n, k in case.dots)
-    return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / 16) for m, n, k in case.dots)
+        return sum(max(m / 64 / groups, 1) * (k / depth) * math.ceil(n / 256) for m, n, k in case.dots)
+    return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / depth) for m, n, k in case.dots)
 
 
 def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts) -> float:
@@ -65,6 +66,8 @@ def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> P
     moved = case.bytes_loaded / case.readers + case.bytes_alone if case.dots else counts.global_bytes * _LANES * warps
     # Without tensor-core instructions the products run on the ordinary units, whatever their dtype.
     unit, rate = ("mma", architecture.mma_flops) if code.whole.mma else ("fp32", architecture.fp32_flops)
+    if case.dtype == "tf32":
+        rate /= 2
     shared = _shared_bytes(case, architecture, counts, warps)
     work = {
         unit: (case.mma_flops, rate, "operations"),

@@ -16,6 +16,7 @@ from .disassembly import Instruction, hot_loop, parse
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _MMA = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "QMMA", "OMMA", "IMMA")
+_ATOMICS = ("RED", "REDG", "REDS", "ATOM", "ATOMG", "ATOMS", "UREDGR", "UTMAREDG")
 _BYTES = {"256": 32, "128": 16, "64": 8, "": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _LANES = 32
 
@@ -33,6 +34,7 @@ class Counts:
     global_stores: dict[int, int]
     bulk_loads: int  # tensor memory accelerator
     shared_bytes: int  # that a warp moves between shared memory and registers, or copies to it from global memory
+    atomics: int = 0  # whose order, and so the sum that they leave, differs from run to run
 
     @property
     def mma_count(self) -> int:
@@ -59,8 +61,8 @@ class MachineCode:
     loop: Counts | None  # the inner loop over whole tiles; None without products in a loop
 
 
-def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
-    """Args: `tools` the folder of nvdisasm and cuobjdump."""
+def read_machine_code(cubin: bytes, tools: Path, inner_products: float = 0) -> MachineCode:
+    """Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a thread."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -68,7 +70,7 @@ def read_machine_code(cubin: bytes, tools: Path) -> MachineCode:
         instructions, loops = parse(_output(tools / "nvdisasm", "-c", path))
     registers, stack, shared, _ = (int(each) for each in usage.groups())
     on_tensor_cores = any(each.family in _MMA for each in instructions)
-    loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds)
+    loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds, inner_products)
     return MachineCode(
         registers=registers,
         stack_bytes=stack,
@@ -91,6 +93,7 @@ def count(instructions: Sequence[Instruction]) -> Counts:
         global_stores=_by_width(instructions, "STG"),
         bulk_loads=sum(each.family == "UTMALDG" for each in instructions),
         shared_bytes=sum(map(_shared_bytes, instructions)),
+        atomics=sum(each.family in _ATOMICS for each in instructions),
     )
 
 

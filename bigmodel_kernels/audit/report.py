@@ -12,6 +12,7 @@ from .architectures import BY_CAPABILITY
 from .rows import Row
 
 _COLUMNS = (
+    "op",
     "kernel",
     "dtype",
     "warps",
@@ -93,6 +94,7 @@ def _cells(row: Row) -> list[str]:
     clocks = ", ".join(f"{unit} {clocks:.0f}" for unit, clocks in row.clocks.items())
     mma = ", ".join(f"{name} {count}" for name, count in row.mma.items())
     return [
+        row.op,
         row.kernel,
         row.dtype,
         str(row.warps),

@@ -2,17 +2,17 @@
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..interpreter import interpreted
 from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocessor
 
 # The modules of `triton/` that offer audit_cases(arch).
 _FAMILIES = ("attention_audit", "layers_audit")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
-DTYPES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "tf32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())
 
 
@@ -40,6 +40,7 @@ class Row:
     mma_share: float | None  # of that loop's instructions, those that multiply (fp32: ordinary multiply-adds)
     global_loads: dict[str, int]  # instructions by width in bits
     bulk_loads: int
+    atomics: int
     exps: int
     exps_per_score: float | None  # of attention: the exponentials that an iteration executes for each of its scores
     instructions: int
@@ -108,6 +109,7 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
         mma_share=round(loop.mma_share, 4) if loop else None,
         global_loads={str(8 * width): count for width, count in code.whole.global_loads.items()},
         bulk_loads=code.whole.bulk_loads,
+        atomics=code.whole.atomics,
         exps=code.whole.exps,
         exps_per_score=None if per_score is None else round(per_score, 3),
         instructions=code.whole.instructions,
@@ -120,5 +122,5 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
 def _check_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         raise ValueError("[audit] the package triton, which compiles the kernels, is not installed")
-    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes"):
+    if interpreted():
         raise ValueError("[audit] TRITON_INTERPRET is set, and interpreted kernels have no machine code; unset it")

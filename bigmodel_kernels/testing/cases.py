@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from .layouts import random
+from .layouts import laid_out, random
 
 Tensors = dict[str, Tensor]
 
@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 @dataclass(frozen=True)
 class AttentionCase:
     """One call of attention. mask: None, "bool", "bool_rows" (some queries see nothing), "float", "float_query" (in the
-    query's dtype), "float_inf" (with -inf); mask_shape: which dimensions the mask has, 1 where it broadcasts.
+    query's dtype), "float_inf" (with -inf); mask_dims: which dimensions the mask has, 1 where it broadcasts.
     """
 
     name: str
@@ -31,6 +31,7 @@ class AttentionCase:
     value_dim: int | None = None
     mask: str | None = None
     mask_dims: str = "bhqk"
+    mask_layout: str = "contiguous"
     causal: bool | str = False
     window: tuple[int | None, int | None] | None = None
     scale: float | None = None
@@ -54,7 +55,7 @@ class AttentionCase:
         if self.sinks:
             tensors["sinks"] = random((self.heads,), torch.float32, generator)
         if self.mask:
-            tensors["mask"] = self._mask(dtype, generator)
+            tensors["mask"] = laid_out(self._mask(dtype, generator), self.mask_layout)
         if self.alibi:
             shape = (self.batch, self.heads) if self.alibi == "batch" else (self.heads,)
             tensors["alibi_slopes"] = random(shape, torch.float32, generator, scale=0.1).abs()
@@ -246,6 +247,7 @@ def _attention_shapes() -> list[AttentionCase]:
         case("head_dim_80", head_dim=80),
         case("head_dim_128", batch=1, head_dim=128, q_len=65, kv_len=127),
         case("head_dim_129", batch=1, head_dim=129, value_dim=40),
+        case("head_dim_192", batch=1, head_dim=192, q_len=17),
         case("head_dim_256", batch=1, head_dim=256, q_len=20),
         case("head_dim_512", batch=1, head_dim=512, q_len=17, kv_len=40),
         case("below_tiles", q_len=31, kv_len=63, head_dim=64),
@@ -304,6 +306,11 @@ def _attention_options() -> list[AttentionCase]:
         case("mask_float_keys", mask="float", mask_dims="bk"),
         case("mask_float_one", mask="float", mask_dims="h"),
         case("mask_float_inf", mask="float_inf", q_len=65, kv_len=40),
+        case("mask_bool_strided", mask="bool_rows", mask_layout="strided", q_len=40, kv_len=65),
+        case("mask_bool_transposed", mask="bool", mask_dims="bqk", mask_layout="transposed", causal=True),
+        case("mask_float_strided", mask="float_inf", mask_layout="strided", q_len=35, kv_len=66),
+        case("mask_float_transposed", mask="float_query", mask_dims="hqk", mask_layout="transposed"),
+        case("mask_float_keys_strided", mask="float", mask_dims="bk", mask_layout="strided"),
         case("dropout", dropout_p=0.3, q_len=37, kv_len=71),
         case("dropout_grouped", dropout_p=0.6, heads=4, kv_heads=2, causal=True, batch=3),
         case("heads_inside", layout="heads_inside", q_len=40, kv_len=50),
@@ -335,7 +342,7 @@ def _attention_options() -> list[AttentionCase]:
 
 def _attention_weights() -> list[AttentionWeightsCase]:
     # The weights of attention's own cases; zero-size dimensions and value sizes are attention's business.
-    chosen = [case for case in ATTENTION_CASES if case.head_dim <= 129 and not case.name.startswith("zero_heads")]
+    chosen = [case for case in ATTENTION_CASES if not case.name.startswith("zero_heads")]
     cases = [AttentionWeightsCase(case) for case in chosen]
     averaged = (
         "one",

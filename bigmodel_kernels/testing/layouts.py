@@ -33,3 +33,8 @@ def random(
     if layout == "offset":
         return draw(*leading, last + 4)[..., 3 : last + 3]
     return draw(*shape)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """A copy of x in one of random's layouts."""
+    return random(tuple(x.shape), x.dtype, torch.Generator().manual_seed(0), layout).copy_(x)

@@ -37,11 +37,6 @@ _WITHOUT_KERNELS = (
 )
 
 
-def interpreted() -> bool:
-    """Whether Triton runs kernels in numpy, on the CPU."""
-    return triton.knobs.runtime.interpret
-
-
 def _register() -> torch.library.Library:
     """Defines the schemas, read from torch.ops.bigmodel so that they cannot differ, and what runs them."""
     library = torch.library.Library(NAMESPACE, "DEF")
@@ -50,7 +45,7 @@ def _register() -> torch.library.Library:
         library.define(schema.removeprefix("bigmodel::"))
     for op, module in _MODULES.items():
         function = getattr(importlib.import_module(f".{module}", __name__), op)
-        for key in ("CUDA", "CPU") if interpreted() else ("CUDA",):
+        for key in ("CUDA", "CPU") if triton.knobs.runtime.interpret else ("CUDA",):
             library.impl(op, function, key)
     return library
 

@@ -11,14 +11,12 @@ from torch import Tensor
 from .attention_backward import Gradients, gradient_calls, mask_parts
 from .attention_forward import forward_calls
 from .attention_gradient import Incoming
-from .attention_inputs import padded, prepare, view
+from .attention_inputs import Features, Inputs, padded, prepare, view
 from .attention_launch import Call, Device
 from .attention_weights import weights_call
-from .audit_case import AuditCase, specialization
+from .audit_case import MULTIPROCESSORS, AuditCase, specialization
 
 HEAD_DIMS = (64, 128, 256, 512)
-# What a typical device of the architecture has: T4, A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
-_MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 _L2_BYTES = 40 << 20
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BATCH, _HEADS, _LENGTH = 4, 16, 4096
@@ -27,14 +25,17 @@ _PLAIN = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, 
 _BANDED = ("forward", "grad_key_value", "grad_query")
 # The head size at which the short list has what it leaves out at the others.
 _TYPICAL = 128
+# Where TF32 has the least shared memory to go with.
+_TF32_ARCHITECTURES, _TF32_HEAD_DIMS = (86, 120), (128, 256)
 
 
 def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
-    causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, and with the
-    gradient of an additive mask; fp16, where there is bf16, only attention of up to 128 features, because the code is
-    all but the same. every: all of these in every dtype and at every size, and attention with an additive mask."""
-    device = Device(arch, _MULTIPROCESSORS[arch], _L2_BYTES)
+    causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, with the
+    gradient of an additive mask and, in a type of 16 bits, with each option; fp16, where there is bf16, only attention
+    of up to 128 features, because the code is all but the same; TF32 on two architectures. every: all of these in every
+    dtype and at every size, but for the options other than masks and TF32."""
+    device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
         if name == "bf16" and arch < 80:
@@ -50,9 +51,18 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
                 plain = _passes(dtype, head_dim, "none", device)
                 plain += [*_one_query(dtype, head_dim, device), *_mask_gradient(dtype, head_dim, device)]
                 calls += [each for each in plain if every or head_dim == _TYPICAL or each[1].name == "weights"]
-            if every:
-                calls += _masked(dtype, head_dim, device)
+            options = _OPTIONS if head_dim == _TYPICAL and name == ("bf16" if arch >= 80 else "fp16") else ()
+            for option in (*options, *(each for each in _MASKS if every and each not in options)):
+                calls += _with_option(option, dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
+    for head_dim in _TF32_HEAD_DIMS if arch in _TF32_ARCHITECTURES else ():
+        calls = [
+            (op, call._replace(name=f"{call.name} causal" if call.name in _BANDED else call.name))
+            for op, call in _passes(torch.float32, head_dim, "top_left", device, "tf32")
+            if call.name != "row_terms"
+        ]
+        calls += _mask_gradient(torch.float32, head_dim, device, "tf32")
+        cases += [_case(op, f"{call.name} d{head_dim}", call, "tf32", head_dim) for op, call in calls]
     return cases
 
 
@@ -60,17 +70,22 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _passes(dtype: torch.dtype, head_dim: int, causal: str, device: Device) -> list[tuple[str, Call]]:
+def _prepared(precision: str | None, *arguments, **options) -> tuple[Inputs, Features]:
+    """prepare, with fp32 multiplied as the precision says; None: as torch's switch says."""
+    inputs, features = prepare(*arguments, **(_PLAIN | options))
+    return inputs, features if precision is None else features._replace(precision=precision)
+
+
+def _passes(
+    dtype: torch.dtype, head_dim: int, causal: str, device: Device, precision: str | None = None
+) -> list[tuple[str, Call]]:
     """Both ops, forward and backward, self-attention of equal lengths."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
-    inputs, features = prepare("attention", x, x, x, None, None, None, None, causal=causal, **_PLAIN)
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
-    calls = forward_calls(inputs, features, x, lse, dtype, device)
-    grads = Gradients(query=x, key=x, value=x)
-    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+    inputs, features = _prepared(precision, "attention", x, x, x, None, None, None, None, causal=causal)
+    calls = _forward_and_backward(inputs, features, x, lse, device)
     found = [("attention", call) for call in calls]
 
-    inputs, features = prepare("attention_weights", x, x, None, None, None, None, None, causal=causal, **_PLAIN)
+    inputs, features = _prepared(precision, "attention_weights", x, x, None, None, None, None, None, causal=causal)
     weights = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
     incoming = Incoming(lse, lse, view(None), view(weights), 1.0)
     grads = Gradients(query=x, key=x, lse=lse)
@@ -79,36 +94,62 @@ def _passes(dtype: torch.dtype, head_dim: int, causal: str, device: Device) -> l
     return found + [("attention_weights", call) for call in calls]
 
 
+def _forward_and_backward(inputs: Inputs, features: Features, x: Tensor, lse: Tensor, device: Device) -> list[Call]:
+    """Attention's launches; x is of the shape of query and output, and the gradients of keys and values are like it."""
+    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks)
+    calls = forward_calls(inputs, features, x, lse, x.dtype, device)
+    return calls + gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+
+
 def _one_query(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
     """One query per head, eight heads to a group: rows of one tile, keys split among programs, results merged."""
     query, key = (_empty(1, heads, length, head_dim, dtype=dtype) for heads, length in ((16, 1), (2, _LENGTH)))
-    inputs, features = prepare("attention", query, key, key, None, None, None, None, causal="none", **_PLAIN)
+    inputs, features = _prepared(None, "attention", query, key, key, None, None, None, None, causal="none")
     calls = forward_calls(inputs, features, query, _empty(1, 16, 1), dtype, device)
     return [("attention", call._replace(name=f"{call.name} one query")) for call in calls]
 
 
-def _mask_gradient(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+def _mask_gradient(
+    dtype: torch.dtype, head_dim: int, device: Device, precision: str | None = None
+) -> list[tuple[str, Call]]:
     """An additive mask that all batches share."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     mask = _empty(1, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
-    inputs, features = prepare("attention", x, x, x, mask, None, None, None, causal="none", **_PLAIN)
+    inputs, features = _prepared(precision, "attention", x, x, x, mask, None, None, None, causal="none")
     incoming = Incoming(lse, lse, view(x), view(None), 1.0)
     grads = Gradients(mask=mask)
-    parts = mask_parts(inputs, mask, device)
+    parts = mask_parts(inputs, features, mask, device)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, parts, device)
     return [("attention", call) for call in calls if call.name == "grad_mask"]
 
 
-def _masked(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
-    """With an additive mask in fp32, whose tiles are the largest that are loaded ahead."""
+def _mask(dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"mask": _empty(_BATCH, _HEADS, _LENGTH, _LENGTH, dtype=dtype)}
+
+
+# Masks are of their own size for every batch and head; the additive one is fp32, whose tiles are the largest that are
+# loaded ahead.
+_MASKS = {"bool mask": lambda: _mask(torch.bool), "additive mask": lambda: _mask(torch.float32)}
+_OPTIONS = {
+    "softcap": lambda: {"softcap": 30.0},
+    "dropout": lambda: {"dropout_seed": _empty(1, dtype=torch.int64), "dropout_p": 0.1},
+    "alibi": lambda: {"alibi_slopes": _empty(_HEADS)},
+    "sinks": lambda: {"sinks": _empty(_HEADS)},
+    "window": lambda: {"window_left": 512, "window_right": 512},
+    **_MASKS,
+}
+
+
+def _with_option(option: str, dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+    """Attention with one option, forward and backward: the kernels that it changes."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
-    mask = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH)
-    inputs, features = prepare("attention", x, x, x, mask, None, None, None, causal="none", **_PLAIN)
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
-    calls = forward_calls(inputs, features, x, lse, dtype, device)
-    grads = Gradients(query=x, key=x, value=x)
-    calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
-    return [("attention", call._replace(name=f"{call.name} masked")) for call in calls if call.name in _BANDED]
+    given = (_OPTIONS | _MASKS)[option]()
+    tensors = (given.pop(name, None) for name in ("mask", "alibi_slopes", "sinks", "dropout_seed"))
+    inputs, features = _prepared(None, "attention", x, x, x, *tensors, causal="none", **given)
+    calls = _forward_and_backward(inputs, features, x, lse, device)
+    changed = ("forward", "grad_sinks") if option == "sinks" else _BANDED
+    return [("attention", call._replace(name=f"{call.name} {option}")) for call in calls if call.name in changed]
 
 
 def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCase:
@@ -125,16 +166,17 @@ def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCas
         num_stages=call.num_stages,
         dtype=dtype,
         head_dim=head_dim,
-        **_iteration(call.name, op, arguments, head_dim, _DTYPES[dtype].itemsize),
+        **_iteration(call.name, op, arguments, head_dim),
     )
 
 
-def _iteration(name: str, op: str, arguments: dict, head_dim: int, itemsize: int) -> dict[str, Any]:
+def _iteration(name: str, op: str, arguments: dict, head_dim: int) -> dict[str, Any]:
     """Products, exponentials and bytes of one iteration of the inner loop, as AuditCase counts them."""
     if "BLOCK_N" not in arguments:
         return {}
     kernel = name.split()[0]
     m, n, d = arguments["BLOCK_M"], arguments["BLOCK_N"], padded(head_dim)
+    itemsize = arguments["inputs"].query.data.element_size()
     row = head_dim * itemsize
     scores, values, back = (m, n, d), (m, d, n), (n, d, m)
     # The weights of attention_weights, their gradient and the mask's: each tile is read or written by one block.
@@ -151,4 +193,8 @@ def _iteration(name: str, op: str, arguments: dict, head_dim: int, itemsize: int
     dots, loaded, alone = table[kernel, op]
     if "one query" in name:
         loaded, alone = 0, loaded
-    return {"dots": dots, "exps": m * n, "bytes_loaded": loaded, "bytes_alone": alone}
+    mask = arguments["inputs"].mask
+    if mask.data is not None:
+        alone += m * n * mask.data.element_size() // (1 if mask.batch else _BATCH)
+    inner = m * n * head_dim if arguments["FEATURES"].chunk else 0
+    return {"dots": dots, "exps": m * n, "bytes_loaded": loaded, "bytes_alone": alone, "inner_products": inner}

@@ -13,8 +13,17 @@ from .attention_gradient import (
     grad_sinks_kernel,
     row_terms_kernel,
 )
-from .attention_inputs import Features, Inputs, View, empty_in_order_of, needs_wide, padded, precision, prepare, view
-from .attention_launch import Call, Device, Launch, arithmetic_of, attention_launch, device_of, heads_per_section
+from .attention_inputs import Features, Inputs, View, empty_in_order_of, needs_wide, padded, prepare, view
+from .attention_launch import (
+    Call,
+    Device,
+    Launch,
+    arithmetic_of,
+    attention_launch,
+    device_of,
+    features_at_a_time,
+    heads_per_section,
+)
 from .attention_mask_gradient import grad_mask_kernel
 
 
@@ -117,7 +126,7 @@ def run_gradients(
     """Computes the gradients that are not None; there is at least one query and one key. terms: (output, grad_output,
     lse, grad_lse), of which only the lse must be there. source: incoming's, as its class says."""
     device = device_of(incoming.lse)
-    parts = None if grads.mask is None else mask_parts(inputs, grads.mask, device)
+    parts = None if grads.mask is None else mask_parts(inputs, features, grads.mask, device)
     for call in gradient_calls(inputs, features, incoming, source, terms, grads, parts, device):
         call.run()
     if parts is not None and parts is not grads.mask:
@@ -140,11 +149,15 @@ def gradient_calls(
     kv_heads = sizes.heads // sizes.group
     blocks = (padded(sizes.head_dim), padded(sizes.value_dim))
     calls = [_row_terms_call(incoming, terms, sizes, blocks[1])]
-    features = features._replace(wide=features.wide or needs_wide(incoming.output, sizes.kv_len))
+    arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
+    features = features._replace(
+        wide=features.wide or needs_wide(incoming.output, sizes.kv_len),
+        chunk=features_at_a_time(device, max(blocks), arithmetic),
+    )
     element = inputs.query.data.element_size()
 
     def launch(name: str) -> Launch:
-        return _launch(name, inputs, device)
+        return _launch(name, inputs, features, device)
 
     if grads.key is not None or (grads.value is not None and source == "output"):
         chosen = launch("grad_key_value")
@@ -174,14 +187,14 @@ def gradient_calls(
     return calls
 
 
-def mask_parts(inputs: Inputs, grad_mask: Tensor, device: Device) -> Tensor:
+def mask_parts(inputs: Inputs, features: Features, grad_mask: Tensor, device: Device) -> Tensor:
     """What grad_mask_kernel writes: the gradient itself or, for a mask without a query or key dimension, one sum per
     tile along it."""
     sizes = inputs.sizes
     add_queries, add_keys = _shared(inputs, grad_mask)
     if not add_queries and not add_keys:
         return grad_mask
-    launch = _launch("grad_mask", inputs, device)
+    launch = _launch("grad_mask", inputs, features, device)
     rows = triton.cdiv(sizes.q_len, launch.block_m) if add_queries else sizes.q_len
     columns = triton.cdiv(sizes.kv_len, launch.block_n) if add_keys else sizes.kv_len
     return grad_mask.new_empty(*grad_mask.shape[:2], rows, columns, dtype=torch.float32)
@@ -192,10 +205,10 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
     return grad_mask.shape[2] < inputs.sizes.q_len, grad_mask.shape[3] < inputs.sizes.kv_len
 
 
-def _launch(name: str, inputs: Inputs, device: Device) -> Launch:
-    features = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
-    arithmetic = arithmetic_of(inputs.query.data.dtype, precision(inputs.query.data, features))
-    return attention_launch(name, device, features, arithmetic, inputs.mask.data)
+def _launch(name: str, inputs: Inputs, features: Features, device: Device) -> Launch:
+    width = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
+    arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
+    return attention_launch(name, device, width, arithmetic, inputs.mask.data)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:

@@ -15,8 +15,17 @@ import triton.language as tl
 
 from .attention_inputs import View
 from .dropout import dropout_tile, load_seed
-from .scores import LOG2E, key_ranges, load_slopes, mask_offset, query_ranges, score_unit, tile_scores
-from .tiles import index, load_tile, narrow, product, store_tile, take
+from .scores import (
+    LOG2E,
+    feature_products,
+    key_ranges,
+    load_slopes,
+    mask_offset,
+    query_ranges,
+    score_unit,
+    tile_scores,
+)
+from .tiles import Rows, index, load_tile, narrow, product, store_tile, take
 
 
 class Incoming(NamedTuple):
@@ -135,6 +144,8 @@ def _through_queries(
     grad_value,
     k,
     v,
+    key_rows,
+    value_rows,
     first,
     end,
     key,
@@ -167,20 +178,24 @@ def _through_queries(
         # Queries beyond the last repeat it; an infinite lse makes their weights 0.
         at = tl.cast(start, tl.int64)
         row = index(tl.minimum(rows, sizes.q_len - 1 - start)[:, None], FEATURES.wide)
-        pointers = queries + at * inputs.query.row + row * inputs.query.row + d * inputs.query.column
+        query_rows = Rows(queries + at * inputs.query.row + row * inputs.query.row, inputs.query.column)
+        pointers = query_rows.first + d * inputs.query.column
         q = load_tile(pointers, row, 0, d, sizes.head_dim, False, not FEATURES.head_exact)
         query = start + rows
         lse = tl.load(incoming.lse + terms + query, mask=query < sizes.q_len, other=float("inf"))[None, :]
         delta = tl.load(incoming.delta + terms + query, mask=query < sizes.q_len, other=0.0)[None, :]
         query = query[None, :]
-        products = product(k, tl.trans(q), None, FEATURES.precision)
+        products = feature_products(k, q, key_rows, query_rows, sizes.head_dim, FEATURES.head_exact, BLOCK_D, FEATURES)
         grad_weights = tl.zeros_like(products)
         if SOURCE == "output":
             given = incoming.output
             outputs = given.data + batch * given.batch + wide_head * given.head + at * given.row
-            pointers = outputs + row * given.row + e * given.column
+            output_rows = Rows(outputs + row * given.row, given.column)
+            pointers = output_rows.first + e * given.column
             grad_output = load_tile(pointers, row, 0, e, sizes.value_dim, False, not FEATURES.value_exact)
-            grad_weights = product(v, tl.trans(grad_output), None, FEATURES.precision)
+            grad_weights = feature_products(
+                v, grad_output, value_rows, output_rows, sizes.value_dim, FEATURES.value_exact, BLOCK_V, FEATURES
+            )
         if SOURCE == "weights":
             grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
         mask_rows = mask_offset(inputs, batch, head, query, FEATURES)
@@ -242,12 +257,16 @@ def grad_key_value_kernel(
     e = index(tl.arange(0, BLOCK_V)[None, :], FEATURES.wide)
 
     at = key.to(tl.int64)
+    last = sizes.kv_len - 1  # Rows beyond it repeat it, and their gradients are not stored.
     keys = inputs.key.data + batch * inputs.key.batch + wide_head * inputs.key.head
+    key_rows = Rows(keys + tl.minimum(at, last) * inputs.key.row, inputs.key.column)
     pointers = keys + at * inputs.key.row + d * inputs.key.column
     k = load_tile(pointers, key, sizes.kv_len, d, sizes.head_dim, True, not FEATURES.head_exact)
     v = k
+    value_rows = key_rows
     if SOURCE == "output":
         values = inputs.value.data + batch * inputs.value.batch + wide_head * inputs.value.head
+        value_rows = Rows(values + tl.minimum(at, last) * inputs.value.row, inputs.value.column)
         pointers = values + at * inputs.value.row + e * inputs.value.column
         v = load_tile(pointers, key, sizes.kv_len, e, sizes.value_dim, True, not FEATURES.value_exact)
 
@@ -262,6 +281,8 @@ def grad_key_value_kernel(
                 sum_value,
                 k,
                 v,
+                key_rows,
+                value_rows,
                 first if phase == 0 else (full_first if phase == 1 else full_end),
                 full_first if phase == 0 else (full_end if phase == 1 else end),
                 key,
@@ -294,6 +315,8 @@ def _through_keys(
     row_sum,
     q,
     grad_output,
+    query_rows,
+    output_rows,
     lse,
     delta,
     first,
@@ -324,16 +347,21 @@ def _through_keys(
     for start in tl.range(first, end, BLOCK_N):
         left = sizes.kv_len - start
         at = tl.cast(start, tl.int64)
+        row = tl.minimum(n, left - 1)  # keys beyond the last repeat it in Rows, and are removed
+        key_rows = Rows(keys + at * inputs.key.row + row * inputs.key.row, inputs.key.column)
         pointers = keys + at * inputs.key.row + n * inputs.key.row + d * inputs.key.column
         k = load_tile(pointers, columns, left, d, sizes.head_dim, MASKED, not FEATURES.head_exact)
         key = start + tl.arange(0, BLOCK_N)[None, :]
-        products = product(q, tl.trans(k), None, FEATURES.precision)
+        products = feature_products(q, k, query_rows, key_rows, sizes.head_dim, FEATURES.head_exact, BLOCK_D, FEATURES)
         grad_weights = tl.zeros_like(products)
         if SOURCE == "output":
             values = inputs.value.data + batch * inputs.value.batch + kv_head * inputs.value.head
+            value_rows = Rows(values + at * inputs.value.row + row * inputs.value.row, inputs.value.column)
             pointers = values + at * inputs.value.row + n * inputs.value.row + e * inputs.value.column
             v = load_tile(pointers, columns, left, e, sizes.value_dim, MASKED, not FEATURES.value_exact)
-            grad_weights = product(grad_output, tl.trans(v), None, FEATURES.precision)
+            grad_weights = feature_products(
+                grad_output, v, output_rows, value_rows, sizes.value_dim, FEATURES.value_exact, BLOCK_V, FEATURES
+            )
         if SOURCE == "weights":
             grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
         _, grad_scores, grad_products = tile_gradients(
@@ -396,12 +424,17 @@ def grad_query_kernel(
     d = index(tl.arange(0, BLOCK_D)[None, :], FEATURES.wide)
     e = index(tl.arange(0, BLOCK_V)[None, :], FEATURES.wide)
     queries = inputs.query.data + batch * inputs.query.batch + wide_head * inputs.query.head
+    last = sizes.q_len - 1  # Rows beyond it repeat it; an infinite lse makes their weights 0.
+    query_rows = Rows(queries + tl.minimum(at, last) * inputs.query.row, inputs.query.column)
     pointers = queries + at * inputs.query.row + d * inputs.query.column
     q = load_tile(pointers, query, sizes.q_len, d, sizes.head_dim, True, not FEATURES.head_exact)
     grad_output = q
+    output_rows = query_rows
     if SOURCE == "output":
         given = incoming.output
-        pointers = given.data + batch * given.batch + wide_head * given.head + at * given.row + e * given.column
+        outputs = given.data + batch * given.batch + wide_head * given.head
+        output_rows = Rows(outputs + tl.minimum(at, last) * given.row, given.column)
+        pointers = outputs + at * given.row + e * given.column
         grad_output = load_tile(pointers, query, sizes.q_len, e, sizes.value_dim, True, not FEATURES.value_exact)
 
     slope = load_slopes(inputs, batch, head, FEATURES)
@@ -415,6 +448,8 @@ def grad_query_kernel(
             row_sum,
             q,
             grad_output,
+            query_rows,
+            output_rows,
             lse,
             delta,
             first if phase == 0 else (full_first if phase == 1 else full_end),

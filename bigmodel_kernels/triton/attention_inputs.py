@@ -88,7 +88,8 @@ class Inputs(NamedTuple):
 class Features(NamedTuple):
     """plain: scores need no more than scaling by a positive number, and removals; before, after: the band's bounded
     sides; mask: "none", "bool" or "float"; wide: strides that need 64-bit offsets inside a tile; head_exact,
-    value_exact: head_dim and value_dim fill their tiles; precision: of fp32 products, "ieee" or "tf32"."""
+    value_exact: head_dim and value_dim fill their tiles; precision: of fp32 products, "ieee" or "tf32"; chunk: how many
+    features at a time the gradients' products of rows take, 0 for all."""
 
     plain: bool
     softcap: bool
@@ -102,6 +103,7 @@ class Features(NamedTuple):
     head_exact: bool
     value_exact: bool
     precision: str
+    chunk: int = 0
 
 
 def padded(features: int) -> int:

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from . import choice
-from .launch import on_device_of
+from .launch import family, run
 
 PASSES = ("forward", "grad_key_value", "grad_query", "grad_mask", "weights")
 
@@ -40,10 +40,7 @@ class Call(NamedTuple):
     num_stages: int = 1
 
     def run(self) -> None:
-        """On the device of the tensors, which need not be the current one."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        with on_device_of(self.arguments):
-            self.kernel[self.grid](*self.arguments, **options)
+        run(self.kernel, self.grid, *self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 class Device(NamedTuple):
@@ -60,69 +57,64 @@ class Device(NamedTuple):
 INTERPRETER = Device(80, 4, 1 << 14, torch.device("cpu"))
 _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 
-# Architectures that share a table; one that is not listed takes the last below it. sm_86, 89 and 120 have 99 KiB of
-# shared memory per block where sm_80 has 163, and the same kind of tensor cores as far as Triton uses them. What a
-# family does not list is as on sm_80.
-_FAMILIES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 90: "sm_90", 100: "sm_100", 120: "sm_120"}
-
-# (block_m, block_n, num_warps, num_stages) for heads of up to 64, 128, 256 and 512 features. What bounds the tiles is
+# By family of architectures (launch.family): (block_m, block_n, num_warps, num_stages) for heads of up to 64, 128, 256
+# and 512 features. sm_86, 89 and 120 have 99 KiB of shared memory per block where sm_80 has 163, and the same kind of
+# tensor cores as far as Triton uses them. What a family does not list is as on sm_80. What bounds the tiles is
 # registers, then shared memory: they are the largest tried that spill nothing up to 128 features (`bigmodel audit`
 # shows what the rest spill), within 64 KiB of shared memory on sm_75, 99 on sm_86, 163 on sm_80, 227 on the others.
 _HALF = {
     "sm_80": {
         "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
         "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
-        "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 1)),
         "grad_mask": ((32, 64, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
         "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
     },
     "sm_86": {
         "forward": ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2), (64, 16, 8, 1)),
+        "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 16, 8, 1)),
     },
     "sm_90": {
-        "forward": ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 16, 8, 1)),
+        "forward": ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 16, 8, 2)),
         "grad_key_value": ((64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
-        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (32, 32, 8, 1), (32, 32, 8, 1)),
         "grad_mask": ((64, 64, 8, 1), (64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
     },
     "sm_100": {
-        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 16, 8, 1)),
+        "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 16, 8, 2)),
         "grad_key_value": ((64, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 1), (16, 16, 8, 1)),
-        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 16, 8, 1)),
+        "grad_query": ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 1), (32, 32, 8, 1)),
         "grad_mask": ((64, 64, 8, 1), (64, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
     },
-    # Triton multiplies without tensor cores here, and holds whole rows of both factors in registers to do so.
+    # Triton multiplies without tensor cores here, and holds in registers what it multiplies.
     "sm_75": {
         "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-        "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1)),
-        "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1)),
-        "grad_mask": ((32, 32, 8, 1), (8, 8, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-        "weights": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_key_value": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 8, 8, 1)),
+        "grad_query": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1)),
+        "grad_mask": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+        "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
     },
 }
 _HALF["sm_120"] = _HALF["sm_86"]
 # True fp32 runs without tensor cores everywhere.
 _IEEE = {
     "forward": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-    "grad_key_value": ((32, 32, 8, 1), (16, 16, 8, 1), (8, 16, 8, 1), (8, 8, 8, 1)),
-    "grad_query": ((32, 32, 8, 1), (16, 16, 8, 1), (16, 8, 8, 1), (8, 8, 8, 1)),
-    "grad_mask": ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
-    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (8, 8, 8, 1)),
+    "grad_key_value": ((32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "grad_query": ((32, 32, 8, 1), (64, 32, 8, 1), (32, 32, 8, 1), (32, 16, 8, 1)),
+    "grad_mask": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    "weights": ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
 }
 _IEEE_BY_FAMILY = {
     # 64 KiB of shared memory ask for less.
     "sm_75": {
         "forward": (*_IEEE["forward"][:3], (8, 16, 8, 1)),
-        "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 4, 8, 1)),
-        "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
+        "grad_key_value": (*_IEEE["grad_key_value"][:3], (8, 16, 8, 1)),
     },
     # Code for these architectures takes more registers.
     **dict.fromkeys(
         ("sm_90", "sm_100", "sm_120"),
         {
             "forward": (_IEEE["forward"][0], (16, 32, 8, 1), *_IEEE["forward"][2:]),
-            "grad_key_value": (_IEEE["grad_key_value"][0], (8, 8, 8, 1), *_IEEE["grad_key_value"][2:]),
-            "grad_query": (_IEEE["grad_query"][0], (16, 8, 8, 1), *_IEEE["grad_query"][2:]),
         },
     ),
 }
@@ -142,6 +134,9 @@ LARGEST_TF32 = 256
 
 # Before 3.8 Triton's products sum over at least 16 terms in fp32 too. The tables were audited with 3.9.
 _FEWEST_TERMS = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8) else 16
+
+# How many features of a row products without tensor cores take at a time, in the passes that read rows again for it.
+_CHUNK = 32
 
 _overrides: dict[tuple[str, int, int, str], Launch] = {}
 
@@ -186,19 +181,26 @@ def attention_launch(name: str, device: Device, features: int, arithmetic: str, 
     launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
     if launch is override or mask is None or mask.dtype == torch.bool or triton.knobs.runtime.interpret:
         return launch
-    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[_family(device.capability)]))
+    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[family(device.capability)]))
 
 
 def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
     """The default of attention_launch, without a mask."""
-    family = _family(capability)
+    table = family(capability)
     if arithmetic == "half":
-        rows = _HALF["sm_75"] if family == "sm_75" else _HALF["sm_80"] | _HALF[family]
-    elif arithmetic == "ieee" or family == "sm_75":
-        rows = _IEEE | _IEEE_BY_FAMILY.get(family, {})
+        rows = _HALF["sm_75"] if table == "sm_75" else _HALF["sm_80"] | _HALF[table]
+    elif arithmetic == "ieee" or table == "sm_75":
+        rows = _IEEE | _IEEE_BY_FAMILY.get(table, {})
     else:
         rows = _TF32
     return _with_enough_terms(name, Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7]))
+
+
+def features_at_a_time(device: Device, features: int, arithmetic: str) -> int:
+    """How many features of a row the products of rows take at a time; 0: all. Without tensor cores a thread holds what
+    it multiplies, and whole rows of many features fill its registers."""
+    on_tensor_cores = arithmetic != "ieee" and family(device.capability) != "sm_75"
+    return 0 if on_tensor_cores or features <= 64 else _CHUNK
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
@@ -208,10 +210,6 @@ def _with_enough_terms(name: str, launch: Launch) -> Launch:
     if name in ("forward", "grad_query"):
         return replace(launch, block_n=max(launch.block_n, _FEWEST_TERMS))
     return launch
-
-
-def _family(capability: int) -> str:
-    return _FAMILIES[max(each for each in _FAMILIES if each <= capability)]
 
 
 def heads_per_section(heads: int, kv_bytes_per_head: int, group: int, device: Device) -> int:

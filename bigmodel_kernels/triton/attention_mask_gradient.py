@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from .attention_gradient import load_grad_weights, tile_gradients
-from .scores import key_ranges, load_slopes, mask_offset
-from .tiles import index, load_tile, product, store_tile
+from .scores import feature_products, key_ranges, load_slopes, mask_offset
+from .tiles import Rows, index, load_tile, store_tile
 
 
 @triton.jit
@@ -28,26 +28,32 @@ def _score_gradients(
     query is [BLOCK_M, 1] and key [1, BLOCK_N]."""
     sizes = inputs.sizes
     kv_head = head // sizes.group
-    d = index(tl.arange(0, BLOCK_D), FEATURES.wide)
-    e = index(tl.arange(0, BLOCK_V), FEATURES.wide)
-    row, column = query.to(tl.int64), key.to(tl.int64)
+    d = index(tl.arange(0, BLOCK_D)[None, :], FEATURES.wide)
+    e = index(tl.arange(0, BLOCK_V)[None, :], FEATURES.wide)
+    row, column = query.to(tl.int64), tl.trans(key).to(tl.int64)
     queries = inputs.query.data + batch * inputs.query.batch + head * inputs.query.head
-    pointers = queries + row * inputs.query.row + d[None, :] * inputs.query.column
-    q = load_tile(pointers, query, sizes.q_len, d[None, :], sizes.head_dim, True, not FEATURES.head_exact)
+    query_rows = Rows(queries + tl.minimum(row, sizes.q_len - 1) * inputs.query.row, inputs.query.column)
+    pointers = queries + row * inputs.query.row + d * inputs.query.column
+    q = load_tile(pointers, query, sizes.q_len, d, sizes.head_dim, True, not FEATURES.head_exact)
     keys = inputs.key.data + batch * inputs.key.batch + kv_head * inputs.key.head
-    pointers = keys + column * inputs.key.row + d[:, None] * inputs.key.column
-    k = load_tile(pointers, key, sizes.kv_len, d[:, None], sizes.head_dim, True, not FEATURES.head_exact)
-    products = product(q, k, None, FEATURES.precision)
+    key_rows = Rows(keys + tl.minimum(column, sizes.kv_len - 1) * inputs.key.row, inputs.key.column)
+    pointers = keys + column * inputs.key.row + d * inputs.key.column
+    k = load_tile(pointers, column, sizes.kv_len, d, sizes.head_dim, True, not FEATURES.head_exact)
+    products = feature_products(q, k, query_rows, key_rows, sizes.head_dim, FEATURES.head_exact, BLOCK_D, FEATURES)
     grad_weights = tl.zeros_like(products)
     if SOURCE == "output":
         given = incoming.output
         outputs = given.data + batch * given.batch + head * given.head
-        pointers = outputs + row * given.row + e[None, :] * given.column
-        x = load_tile(pointers, query, sizes.q_len, e[None, :], sizes.value_dim, True, not FEATURES.value_exact)
+        output_rows = Rows(outputs + tl.minimum(row, sizes.q_len - 1) * given.row, given.column)
+        pointers = outputs + row * given.row + e * given.column
+        x = load_tile(pointers, query, sizes.q_len, e, sizes.value_dim, True, not FEATURES.value_exact)
         values = inputs.value.data + batch * inputs.value.batch + kv_head * inputs.value.head
-        pointers = values + column * inputs.value.row + e[:, None] * inputs.value.column
-        v = load_tile(pointers, key, sizes.kv_len, e[:, None], sizes.value_dim, True, not FEATURES.value_exact)
-        grad_weights = product(x, v, None, FEATURES.precision)
+        value_rows = Rows(values + tl.minimum(column, sizes.kv_len - 1) * inputs.value.row, inputs.value.column)
+        pointers = values + column * inputs.value.row + e * inputs.value.column
+        v = load_tile(pointers, column, sizes.kv_len, e, sizes.value_dim, True, not FEATURES.value_exact)
+        grad_weights = feature_products(
+            x, v, output_rows, value_rows, sizes.value_dim, FEATURES.value_exact, BLOCK_V, FEATURES
+        )
     if SOURCE == "weights":
         grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
     terms = (batch * sizes.heads + head) * sizes.q_len + query

@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import Features, Inputs, View, padded, prepare, view
-from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of
+from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of, features_at_a_time
 from .dropout import dropout_tile, load_seed
-from .scores import LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
-from .tiles import index, load_tile, product, store_tile
+from .scores import LOG2E, feature_products, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
+from .tiles import Rows, index, load_tile, store_tile
 
 
 @triton.jit
@@ -29,15 +29,18 @@ def _tile_weights(
     key [1, BLOCK_N]."""
     sizes = inputs.sizes
     kv_head = head // sizes.group
-    d = index(tl.arange(0, BLOCK_D), FEATURES.wide)
+    d = index(tl.arange(0, BLOCK_D)[None, :], FEATURES.wide)
+    row, column = query.to(tl.int64), tl.trans(key).to(tl.int64)
     queries = inputs.query.data + batch * inputs.query.batch + head * inputs.query.head
-    pointers = queries + query.to(tl.int64) * inputs.query.row + d[None, :] * inputs.query.column
-    q = load_tile(pointers, query, sizes.q_len, d[None, :], sizes.head_dim, True, not FEATURES.head_exact)
+    query_rows = Rows(queries + tl.minimum(row, sizes.q_len - 1) * inputs.query.row, inputs.query.column)
+    pointers = queries + row * inputs.query.row + d * inputs.query.column
+    q = load_tile(pointers, row, sizes.q_len, d, sizes.head_dim, True, not FEATURES.head_exact)
     keys = inputs.key.data + batch * inputs.key.batch + kv_head * inputs.key.head
-    pointers = keys + key.to(tl.int64) * inputs.key.row + d[:, None] * inputs.key.column
-    k = load_tile(pointers, key, sizes.kv_len, d[:, None], sizes.head_dim, True, not FEATURES.head_exact)
+    key_rows = Rows(keys + tl.minimum(column, sizes.kv_len - 1) * inputs.key.row, inputs.key.column)
+    pointers = keys + column * inputs.key.row + d * inputs.key.column
+    k = load_tile(pointers, column, sizes.kv_len, d, sizes.head_dim, True, not FEATURES.head_exact)
     scores, _ = tile_scores(
-        product(q, k, None, FEATURES.precision),
+        feature_products(q, k, query_rows, key_rows, sizes.head_dim, FEATURES.head_exact, BLOCK_D, FEATURES),
         query,
         key,
         load_slopes(inputs, batch, head, FEATURES),
@@ -47,7 +50,7 @@ def _tile_weights(
         True,
         True,
     )
-    rows = lse.data + batch * lse.batch + head * lse.head + query.to(tl.int64) * lse.row
+    rows = lse.data + batch * lse.batch + head * lse.head + row * lse.row
     row_lse = tl.load(rows, mask=query < sizes.q_len, other=float("-inf")) * LOG2E
     # A row without weights has an lse of -inf.
     row_lse = tl.where(row_lse == float("-inf"), float("inf"), row_lse)
@@ -152,6 +155,7 @@ def weights_call(
     block_d = padded(sizes.head_dim)
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
     launch = attention_launch("weights", device, block_d, arithmetic)
+    features = features._replace(chunk=features_at_a_time(device, block_d, arithmetic))
     heads_added = sizes.heads if average_heads else 1
     tiles = triton.cdiv(sizes.q_len, launch.block_m) * triton.cdiv(sizes.kv_len, launch.block_n)
     arguments = (inputs, View(lse, *lse.stride(), 0), view(weights), heads_added, features)

@@ -17,6 +17,10 @@ _POINTERS = {
 }
 
 
+# What a typical device of the architecture has: T4, A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
+MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+
+
 @dataclass(frozen=True)
 class AuditCase:
     """What the compiler must know of a launch, and what the machine code is then held against.
@@ -28,7 +32,8 @@ class AuditCase:
     dots: (m, n, k) of each matrix product of one iteration of the inner loop. exps: its exponentials. bytes_loaded:
     what it reads from global memory that `readers` blocks, running at once, read too, so that memory delivers it once
     for all of them; bytes_alone: what it reads or writes there that no other block does. iterations: of the loop in one
-    block, where what follows it is to be counted with it.
+    block, where what follows it is to be counted with it. inner_products: where it has loops inside of it, over a part
+    of the features at a time, the multiply-adds of each of them before it ends.
     """
 
     op: str
@@ -39,7 +44,7 @@ class AuditCase:
     divisible_by_16: tuple[Path, ...]
     num_warps: int
     num_stages: int
-    dtype: str  # "fp32", "bf16" or "fp16": what the products multiply, or for a kernel without products reads
+    dtype: str  # "fp32", "tf32", "bf16" or "fp16": what the products multiply, or for a kernel without products reads
     max_registers: int | None = None  # per thread; None: as the compiler thinks best
     head_dim: int | None = None
     dots: tuple[tuple[int, int, int], ...] = ()
@@ -48,6 +53,7 @@ class AuditCase:
     readers: int = 8
     bytes_alone: int = 0
     iterations: int | None = None
+    inner_products: int = 0
 
     @property
     def mma_flops(self) -> int:

@@ -126,14 +126,14 @@ def run(
     max_registers: int | None = None,
     **named,
 ) -> None:
-    """Launches a kernel on the device of its tensors."""
+    """Launches a kernel on the device of its tensors, which need not be the current one."""
     if _Recorder.facts is not None:
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages, max_registers))
         return
     if max_registers is not None:
         named["maxnreg"] = max_registers
-    with on_device_of(arguments):
+    with _on_device_of(arguments):
         kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
 
 
@@ -213,7 +213,7 @@ def tf32_allowed(device: torch.device) -> bool:
     return (device.type == "meta" and _Recorder.facts is None) or _device_facts(device)[0] >= 80
 
 
-def on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:
+def _on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:
     """Makes the device of a kernel's first tensor the current one, on which Triton launches."""
     tensor = next(_tensors(arguments))
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

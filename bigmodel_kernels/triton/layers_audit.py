@@ -11,14 +11,12 @@ import torch
 from . import launch
 from .add_norm import add_norm
 from .add_norm_backward import add_norm_backward
-from .audit_case import AuditCase, specialization
+from .audit_case import MULTIPROCESSORS, AuditCase, specialization
 from .feed_forward import feed_forward
 from .feed_forward_backward import feed_forward_backward
 from .linear import linear
 from .linear_backward import ONES, linear_backward
 
-# What a typical device of the architecture has: T4, A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
-_MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ROWS, _WIDTH, _HIDDEN, _FEW_ROWS = 8192, 4096, 16384, 256
 
@@ -30,7 +28,7 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16", *(["fp16"] if every else [])):
         for op, calls in (("add_norm", _add_norm), ("linear", _linear), ("feed_forward", _feed_forward)):
             for name, call in calls(_DTYPES[dtype]).items():
-                with launch.recorded(arch, _MULTIPROCESSORS[arch]) as launches:
+                with launch.recorded(arch, MULTIPROCESSORS[arch]) as launches:
                     call()
                 cases += _named([_case(op, name, dtype, each) for each in launches])
     return cases

@@ -35,10 +35,9 @@ def dropout_of(seed: Tensor | None, dropout_p: float, device: torch.device) -> D
 
 @triton.jit
 def load_bias(bias, column, columns, column_end):
-    """[1, columns] in fp32, from a Vector that begins at `column`."""
-    return tl.load(bias.data + (column + columns) * bias.stride, mask=columns < column_end, other=0.0).to(tl.float32)[
-        None, :
-    ]
+    """[1, columns] in fp32, from a Vector that begins at `column`, by 64-bit offsets."""
+    at = bias.data + (column + columns).to(tl.int64) * bias.stride
+    return tl.load(at, mask=columns < column_end, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""From products of queries and keys to scores: scale, softcap, ALiBi, mask, removals, in the order that
+"""From queries and keys to scores: products, scale, softcap, ALiBi, mask, removals, in the order that
 csrc/include/bigmodel/attention.h states; and which keys and queries a tile needs to look at.
 
 Scores are in units of log2: exp(s) is exp2 of what is computed here, times `score_unit`. An additive mask of less than
@@ -11,7 +11,7 @@ Everything works on tiles of either orientation: `query` and `key` hold position
 import triton
 import triton.language as tl
 
-from .tiles import index
+from .tiles import index, product, product_of_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -30,6 +30,21 @@ def tanh(x):
 
 
 @triton.jit
+def feature_products(
+    left, right, left_rows, right_rows, features, EXACT: tl.constexpr, BLOCK: tl.constexpr, FEATURES: tl.constexpr
+):
+    """left right^T of two tiles [rows, features] or, where FEATURES.chunk says so, of the Rows that they are: a tile
+    that nothing else needs is then not loaded. BLOCK: of the tiles' columns; EXACT: all of them are features."""
+    if FEATURES.chunk:
+        products = product_of_rows(
+            left_rows, right_rows, features, min(FEATURES.chunk, BLOCK), EXACT, FEATURES.wide, FEATURES.precision
+        )
+    else:
+        products = product(left, tl.trans(right), None, FEATURES.precision)
+    return products
+
+
+@triton.jit
 def score_unit(inputs, FEATURES: tl.constexpr):
     """What the scores of tile_scores are still to be multiplied by: where nothing but removals follows the scale, it is
     left to the multiply-add that subtracts the softmax's maximum."""
@@ -41,7 +56,8 @@ def load_slopes(inputs, batch, head, FEATURES: tl.constexpr):
     """The ALiBi slopes of these heads, in units of log2; 0 without ALiBi."""
     slope = 0.0
     if FEATURES.alibi:
-        slope = tl.load(inputs.slopes.data + batch * inputs.slopes.batch + head * inputs.slopes.head) * LOG2E
+        at = tl.cast(batch, tl.int64) * inputs.slopes.batch + tl.cast(head, tl.int64) * inputs.slopes.head
+        slope = tl.load(inputs.slopes.data + at) * LOG2E
     return slope
 
 

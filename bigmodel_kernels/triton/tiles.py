@@ -1,11 +1,20 @@
 """What kernels do with tiles: load, store, multiply, and take them in an order that suits the cache."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 # Triton's interpreter multiplies bfloat16 by its bits, as integers, and rounds to it with a carry lost; `product` and
 # `narrow` do these two by hand there.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Rows(NamedTuple):
+    """Rows of a matrix: pointers [rows, 1] to the first feature of each, and how far apart features are."""
+
+    first: Any
+    column: Any
 
 
 @triton.jit
@@ -48,6 +57,21 @@ def load_tile(pointers, rows, row_end, columns, column_end, BOUND_ROWS: tl.const
     else:
         x = tl.load(pointers)
     return x
+
+
+@triton.jit
+def product_of_rows(
+    left, right, features, CHUNK: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """left right^T of two Rows, all of which exist, CHUNK features at a time. EXACT: it divides their number."""
+    sums = tl.zeros((left.first.shape[0], right.first.shape[0]), tl.float32)
+    for start in tl.range(0, features, CHUNK):
+        at = start + tl.arange(0, CHUNK)[None, :]
+        column = index(at, WIDE)
+        a = load_tile(left.first + column * left.column, at, 0, at, features, False, not EXACT)
+        b = load_tile(right.first + column * right.column, at, 0, at, features, False, not EXACT)
+        sums = product(a, tl.trans(b), sums, PRECISION)
+    return sums
 
 
 @triton.jit

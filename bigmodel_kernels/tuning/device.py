@@ -1,10 +1,11 @@
 """The device to measure on, or why there is none."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 import torch
+
+from ..interpreter import interpreted
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ def measured_device(index: int = 0) -> torch.device:
     """The CUDA device to measure on. Raises: ValueError where nothing can be measured, and why."""
     if importlib.util.find_spec("triton") is None:
         raise ValueError("[tune] the package triton, whose kernels are measured, is not installed")
-    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes"):
+    if interpreted():
         raise ValueError("[tune] TRITON_INTERPRET is set, and the times of interpreted kernels say nothing; unset it")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
