@@ -184,23 +184,29 @@ def audit(
     arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Only triton or cuda; may be repeated. By default each whose compiler is here."),
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Also kernels whose code hardly differs from another's: takes hours.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file, as a list.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
 ) -> None:
-    """Compiles the Triton kernels for GPUs that need not be here, and reads predictions from the machine code. What
-    was compiled before is taken from Triton's cache."""
+    """Compiles the Triton and CUDA kernels for GPUs that need not be here, and reads predictions from the machine code.
+    What was compiled before is taken from Triton's cache, or from ours."""
     from . import audit as auditing
     from .audit import report
 
     console = report.report_console()
-    architectures = arch or auditing.ARCHITECTURES
-    selected = {
-        each: auditing.cases(each, tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every)
-        for each in architectures
-    }
+    left_out = {} if backend else {each: why for each in auditing.BACKENDS if (why := auditing.reasons(each))}
+    if len(left_out) < len(auditing.BACKENDS):  # else the named backends' errors say it
+        for each, why in left_out.items():
+            console.print(f"backend '{each}' is left out: {'; '.join(why)}", markup=False, highlight=False)
+        backend = backend or [each for each in auditing.BACKENDS if each not in left_out]
+    names = tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every, tuple(backend or auditing.BACKENDS)
+    selected = {each: auditing.cases(each, *names) for each in arch or auditing.ARCHITECTURES}
     rows = []
     with _progress(console) as progress:
         task = progress.add_task("compiling", total=sum(map(len, selected.values())))

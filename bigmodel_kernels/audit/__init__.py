@@ -4,6 +4,6 @@ Nothing here is measured: every figure is read from the compiler's output or fol
 called predicted wherever it is shown.
 """
 
-from .rows import ARCHITECTURES, DTYPES, OPS, Row, audit, cases
+from .rows import ARCHITECTURES, BACKENDS, DTYPES, OPS, Row, audit, cases, reasons
 
-__all__ = ["ARCHITECTURES", "DTYPES", "OPS", "Row", "audit", "cases"]
+__all__ = ["ARCHITECTURES", "BACKENDS", "DTYPES", "OPS", "Row", "audit", "cases", "reasons"]

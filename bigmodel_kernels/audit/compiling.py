@@ -1,5 +1,7 @@
 """Ahead-of-time compilation of one kernel, for an architecture that need not be here."""
 
+import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..triton.audit_case import AuditCase
-from .machine_code import MachineCode, read_machine_code
+from . import nvcc
+from .cuda_cases import CudaCase
+from .machine_code import MachineCode, read_kernels, read_machine_code
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _WARP = 32
@@ -20,7 +24,25 @@ class Compiled:
     dynamic_shared_bytes: int
 
 
-def compile_case(case: AuditCase, capability: int) -> Compiled:
+def compile_case(case: AuditCase | CudaCase, capability: int) -> Compiled:
+    """Raises: ValueError where the compiler fails, or a CUDA source does not have the kernel."""
+    return _compile_cuda(case, capability) if isinstance(case, CudaCase) else _compile_triton(case, capability)
+
+
+def _compile_cuda(case: CudaCase, capability: int) -> Compiled:
+    kernels = _kernels(nvcc.compiled(case.source, capability))
+    found = [code for name, code in kernels.items() if re.search(case.kernel, name)]
+    if len(found) != 1:
+        raise ValueError(f"[audit] {case.source}.cu has {len(found)} kernels that match {case.kernel}; expected one")
+    return Compiled(found[0], case.shared_bytes)
+
+
+@functools.lru_cache(2)
+def _kernels(cubin: Path) -> dict[str, MachineCode]:
+    return read_kernels(cubin.read_bytes(), _TOOLS)
+
+
+def _compile_triton(case: AuditCase, capability: int) -> Compiled:
     attributes = {path: [["tt.divisibility", 16]] for path in case.divisible_by_16}
     source = ASTSource(case.kernel, case.signature, case.constexprs, attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..triton.audit_case import AuditCase
 from .architectures import Architecture
+from .cuda_cases import CudaCase
 from .machine_code import Counts, MachineCode
 
 _LANES = 32
@@ -30,7 +31,7 @@ def mma_kind(architecture: Architecture, counts: Counts) -> str:
     return kinds.pop() if len(kinds) == 1 else architecture.mma
 
 
-def mma_expected(case: AuditCase, architecture: Architecture, kind: str) -> float:
+def mma_expected(case: AuditCase | CudaCase, architecture: Architecture, kind: str) -> float:
     """Tensor-core instructions that one iteration's products need, per warp (HMMA), warp group (HGMMA) or block
     (UTCHMMA); 0 for fp32, which ordinary units multiply. Of TF32 one sums half as many terms."""
     if case.dtype == "fp32":
@@ -45,7 +46,7 @@ def mma_expected(case: AuditCase, architecture: Architecture, kind: str) -> floa
     return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / depth) for m, n, k in case.dots)
 
 
-def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts) -> float:
+def iterations_held(case: AuditCase | CudaCase, architecture: Architecture, counts: Counts) -> float:
     """How many iterations' products the code holds, as it does more than one where the compiler unrolled or peeled."""
     expected = mma_expected(case, architecture, mma_kind(architecture, counts))
     if counts.mma and expected:
@@ -55,7 +56,7 @@ def iterations_held(case: AuditCase, architecture: Architecture, counts: Counts)
     return max(1, round(counts.fp32_multiply_adds * _LANES * case.num_warps / needed)) if needed else 1
 
 
-def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> Prediction:
+def predict(case: AuditCase | CudaCase, architecture: Architecture, code: MachineCode) -> Prediction:
     loop = code.loop if case.dots else None
     counts = loop or code.whole
     held = iterations_held(case, architecture, counts)
@@ -70,7 +71,7 @@ def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> P
         rate /= 2
     shared = _shared_bytes(case, architecture, counts, warps)
     work = {
-        unit: (case.mma_flops, rate, "operations"),
+        unit: (2 * sum(m * n * k for m, n, k in case.dots), rate, "operations"),
         "exp": (exps, architecture.exps, "exponentials"),
         "shared memory": (shared, architecture.shared_load_bytes, "bytes"),
         "memory": (moved, architecture.memory_bytes, "bytes"),
@@ -86,7 +87,7 @@ def predict(case: AuditCase, architecture: Architecture, code: MachineCode) -> P
     return Prediction(max(clocks, key=clocks.get), clocks, arithmetic, per_score)
 
 
-def _shared_bytes(case: AuditCase, architecture: Architecture, counts: Counts, warps: float) -> float:
+def _shared_bytes(case: AuditCase | CudaCase, architecture: Architecture, counts: Counts, warps: float) -> float:
     """What an iteration writes to shared memory and reads from it. Only where tensor cores multiply: what ordinary
     units read, many lanes read at the same address, which costs less than its bytes."""
     if not counts.mma:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .disassembly import Instruction, hot_loop, parse
 
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:\d+")
+_KERNEL = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _MMA = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "QMMA", "OMMA", "IMMA")
 _ATOMICS = ("RED", "REDG", "REDS", "ATOM", "ATOMG", "ATOMS", "UREDGR", "UTMAREDG")
 _BYTES = {"256": 32, "128": 16, "64": 8, "": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -62,13 +63,26 @@ class MachineCode:
 
 
 def read_machine_code(cubin: bytes, tools: Path, inner_products: float = 0) -> MachineCode:
-    """Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a thread."""
+    """Of a cubin with one kernel. Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a
+    thread."""
+    (code,) = read_kernels(cubin, tools, inner_products).values()
+    return code
+
+
+def read_kernels(cubin: bytes, tools: Path, inner_products: float = 0) -> dict[str, MachineCode]:
+    """All kernels of a cubin by their mangled names; arguments as of `read_machine_code`."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
+        path = Path(folder) / "kernels.cubin"
         path.write_bytes(cubin)
-        usage = _USAGE.search(_output(tools / "cuobjdump", "-res-usage", path))
-        instructions, loops = parse(_output(tools / "nvdisasm", "-c", path))
-    registers, stack, shared, _ = (int(each) for each in usage.groups())
+        usages = {each[1]: each for each in _USAGE.finditer(_output(tools / "cuobjdump", "-res-usage", path))}
+        _, *parts = _KERNEL.split(_output(tools / "nvdisasm", "-c", path))
+    texts = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {name: _machine_code(usages[name], text, inner_products) for name, text in texts.items()}
+
+
+def _machine_code(usage: re.Match, text: str, inner_products: float) -> MachineCode:
+    instructions, loops = parse(text)
+    registers, stack, shared = map(int, usage.groups()[1:])
     on_tensor_cores = any(each.family in _MMA for each in instructions)
     loop = hot_loop(instructions, loops, _is_mma if on_tensor_cores else _multiply_adds, inner_products)
     return MachineCode(

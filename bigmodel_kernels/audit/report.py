@@ -34,9 +34,12 @@ _LEGEND = (
     "each of its scores. Limiter: the unit with the most clocks for one iteration of one block, at the peak rates of",
     "the device in the heading; of kernels without products, for one pass through their code. `issue` is the",
     "instructions themselves, four a clock. What a layer's epilogue exponentiates is spread over its iterations.",
+    "Of the CUDA kernels the inner loop holds the boundary's code too, which whole tiles jump over; on sm_90 and",
+    "sm_100 they multiply by HMMA, which does not reach the peak rate of HGMMA or UTCHMMA that the clocks assume.",
     "`bigmodel audit --json` writes each division out.",
 )
 _WIDTH = 240  # of a table that is not shown in a terminal
+_BACKENDS = {"triton": "Triton", "cuda": "CUDA C++"}
 _PREDICTED = "Predicted from machine code, not measured"
 
 
@@ -46,11 +49,11 @@ def report_console() -> Console:
 
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
-    for arch, of_arch in _by_architecture(rows):
-        table = Table(title=f"{arch} ({_device(arch)}). {_PREDICTED}.", title_justify="left")
+    for title, of_title in _by_title(rows):
+        table = Table(title=f"{title}. {_PREDICTED}.", title_justify="left")
         for column in _COLUMNS:
             table.add_column(column, overflow="fold")
-        for row in of_arch:
+        for row in of_title:
             table.add_row(*_cells(row))
         console.print(table, highlight=False, markup=False)
     console.print(
@@ -61,7 +64,7 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
 def markdown(rows: Sequence[Row], command: str) -> str:
     """command: the one that made the rows."""
     lines = [
-        "# Audit of the Triton kernels",
+        f"# Audit of the {' and '.join(dict.fromkeys(_BACKENDS[row.backend] for row in rows))} kernels",
         "",
         f"{_PREDICTED}: no GPU has run these kernels for this page. Every figure is read from the machine code",
         "that the compiler made for the default launches, or follows from it by arithmetic. The command:",
@@ -70,10 +73,10 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "",
         *_LEGEND,
     ]
-    for arch, of_arch in _by_architecture(rows):
-        lines += ["", f"## {arch} ({_device(arch)}), predicted", ""]
+    for title, of_title in _by_title(rows):
+        lines += ["", f"## {title}, predicted", ""]
         lines += ["| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in of_arch]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in of_title]
     return "\n".join(lines) + "\n"
 
 
@@ -82,8 +85,8 @@ def save(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
 
 
-def _by_architecture(rows: Sequence[Row]) -> Iterable[tuple[str, Iterable[Row]]]:
-    return groupby(rows, key=lambda row: row.arch)
+def _by_title(rows: Sequence[Row]) -> Iterable[tuple[str, Iterable[Row]]]:
+    return groupby(rows, key=lambda row: f"{row.arch} ({_device(row.arch)}), {_BACKENDS[row.backend]}")
 
 
 def _device(arch: str) -> str:

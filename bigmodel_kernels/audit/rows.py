@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..interpreter import interpreted
+from . import cuda_cases, nvcc
 from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocessor
 
 # The modules of `triton/` that offer audit_cases(arch).
 _FAMILIES = ("attention_audit", "layers_audit")
+BACKENDS = ("triton", "cuda")
 OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())
@@ -53,20 +54,53 @@ class Row:
         return asdict(self)
 
 
-def cases(arch: str, ops: tuple[str, ...] = OPS, dtypes: tuple[str, ...] = DTYPES, every: bool = False) -> list:
+def cases(
+    arch: str,
+    ops: tuple[str, ...] = OPS,
+    dtypes: tuple[str, ...] = DTYPES,
+    every: bool = False,
+    backends: tuple[str, ...] = ("triton",),
+) -> list:
     """The default kernels on an architecture. every: also those whose code hardly differs from that of another, as
-    another dtype of 16 bits makes it. Raises: ValueError for an unknown name, or without a compiler."""
-    for kind, names, known in (("architecture", (arch,), ARCHITECTURES), ("op", ops, OPS), ("dtype", dtypes, DTYPES)):
+    another dtype of 16 bits makes it. Raises: ValueError for an unknown name, or without a backend's compiler."""
+    for kind, names, known in (
+        ("architecture", (arch,), ARCHITECTURES),
+        ("op", ops, OPS),
+        ("dtype", dtypes, DTYPES),
+        ("backend", backends, BACKENDS),
+    ):
         for name in names:
             if name not in known:
                 raise ValueError(f"[audit] '{name}' is no {kind} that is known; expected one of {', '.join(known)}")
-    _check_triton()
+    found = []
+    for backend in backends:
+        problems = reasons(backend)
+        if problems:
+            raise ValueError(f"[audit] backend '{backend}': {'; '.join(problems)}")
+        capability = int(arch.removeprefix("sm_"))
+        found += cuda_cases.audit_cases(capability, every) if backend == "cuda" else _triton_cases(capability, every)
+    return [case for case in found if case.op in ops and case.dtype in dtypes]
+
+
+def reasons(backend: str) -> list[str]:
+    """Why a backend's kernels cannot be audited here; empty where they can. Both need Triton: its package brings
+    the disassembler."""
+    found = []
+    if importlib.util.find_spec("triton") is None:
+        what = "compiles the kernels" if backend == "triton" else "brings the disassembler"
+        found.append(f"the package triton, which {what}, is not installed")
+    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes"):
+        found.append("TRITON_INTERPRET is set, and interpreted kernels have no machine code; unset it")
+    return found + (nvcc.reasons() if backend == "cuda" else [])
+
+
+def _triton_cases(capability: int, every: bool) -> list:
     found = []
     for module in _FAMILIES:
         if importlib.util.find_spec(f"bigmodel_kernels.triton.{module}") is not None:
             family = importlib.import_module(f"bigmodel_kernels.triton.{module}")
-            found += family.audit_cases(int(arch.removeprefix("sm_")), every)
-    return [case for case in found if case.op in ops and case.dtype in dtypes]
+            found += family.audit_cases(capability, every)
+    return found
 
 
 def audit(arch: str, selected: list) -> Iterator[Row]:
@@ -91,7 +125,7 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
     return Row(
         op=case.op,
         kernel=case.name,
-        backend="triton",
+        backend="cuda" if isinstance(case, cuda_cases.CudaCase) else "triton",
         arch=architecture.name,
         dtype=case.dtype,
         head_dim=case.head_dim,
@@ -117,10 +151,3 @@ def row_of(case: Any, architecture: Architecture, compiled: Any) -> Row:
         clocks={unit: round(value, 1) for unit, value in prediction.clocks.items()},
         arithmetic=prediction.arithmetic,
     )
-
-
-def _check_triton() -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError("[audit] the package triton, which compiles the kernels, is not installed")
-    if interpreted():
-        raise ValueError("[audit] TRITON_INTERPRET is set, and interpreted kernels have no machine code; unset it")

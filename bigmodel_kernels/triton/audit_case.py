@@ -55,11 +55,6 @@ class AuditCase:
     iterations: int | None = None
     inner_products: int = 0
 
-    @property
-    def mma_flops(self) -> int:
-        """Floating point operations of the matrix products of one iteration."""
-        return sum(2 * m * n * k for m, n, k in self.dots)
-
 
 def specialization(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, Any], tuple[Path, ...]]:
     """(signature, constexprs, divisible_by_16) of a launch with these arguments by name, as Triton's launcher finds

@@ -61,7 +61,7 @@ static __attribute__((noinline)) void weigh_keys(std::int64_t keys, const float*
     F32 x[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) x[v] = load(scores + i + v * lanes) - top;
-    exp2_each(x);
+    exp2_each<5>(x);
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       total = total + x[v];

@@ -4,12 +4,14 @@
 
 #include "cuda/attention_gradient.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/rows.cuh"
+#include "cuda/tile.cuh"
 #include "cuda/warp.cuh"
 
 namespace bigmodel::cuda {
 namespace {
 
-constexpr int term_threads = 128, term_tile = 64;
+constexpr int term_threads = 128, term_lanes = 8, term_tile = 64;
 
 template <class T>
 struct TermParams {
@@ -25,27 +27,41 @@ __device__ float at(const float* data, const std::int64_t (&stride)[3], int b, i
   return data[b * stride[0] + h * stride[1] + q * stride[2]];
 }
 
-// A warp takes a query.
-template <class T>
+// The sum over one row of output * grad_output that falls to a lane, which takes N neighbours at a time.
+template <int N, class T>
+__device__ float lane_delta(const TermParams<T>& p, int b, int h, int q) {
+  Rows<const T> output, grad;
+  output.data = p.output.at(b, h, q), output.stride = p.output.column;
+  grad.data = p.grad_output.at(b, h, q), grad.stride = p.grad_output.column;
+  float delta = 0.0f;
+  for (int column = N * (lane_id() % term_lanes); column < p.value_dim; column += N * term_lanes) {
+    float x[N], y[N];
+    load(output, 0, column, x);
+    load(grad, 0, column, y);
+#pragma unroll
+    for (int i = 0; i < N; ++i) delta += x[i] * y[i];
+  }
+  return delta;
+}
+
+// term_lanes lanes take a query.
+template <class T, int N>
 __global__ __launch_bounds__(term_threads) void row_terms_kernel(const __grid_constant__ TermParams<T> p) {
-  const std::int64_t row = std::int64_t(blockIdx.x) * (term_threads / warp_size) + warp_id();
-  if (row >= p.rows) return;
-  const auto q = static_cast<int>(row % p.terms.length), h = static_cast<int>(row / p.terms.length % p.heads),
-             b = static_cast<int>(row / p.terms.length / p.heads);
+  const std::int64_t first = std::int64_t(blockIdx.x) * (term_threads / term_lanes);
+  const std::int64_t row = first + static_cast<int>(threadIdx.x) / term_lanes;
+  const std::int64_t known = row < p.rows ? row : p.rows - 1;  // lanes past the end take part in the sums
+  const auto q = static_cast<int>(known % p.terms.length), h = static_cast<int>(known / p.terms.length % p.heads),
+             b = static_cast<int>(known / p.terms.length / p.heads);
+  const bool seen = q < p.q_len;
+  const float delta = group_sum<term_lanes>(seen && p.grad_output.data ? lane_delta<N>(p, b, h, q) : 0.0f);
+  if (row >= p.rows || lane_id() % term_lanes != 0) return;
   RowTerms terms{INFINITY, 0.0f};
-  if (q < p.q_len) {
-    float delta = 0.0f;
-    if (p.grad_output.data) {
-      const T *const output = p.output.at(b, h, q), *const grad = p.grad_output.at(b, h, q);
-      for (int i = lane_id(); i < p.value_dim; i += warp_size) {
-        delta += to_float(output[i * p.output.column]) * to_float(grad[i * p.grad_output.column]);
-      }
-    }
-    terms.delta = group_sum(delta) - (p.grad_lse ? at(p.grad_lse, p.grad_lse_stride, b, h, q) : 0.0f);
+  if (seen) {
+    terms.delta = delta - (p.grad_lse ? at(p.grad_lse, p.grad_lse_stride, b, h, q) : 0.0f);
     const float lse = at(p.lse, p.lse_stride, b, h, q);
     if (lse != -INFINITY) terms.lse = lse;
   }
-  if (lane_id() == 0) p.terms.data[row] = terms;
+  p.terms.data[row] = terms;
 }
 
 constexpr int sink_threads = 256;
@@ -83,8 +99,13 @@ void launch_terms(const AttentionBackwardArgs& args, const RowTermsView& terms, 
     p.lse_stride[dim] = args.lse.stride[dim];
     p.grad_lse_stride[dim] = args.grad_lse.stride[dim];
   }
-  constexpr int rows = term_threads / warp_size;
-  launch(&row_terms_kernel<T>, {(p.rows + rows - 1) / rows, term_threads}, place, p);
+  constexpr int rows = term_threads / term_lanes;
+  const Launch shape{(p.rows + rows - 1) / rows, term_threads};
+  if (has_packed_rows(args.output) && has_packed_rows(args.grad_output)) {
+    launch(&row_terms_kernel<T, chunk_elements>, shape, place, p);
+  } else {
+    launch(&row_terms_kernel<T, 1>, shape, place, p);
+  }
 }
 
 // All gradients but the mask's and the sinks', on tensor cores.

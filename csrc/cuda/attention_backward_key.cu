@@ -29,9 +29,20 @@ struct KeyWork {
     full_first = band.first_query(last_key);
     full_end = band.end_query(first_key);
   }
-  __device__ int head(int item) const { return first_head + item / tiles; }
-  __device__ int query(int item) const { return (begin + item % tiles) * queries; }
   __device__ bool full(int query) const { return query >= full_first && query + queries <= full_end; }
+};
+
+// One item after the other, without a division for each.
+struct Walk {
+  int head, tile;
+
+  __device__ explicit Walk(const KeyWork& work) : head(work.first_head), tile(0) {}
+  __device__ int query(const KeyWork& work) const { return (work.begin + tile) * work.queries; }
+  __device__ void advance(const KeyWork& work) {
+    if (++tile < work.tiles) return;
+    tile = 0;
+    ++head;
+  }
 };
 
 // The rules' view of a query that is a column.
@@ -68,16 +79,16 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   T* const my_rows = memory + warp_id() * Own::elements;
   const Own key(my_rows), value(my_rows + rows * Head);
   T* const ring = memory + 2 * rows * Head;
-  const T* const somewhere = in.query.data;
-  copy_own_rows<T, Head>(memory, in.key, work.b, work.kv_head, work.first_key, in.kv_len, in.head_dim, somewhere);
-  copy_own_rows<T, Head>(memory + rows * Head, in.value, work.b, work.kv_head, work.first_key, in.kv_len, in.value_dim,
-                         somewhere);
+  copy_own_rows<T, Head>(memory, in.key, work.b, work.kv_head, work.first_key, in.kv_len, in.head_dim);
+  copy_own_rows<T, Head>(memory + rows * Head, in.value, work.b, work.kv_head, work.first_key, in.kv_len, in.value_dim);
+  Walk ahead(work);
   const auto fetch = [&](int item, int slot) {
     if (item >= work.items) return;
-    const int h = work.head(item), first = work.query(item);
+    const int h = ahead.head, first = ahead.query(work);
+    ahead.advance(work);
     T* const to = ring + 2 * slot * Tile::elements;
-    copy_passing<Tile>(to, in.query, work.b, h, first, in.q_len, in.head_dim, somewhere);
-    copy_passing<Tile>(to + Tile::elements, p.grad_output, work.b, h, first, in.q_len, in.value_dim, somewhere);
+    copy_passing<Tile>(to, in.query, work.b, h, first, in.q_len, in.head_dim);
+    copy_passing<Tile>(to + Tile::elements, p.grad_output, work.b, h, first, in.q_len, in.value_dim);
   };
   Pipeline pipeline(p.stages, fetch);
   const int first_key = work.first_key + 16 * warp_id();
@@ -87,10 +98,12 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   grad_key.clear();
   grad_value.clear();
 
-  for (int item = 0; item < work.items; ++item) {
-    const int slot = pipeline.step(fetch), h = work.head(item), first_query = work.query(item);
+  Walk walk(work);
+  for (int item = 0; item < work.items; ++item, walk.advance(work)) {
+    const int slot = pipeline.step(fetch), h = walk.head, first_query = walk.query(work);
     const Tile query(ring + 2 * slot * Tile::elements), grad_output(ring + (2 * slot + 1) * Tile::elements);
-    const RowTerms* const terms = p.terms.at(work.b, h) + first_query;
+    // Of two neighbouring queries at a time: {lse, delta, lse, delta}.
+    const float4* const terms = reinterpret_cast<const float4*>(p.terms.at(work.b, h) + first_query);
     const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
@@ -99,7 +112,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
         in, work.full(first_query), s, slope,
         [&](int, int column) { return column_query(in, head_row, first_query + column); },
         [&](int half, int) { return first_key + lane_id() / 4 + 8 * half; },
-        [&](int, int column) { return terms[column].lse; });
+        [&](int, int column) { return column % 2 ? terms[unsigned(column) / 2].z : terms[unsigned(column) / 2].x; });
     if constexpr (!Plain) {
       if (in.rules.dropout.seed) {
         for_each_dropout_transposed(dropout, h, first_query, first_key, factors,
@@ -111,7 +124,9 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
       multiply<T, Head>(grad, grad_output,  // V dO^T
                         [&](std::uint32_t (&a)[4], int step) { load_left(a, value, 0, 16 * step); });
     }
-    make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int, int column) { return terms[column].delta; });
+    make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int, int column) {
+      return column % 2 ? terms[unsigned(column) / 2].w : terms[unsigned(column) / 2].y;
+    });
     if constexpr (Values) {
       multiply_transposed<T, queries>(grad_value, grad_output,  // dV += P^T dO
                                       [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, s, step); });

@@ -113,8 +113,10 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const 
                      probabilities, gradients);
       if (of_query) {
         gradients.store(scratch.tile);
+      } else if (of_value) {  // one store of whichever it is would need the addresses of registers
+        probabilities.store_transposed(scratch.tile);
       } else {
-        (of_value ? probabilities : gradients).store_transposed(scratch.tile);
+        gradients.store_transposed(scratch.tile);
       }
 #pragma unroll
       for (int slice = 0; slice < Slices; ++slice) {

@@ -24,8 +24,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   const Own query(my_rows), grad_output(my_rows + rows * Head);
   T* const ring = memory + 2 * rows * Head;
 
-  copy_own_rows<T, Head>(memory, in.query, b, h, block_row, in.q_len, in.head_dim, in.query.data);
-  copy_own_rows<T, Head>(memory + rows * Head, p.grad_output, b, h, block_row, in.q_len, in.value_dim, in.query.data);
+  copy_own_rows<T, Head>(memory, in.query, b, h, block_row, in.q_len, in.head_dim);
+  copy_own_rows<T, Head>(memory + rows * Head, p.grad_output, b, h, block_row, in.q_len, in.value_dim);
 
   const Band& band = in.band;
   const int begin = band.first_key(block_row) / keys, end = (band.end_key(last_row) + keys - 1) / keys;
@@ -34,8 +34,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     const int first = (begin + item) * keys;
     if (begin + item >= end) return;
     T* const to = ring + 2 * slot * Tile::elements;
-    copy_passing<Tile>(to, in.key, b, kv_head, first, in.kv_len, in.head_dim, in.query.data);
-    copy_passing<Tile>(to + Tile::elements, in.value, b, kv_head, first, in.kv_len, in.value_dim, in.query.data);
+    copy_passing<Tile>(to, in.key, b, kv_head, first, in.kv_len, in.head_dim);
+    copy_passing<Tile>(to + Tile::elements, in.value, b, kv_head, first, in.kv_len, in.value_dim);
   };
   Pipeline pipeline(p.stages, fetch);
 

@@ -29,7 +29,7 @@ struct Params {
   Splits splits;
 };
 
-constexpr int warp_rows = 16, most_warps = 8;
+constexpr int warp_rows = 16, fewest_warps = 4, most_warps = 8;
 
 // Keys of one tile, so that two or three tiles fit beside the queries.
 template <int Head>
@@ -132,18 +132,30 @@ struct FetchKeysAndValues {
   using Tile = SharedTile<T, tile_keys<Head>, Head>;
 
   const AttentionTensors<T>& in;
-  const Work<T>& work;
+  const T *keys, *values;  // of the block's head
   T* ring;
   int first_tile, items;
 
+  __device__ FetchKeysAndValues(const AttentionTensors<T>& in, const Work<T>& work, const KeyTiles& tiles, T* ring)
+      : in(in),
+        keys(in.key.at(work.batch, work.kv_head)),
+        values(in.value.at(work.batch, work.kv_head)),
+        ring(ring),
+        first_tile(tiles.begin),
+        items(2 * max(tiles.end - tiles.begin, 0)) {}
   __device__ void operator()(int item, int slot) const {
     if (item >= items) return;
     const bool keys_turn = item % 2 == 0;
-    const int first = (first_tile + item / 2) * Tile::rows, rows_left = in.kv_len - first;
-    const View<const T>& view = keys_turn ? in.key : in.value;
-    const T* const from = view.at(work.batch, work.kv_head, first);
-    copy_tile(Tile(ring + slot * Tile::elements), keys_turn ? in.head_dim : in.value_dim, from,
-              [&](int row) -> const T* { return row < rows_left ? from + row * view.row : nullptr; });
+    const int first = (first_tile + item / 2) * Tile::rows, rows = in.kv_len - first;
+    const Tile to(ring + slot * Tile::elements);
+    const T* const from = keys_turn ? keys : values;
+    const std::int64_t stride = keys_turn ? in.key.row : in.value.row;
+    const int width = keys_turn ? in.head_dim : in.value_dim;
+    if constexpr (has_large_tiles<Head>) {
+      copy_rows_by_groups<fewest_warps * warp_size>(to, from, first, stride, rows, width);
+    } else {
+      copy_rows<fewest_warps * warp_size>(static_cast<int>(threadIdx.x), to, from, first, stride, rows, width);
+    }
   }
 };
 
@@ -210,7 +222,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   T *const queries = reinterpret_cast<T*>(shared), *const my_queries = queries + warp_id() * warp_rows * Head;
   T* const ring = queries + rows * Head;
   copy_queries<T, Head>(p, work, warps, queries);
-  const FetchKeysAndValues<T, Head> fetch{in, work, ring, tiles.begin, 2 * max(tiles.end - tiles.begin, 0)};
+  const FetchKeysAndValues<T, Head> fetch(in, work, tiles, ring);
   Pipeline pipeline(p.stages, fetch);
 
   const int first_row = work.first_row + warp_id() * warp_rows;
@@ -280,7 +292,6 @@ Division divide(const AttentionForwardArgs& args, const Place& place) {
   const TensorView &query = args.inputs.query, &key = args.inputs.key;
   const auto batch = static_cast<int>(query.size[0]), heads = static_cast<int>(query.size[1]),
              q_len = static_cast<int>(query.size[2]), kv_heads = static_cast<int>(key.size[1]);
-  constexpr int fewest_warps = 4;
   Division d;
   d.folded = heads > kv_heads && q_len <= fewest_warps * warp_rows / 2;
   d.unit_rows = d.folded ? heads / kv_heads * q_len : q_len;

@@ -35,27 +35,31 @@ constexpr std::int64_t gradient_shared_bytes(int warps, int stages) {
   return 2 * std::int64_t(Head) * 2 * (16 * warps + stages * passing_rows<Head, Plain>);
 }
 
-// Starts copying a block's own rows of one head, sixteen for each warp.
+// Groups of threads that copy together: blocks of large heads may have half as many warps as others.
+template <int Head>
+constexpr int copying_threads = (Head > 128 ? gradient_warps / 2 : gradient_warps) * warp_size;
+
+// Starts copying a block's own rows of one head, sixteen for each warp, or zeros where there are none.
 template <class T, int Head>
-__device__ void copy_own_rows(T* to, const View<const T>& from, int b, int h, int first, int length, int width,
-                              const T* somewhere) {
-  using Own = SharedTile<T, 16, Head>;
-  const int warps = static_cast<int>(blockDim.x) / warp_size;
-  for (int warp = 0; warp < warps; ++warp) {
-    copy_tile(Own(to + warp * Own::elements), width, somewhere, [&](int row) -> const T* {
-      const int r = first + 16 * warp + row;
-      return from.data && r < length ? from.at(b, h, r) : nullptr;
-    });
-  }
+__device__ void copy_own_rows(T* to, const View<const T>& from, int b, int h, int first, int length, int width) {
+  constexpr int threads = copying_threads<Head>, rows = threads / 2;
+  const int thread = static_cast<int>(threadIdx.x) % threads, before = static_cast<int>(threadIdx.x) / threads * rows;
+  const SharedTile<T, rows, Head> tile(to + before * Head);
+  copy_rows<threads>(thread, tile, from.at(b, h), first + before, from.row, from.data ? length - first - before : 0,
+                     width);
 }
 
 // Starts copying a tile that passes by.
 template <class Tile, class T>
-__device__ void copy_passing(T* to, const View<const T>& from, int b, int h, int first, int length, int width,
-                             const T* somewhere) {
-  copy_tile(Tile(to), width, somewhere, [&](int row) -> const T* {
-    return from.data && first + row < length ? from.at(b, h, first + row) : nullptr;
-  });
+__device__ void copy_passing(T* to, const View<const T>& from, int b, int h, int first, int length, int width) {
+  constexpr int threads = copying_threads<Tile::columns>;
+  const T* const matrix = from.at(b, h);
+  const int rows = from.data ? length - first : 0;
+  if constexpr (threads == gradient_warps * warp_size) {
+    copy_rows<threads>(static_cast<int>(threadIdx.x), Tile(to), matrix, first, from.row, rows, width);
+  } else {
+    copy_rows_by_groups<threads>(Tile(to), matrix, first, from.row, rows, width);
+  }
 }
 
 // Products to probabilities P. `slope` becomes d score / d (scale * product) where there is a softcap. lse_of(half,

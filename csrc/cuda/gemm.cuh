@@ -21,32 +21,43 @@ struct Operand {
   std::int64_t stride;  // of rows (Inside::depth) or of the depth (Inside::rows)
 };
 
-// A tile of Rows rows (depth inside) or Rows columns (rows inside), and how to copy and read its slices.
-template <class T, Inside Kind, int Rows, int Depth>
+// A tile of Rows rows (depth inside) or Rows columns (rows inside), and how to copy and read its slices. Threads: of
+// the block, all of which copy.
+template <class T, Inside Kind, int Rows, int Depth, int Threads>
 struct Slice {
   using Tile = std::conditional_t<Kind == Inside::depth, SharedTile<T, Rows, Depth>, SharedTile<T, Depth, Rows>>;
 
-  __device__ static void copy(const Tile& tile, const Operand<T>& operand, std::int64_t first_row, std::int64_t rows,
-                              std::int64_t first_depth, std::int64_t depth) {
-    const bool by_row = Kind == Inside::depth;
-    const std::int64_t along = by_row ? first_row : first_depth, end = by_row ? rows : depth;
-    const std::int64_t across = by_row ? first_depth : first_row, width = (by_row ? depth : rows) - across;
-    const T* const first = operand.data + along * operand.stride + across;
-    copy_tile(tile, static_cast<int>(width < Tile::columns ? width : Tile::columns), operand.data,
-              [&](int row) -> const T* { return along + row < end ? first + row * operand.stride : nullptr; });
-  }
-  __device__ static void left(std::uint32_t (&a)[4], const Tile& tile, int row, int depth) {
+  const T* first;  // the operand's element in the tile's first row at depth 0
+  std::int64_t stride;
+  int rows;  // of the tile, that are there
+
+  __device__ Slice(const Operand<T>& operand, std::int64_t first_row, std::int64_t end_row)
+      : first(operand.data + first_row * (Kind == Inside::depth ? operand.stride : 1)),
+        stride(operand.stride),
+        rows(static_cast<int>(min(end_row - first_row, std::int64_t(Rows)))) {}
+
+  __device__ void copy(const Tile& tile, std::int64_t depth, std::int64_t end_depth) const {
+    const auto left = static_cast<int>(min(end_depth - depth, std::int64_t(Depth)));
+    const auto thread = static_cast<int>(threadIdx.x);
     if constexpr (Kind == Inside::depth) {
-      load_left(a, tile, row, depth);
+      copy_rows<Threads>(thread, tile, first + depth, 0, stride, rows, left);
     } else {
-      load_left_transposed(a, tile, row, depth);
+      copy_rows<Threads>(thread, tile, first, depth, stride, left, rows);
     }
   }
-  __device__ static void right(std::uint32_t (&b)[4], const Tile& tile, int column, int depth) {
+  // Operands of the part of the tile that begins at `first_row`.
+  __device__ static void left(std::uint32_t (&a)[4], const Tile& tile, int first_row, int row, int depth) {
     if constexpr (Kind == Inside::depth) {
-      load_right(b, tile, column, depth);
+      load_left(a, tile.from_row(first_row), row, depth);
     } else {
-      load_right_transposed(b, tile, column, depth);
+      load_left_transposed(a, tile, first_row + row, depth);
+    }
+  }
+  __device__ static void right(std::uint32_t (&b)[4], const Tile& tile, int first_column, int column, int depth) {
+    if constexpr (Kind == Inside::depth) {
+      load_right(b, tile.from_row(first_column), column, depth);
+    } else {
+      load_right_transposed(b, tile, first_column + column, depth);
     }
   }
 };
@@ -60,10 +71,17 @@ struct GemmShape {
   static constexpr int threads = warps * warp_size;
   static constexpr int stage_elements = (Rows + Rights * Columns) * depth;
   // Each warp turns its accumulators from the tensor cores' order into rows, sixteen at a time.
-  static constexpr int pitch = WarpColumns + 4;
+  static constexpr int room_size = 16 * WarpColumns;
   static constexpr int shared_bytes(int stages) {
-    const int ring = 2 * stages * stage_elements, turning = 4 * Rights * warps * 16 * pitch;
+    const int ring = 2 * stages * stage_elements, turning = 4 * Rights * warps * room_size;
     return ring > turning ? ring : turning;
+  }
+  // Where the room holds an element. Chunks of four are exclusive-ored with the row, so that neither the pairs that
+  // accumulators store (four rows at once) nor the two chunks that a lane reads (of two rows at once) meet in a bank.
+  __device__ static int place(int row, int column) {
+    static_assert(WarpColumns == 32, "a row is all banks");
+    const int chunk = column / 4 ^ (row % 4 * 2 + row % 2);
+    return row * WarpColumns + chunk * 4 + column % 4;
   }
 };
 
@@ -108,13 +126,14 @@ __device__ void finish_rows(const Epilogue& epilogue, const float* room, std::in
     float x[Shape::rights][N];
 #pragma unroll
     for (int which = 0; which < Shape::rights; ++which) {
-      const float* const from = room + (which * 16 + i / chunks) * Shape::pitch + i % chunks * N;
+      const float* const from = room + which * Shape::room_size;
       if constexpr (N == 1) {
-        x[which][0] = *from;
+        x[which][0] = from[Shape::place(i / chunks, i % chunks)];
       } else {
 #pragma unroll
         for (int j = 0; j < N; j += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(from + j);
+          const float* const at = from + Shape::place(i / chunks, i % chunks * N + j);
+          const float4 four = *reinterpret_cast<const float4*>(at);
           x[which][j] = four.x, x[which][j + 1] = four.y, x[which][j + 2] = four.z, x[which][j + 3] = four.w;
         }
       }
@@ -131,17 +150,17 @@ __device__ void finish_rows(const Epilogue& epilogue, const float* room, std::in
 template <class Shape, class T, class Epilogue>
 __device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, WarpProducts<Shape>& c, float* shared,
                             std::int64_t first_row, int first_column) {
-  constexpr int row_blocks = Shape::warp_rows / 16, room_size = 16 * Shape::pitch;
-  float* const room = shared + warp_id() * Shape::rights * room_size;
+  constexpr int row_blocks = Shape::warp_rows / 16;
+  float* const room = shared + warp_id() * Shape::rights * Shape::room_size;
   // Not unrolled: the epilogue's code stands here once, and the accumulators' registers are picked by comparison.
 #pragma unroll 1
   for (int block = 0; block < row_blocks; ++block) {
 #pragma unroll
     for (int i = 0; i < Shape::rights * row_blocks; ++i) {
       if (i % row_blocks != block) continue;
-      float* const to = room + i / row_blocks * room_size;
+      const std::uint32_t to = ptx::shared_address(room + i / row_blocks * Shape::room_size);
       c.at[i / row_blocks][i % row_blocks].for_each_pair([&](float first, float second, int half, int column) {
-        *reinterpret_cast<float2*>(to + (lane_id() / 4 + 8 * half) * Shape::pitch + column) = {first, second};
+        ptx::store_pair(to + 4 * Shape::place(lane_id() / 4 + 8 * half, column), first, second);
       });
     }
     __syncwarp();
@@ -157,8 +176,8 @@ __device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, War
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
     const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
-  using LeftSlice = Slice<T, Left, Shape::rows, Shape::depth>;
-  using RightSlice = Slice<T, Right, Shape::columns, Shape::depth>;
+  using LeftSlice = Slice<T, Left, Shape::rows, Shape::depth, Shape::threads>;
+  using RightSlice = Slice<T, Right, Shape::columns, Shape::depth, Shape::threads>;
   constexpr int row_blocks = Shape::warp_rows / 16;
   extern __shared__ __align__(128) unsigned char shared[];
   T* const ring = reinterpret_cast<T*>(shared);
@@ -173,12 +192,12 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
     return typename RightSlice::Tile(ring + slot * Shape::stage_elements + before);
   };
   const auto fetch = [&](int item, int slot) {
-    const std::int64_t first = std::int64_t(item) * Shape::depth;
-    if (first >= p.depth) return;
-    LeftSlice::copy(left_at(slot), p.left, first_row, p.rows, first, p.depth);
+    const std::int64_t depth = std::int64_t(item) * Shape::depth;
+    if (depth >= p.depth) return;
+    LeftSlice(p.left, first_row, p.rows).copy(left_at(slot), depth, p.depth);
 #pragma unroll
     for (int which = 0; which < Shape::rights; ++which) {
-      RightSlice::copy(right_at(slot, which), p.right[which], first_column, p.columns, first, p.depth);
+      RightSlice(p.right[which], first_column, p.columns).copy(right_at(slot, which), depth, p.depth);
     }
   };
   Pipeline pipeline(p.stages, fetch);
@@ -196,14 +215,14 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
       std::uint32_t a[row_blocks][4];
 #pragma unroll
       for (int block = 0; block < row_blocks; ++block) {
-        LeftSlice::left(a[block], left_at(slot), warp_row + 16 * block, step);
+        LeftSlice::left(a[block], left_at(slot), warp_row, 16 * block, step);
       }
 #pragma unroll
       for (int which = 0; which < Shape::rights; ++which) {
 #pragma unroll
         for (int column = 0; column < Shape::warp_columns; column += 16) {
           std::uint32_t b[4];
-          RightSlice::right(b, right_at(slot, which), warp_column + column, step);
+          RightSlice::right(b, right_at(slot, which), warp_column, column, step);
 #pragma unroll
           for (int block = 0; block < row_blocks; ++block) {
             ptx::multiply_add<T>(c.at[which][block].at[column / 8], a[block], b[0], b[1]);

@@ -27,6 +27,11 @@ __device__ inline void copy_async(std::uint32_t shared, const void* global, bool
 #endif
 }
 
+// Two neighbours in one access, which the compiler makes of a float2 only where it pleases.
+__device__ inline void store_pair(std::uint32_t shared, float first, float second) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(first), "f"(second) : "memory");
+}
+
 // Closes a group of copies, possibly an empty one.
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800

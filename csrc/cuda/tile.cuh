@@ -22,8 +22,13 @@ struct SharedTile {
   std::uint32_t address;
 
   SharedTile() = default;
+  __device__ explicit SharedTile(std::uint32_t address) : address(address) {}
   __device__ explicit SharedTile(const T* data) : address(ptx::shared_address(data)) {}
 
+  // The rows from `row`, a multiple of eight, on.
+  __device__ SharedTile from_row(unsigned row) const {
+    return SharedTile(static_cast<std::uint32_t>(address + row * Columns * sizeof(T)));
+  }
   // Eight rows of 128 bytes or a multiple meet in the same banks; those of an odd multiple of 64 bytes do in pairs.
   __device__ static unsigned swizzle(unsigned row) { return chunks % 8 == 0 ? row % 8 : row / 2 % 4; }
   // In elements.
@@ -34,10 +39,14 @@ struct SharedTile {
   __device__ std::uint32_t chunk(unsigned row, unsigned number) const {
     return address + row * (Columns * sizeof(T)) + (number ^ swizzle(row)) * 16;
   }
-  // Of the chunk `number` in a row that is `row`, a multiple of eight, plus `lane_row`: what lanes have in common is
-  // known to the compiler.
-  __device__ std::uint32_t chunk(unsigned row, unsigned lane_row, unsigned number) const {
-    return address + (row + lane_row) * (Columns * sizeof(T)) + (number ^ swizzle(lane_row)) * 16;
+  // Of row + lane_row and chunk number + lane_number, where row is a multiple of eight, number of two, and lane_number
+  // is 0 or 1. What is the same in all lanes comes last, so that the rest is computed once for many loads and an
+  // instruction's own offset does what remains. Tiles begin at multiples of 128 bytes: the exclusive or may be taken of
+  // the address itself.
+  __device__ std::uint32_t chunk(unsigned row, unsigned number, unsigned lane_row, unsigned lane_number) const {
+    constexpr unsigned pitch = Columns * sizeof(T), period = chunks % 8 == 0 ? 8 : 4;
+    const std::uint32_t mine = address + lane_row * pitch + (lane_number ^ swizzle(lane_row)) * 16;
+    return (mine ^ number % period * 16) + (row * pitch + number / period * period * 16);
   }
 };
 
@@ -56,18 +65,53 @@ __device__ void copy_tile(const SharedTile<T, Rows, Columns>& tile, int width, c
   }
 }
 
+// The same by `Threads` threads, of which this is number `thread`, from row `first` of a matrix on, whose rows lie
+// `stride` apart; rows from `rows` on are zero. A thread copies the same chunk of every few rows, so that little is
+// left to compute for each.
+template <int Threads, class T, int Rows, int Columns>
+__device__ inline void copy_rows(int thread, const SharedTile<T, Rows, Columns>& tile, const T* matrix,
+                                 std::int64_t first, std::int64_t stride, int rows, int width) {
+  constexpr int chunks = SharedTile<T, Rows, Columns>::chunks, step = Threads / chunks;
+  constexpr int passes = (Rows + step - 1) / step;
+  const int row = thread / chunks, number = thread % chunks;
+  if (Threads % chunks != 0 && row >= step) return;
+  const int mine = number * chunk_elements < width ? rows - row : 0;  // of the rows, those from this thread's first on
+  const T* from = matrix + (first + row) * stride + number * chunk_elements;
+  const std::uint32_t to = tile.chunk(row, number);
+#pragma unroll
+  for (int pass = 0; pass < passes; ++pass, from += step * stride) {
+    const int below = pass * step;
+    if (Rows % step != 0 && row + below >= Rows) return;
+    ptx::copy_async(step % 8 == 0 ? to + below * Columns * sizeof(T) : tile.chunk(row + below, number), from,
+                    below < mine);
+  }
+}
+
+// The same by the whole block, which is one or two groups of `Threads`.
+template <int Threads, class T, int Rows, int Columns>
+__device__ inline void copy_rows_by_groups(const SharedTile<T, Rows, Columns>& tile, const T* matrix,
+                                           std::int64_t first, std::int64_t stride, int rows, int width) {
+  constexpr int half = Rows / 2;
+  const int thread = static_cast<int>(threadIdx.x), groups = static_cast<int>(blockDim.x) / Threads;
+#pragma unroll 1
+  for (int part = thread / Threads; part < 2; part += groups) {
+    const SharedTile<T, half, Columns> to(tile.from_row(part * half).address);
+    copy_rows<Threads>(thread % Threads, to, matrix, first + part * half, stride, rows - part * half, width);
+  }
+}
+
 // The left operand of a 16x16 step: rows [row, row + 16), depth [depth, depth + 16) of a tile of rows.
 template <class Tile>
 __device__ inline void load_left(std::uint32_t (&a)[4], const Tile& tile, unsigned row, unsigned depth) {
   const unsigned lane = threadIdx.x % warp_size;
-  ptx::load_matrices(a, tile.chunk(row, lane % 16, depth / chunk_elements + lane / 16));
+  ptx::load_matrices(a, tile.chunk(row, depth / chunk_elements, lane % 16, lane / 16));
 }
 
 // The same from a tile whose rows are the operand's depth.
 template <class Tile>
 __device__ inline void load_left_transposed(std::uint32_t (&a)[4], const Tile& tile, unsigned row, unsigned depth) {
   const unsigned lane = threadIdx.x % warp_size;
-  ptx::load_matrices_transposed(a, tile.chunk(depth, lane % 8 + lane / 16 * 8, row / chunk_elements + lane / 8 % 2));
+  ptx::load_matrices_transposed(a, tile.chunk(depth, row / chunk_elements, lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
 // The right operands of two neighbouring 16x8 steps, {b0, b1} of columns [column, column + 8) and of the next eight.
@@ -75,14 +119,14 @@ __device__ inline void load_left_transposed(std::uint32_t (&a)[4], const Tile& t
 template <class Tile>
 __device__ inline void load_right(std::uint32_t (&b)[4], const Tile& tile, unsigned column, unsigned depth) {
   const unsigned lane = threadIdx.x % warp_size;
-  ptx::load_matrices(b, tile.chunk(column, lane % 8 + lane / 16 * 8, depth / chunk_elements + lane / 8 % 2));
+  ptx::load_matrices(b, tile.chunk(column, depth / chunk_elements, lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
 // From a tile whose rows are the operand's depth:
 template <class Tile>
 __device__ inline void load_right_transposed(std::uint32_t (&b)[4], const Tile& tile, unsigned column, unsigned depth) {
   const unsigned lane = threadIdx.x % warp_size;
-  ptx::load_matrices_transposed(b, tile.chunk(depth, lane % 16, column / chunk_elements + lane / 16));
+  ptx::load_matrices_transposed(b, tile.chunk(depth, column / chunk_elements, lane % 16, lane / 16));
 }
 
 // Sixteen rows of fp32 accumulators of one warp. A thread holds of each 16x8 block the elements [0], [1] in row

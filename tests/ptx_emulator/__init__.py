@@ -147,8 +147,9 @@ class Emulator:
             raise HazardError(f"{len(found)} hazards\n" + "\n".join(map(str, found)))
 
     def counters(self, lines: bool = False) -> dict[str, dict]:
-        """Counts since the last call, by kernel: launches, blocks, and for each class of instructions how often warps
-        issued it, in how many lanes, wavefronts of shared memory and ideal ones, sectors and bytes of global memory.
+        """Counts since the last call, by kernel: launches, blocks, threads and dynamic shared_bytes of a block of the
+        last launch, and for each class of instructions how often warps issued it, in how many lanes, wavefronts of
+        shared memory and ideal ones, sectors and bytes of global memory.
         lines: the same by line of PTX."""
         return json.loads(self._library.ptx_emulator_take_counters(lines))
 

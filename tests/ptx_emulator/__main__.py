@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bigmodel_kernels.testing import AddNormCase, AttentionCase, FeedForwardCase, LinearCase
 
+from . import comparing, planted
 from .measuring import CAPABILITIES, Measured, measure
 
 app = typer.Typer(
@@ -176,6 +177,27 @@ def add_norm(
     """One call of add_norm."""
     case = AddNormCase("command", (rows,), width, kind.value, residual, bias=kind is Norm.layer)
     report(case, dtype, backward, as_json, device)
+
+
+@app.command()
+def counters(
+    call: Annotated[list[str] | None, typer.Option(help="Only calls whose name holds this; may be repeated.")] = None,
+    triton: Annotated[bool, typer.Option(help="Also the Triton kernels, as compiled for sm_80.")] = True,
+) -> None:
+    """Instructions, by warps, that the default kernels execute for the same calls on both backends; as Markdown."""
+    found = [
+        count
+        for name in comparing.names()
+        if not call or any(each in name for each in call)
+        for count in comparing.counts(name, triton)
+    ]
+    print("\n".join(comparing.table(found)))
+
+
+@app.command()
+def faults() -> None:
+    """Plants faults in kernels and prints what is found of each, as Markdown."""
+    print("\n".join(planted.table()))
 
 
 if __name__ == "__main__":

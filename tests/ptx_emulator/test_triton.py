@@ -10,6 +10,7 @@ if triton.knobs.runtime.interpret:
 
 import triton.language as tl  # noqa: E402
 
+from bigmodel_kernels import reference  # noqa: E402
 from bigmodel_kernels.testing.tolerance import FORWARD, GRADIENT, assert_as_exact  # noqa: E402
 from bigmodel_kernels.triton.attention_backward import Gradients, empty_row_terms, gradient_calls  # noqa: E402
 from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E402
@@ -93,14 +94,12 @@ def _run_calls(emulator: Emulator, calls) -> None:
         triton_kernels.run(emulator, call.kernel, call.grid, arguments, call.num_warps, call.num_stages)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_attention(dtype, head_dim):
-    """Forward and backward, with the launches that an A100 would get."""
-    query, key, value, grad_output = _attention_inputs(dtype, head_dim)
-    output, lse = torch.full_like(query, torch.nan), torch.full((1, 4, 97), torch.nan)
-    options = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
-    inputs, features = prepare("attention", query, key, value, None, None, None, None, causal="bottom_right", **options)
+def _on_emulator(dtype: torch.dtype, tensors: tuple[torch.Tensor, ...], mask: torch.Tensor | None, **options):
+    """(output, gradients) of the Triton kernels with the launches that an A100 would get."""
+    query, key, value, grad_output = tensors
+    output, lse = torch.full_like(query, torch.nan), torch.full(query.shape[:3], torch.nan)
+    given = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0} | options
+    inputs, features = prepare("attention", query, key, value, mask, None, None, None, **given)
     emulator = Emulator()
     _run_calls(emulator, forward_calls(inputs, features, output, lse, dtype, A100))
     incoming = Incoming(*empty_row_terms(query), view(grad_output), view(None), 1.0)
@@ -108,14 +107,39 @@ def test_attention(dtype, head_dim):
     saved = (output, grad_output, lse, None)
     _run_calls(emulator, gradient_calls(inputs, features, incoming, "output", saved, grads, None, A100))
     emulator.check()
+    return output, (grads.query, grads.key, grads.value)
 
-    def truth(wanted: torch.dtype):
-        leaves = [x.to(wanted).requires_grad_() for x in (query, key, value)]
-        result = _sdpa(*leaves)
-        return result.detach(), torch.autograd.grad(result, leaves, grad_output.to(wanted))
 
-    (exact, exact_grads), (reference, reference_grads) = truth(torch.float64), truth(dtype)
-    assert_as_exact("output", output, reference, exact, FORWARD, dtype)
-    found = (grads.query, grads.key, grads.value)
-    for name, grad, near, true in zip(("query", "key", "value"), found, reference_grads, exact_grads, strict=True):
+def _check_attention(dtype: torch.dtype, tensors: tuple[torch.Tensor, ...], found, attend) -> None:
+    """attend(query, key, value): what is right, in any dtype."""
+
+    def run(wanted: torch.dtype):
+        leaves = [x.to(wanted).requires_grad_() for x in tensors[:3]]
+        result = attend(*leaves)
+        return result.detach(), torch.autograd.grad(result, leaves, tensors[3].to(wanted))
+
+    (exact, exact_grads), (near, near_grads) = run(torch.float64), run(dtype)
+    assert_as_exact("output", found[0], near, exact, FORWARD, dtype)
+    for name, grad, near, true in zip(("query", "key", "value"), found[1], near_grads, exact_grads, strict=True):
         assert_as_exact(f"gradient of {name}", grad, near, true, GRADIENT, dtype)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention(dtype, head_dim):
+    """Forward and backward, causal, two query heads to a key head, beside torch's own."""
+    tensors = _attention_inputs(dtype, head_dim)
+    _check_attention(dtype, tensors, _on_emulator(dtype, tensors, None, causal="bottom_right"), _sdpa)
+
+
+@pytest.mark.parametrize("options", [{"masked": True}, {"softcap": 1.5}, {"masked": True, "softcap": 1.5}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_with_options(dtype, options):
+    """A boolean mask in which some queries see no key, and a softcap, which torch's own attention does not have."""
+    tensors = _attention_inputs(dtype, 64)
+    mask, softcap = None, options.get("softcap", 0.0)
+    if options.get("masked"):
+        mask = torch.rand(1, 4, 97, 133, generator=torch.Generator().manual_seed(1)) < 0.7
+        mask[:, 1, 5:7] = False
+    found = _on_emulator(dtype, tensors, mask, causal="none", softcap=softcap)
+    _check_attention(dtype, tensors, found, lambda *qkv: reference.attention(*qkv, mask, softcap=softcap)[0])

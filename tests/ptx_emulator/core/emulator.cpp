@@ -135,6 +135,8 @@ void Emulator::run_blocks(const Launch& launch) {
   kernel.program = launch.program;
   ++kernel.launches;
   kernel.blocks += blocks;
+  kernel.threads = launch.block.x * launch.block.y * launch.block.z;
+  kernel.dynamic_shared_bytes = launch.dynamic_shared_bytes;
   for (const Counters& each : counted) kernel.counters += each;
 }
 

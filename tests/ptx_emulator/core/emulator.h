@@ -25,6 +25,7 @@ struct Device {
 struct KernelCounters {
   std::string kernel;
   std::uint64_t launches = 0, blocks = 0;
+  std::uint32_t threads = 0, dynamic_shared_bytes = 0;  // of a block of the last launch
   Counters counters;
   const Program* program = nullptr;
 };

@@ -84,7 +84,9 @@ std::string Emulator::take_counters(bool lines) {
   std::string result;
   for (const auto& [name, kernel] : counters_) {
     result += (result.empty() ? "" : ", ") + quoted(name) + ": {\"launches\": " + std::to_string(kernel.launches) +
-              ", \"blocks\": " + std::to_string(kernel.blocks) + ", \"classes\": {" + by_class(kernel) + "}";
+              ", \"blocks\": " + std::to_string(kernel.blocks) + ", \"threads\": " + std::to_string(kernel.threads) +
+              ", \"shared_bytes\": " + std::to_string(kernel.dynamic_shared_bytes) + ", \"classes\": {" +
+              by_class(kernel) + "}";
     if (lines) result += ", \"lines\": [" + by_line(kernel) + "]";
     result += "}";
   }

@@ -1,0 +1,221 @@
+"""The CUDA kernels with the launches that their host code makes for large problems.
+
+Kernels are templates, compiled for every size: what a launch chooses is the instance, warps and shared memory. The
+choices of csrc/cuda are repeated here, and the PTX emulator's tests hold the two against each other.
+"""
+
+from dataclasses import dataclass
+
+from .architectures import BY_CAPABILITY, Architecture
+
+HEAD_DIMS = (64, 128, 256)
+MORE_HEAD_DIMS = (32, 96, 192)
+_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}  # as mangled names have them
+_WARP_ROWS = 16
+
+
+@dataclass(frozen=True)
+class CudaCase:
+    """One instance of a kernel with its launch.
+
+    source: of csrc/cuda, without suffix. kernel: a regular expression that finds the one mangled name.
+    dots, exps, bytes_loaded, readers, bytes_alone, iterations: as in triton/audit_case.py.
+    """
+
+    op: str
+    name: str
+    source: str
+    kernel: str
+    num_warps: int
+    dtype: str
+    shared_bytes: int = 0  # dynamic
+    head_dim: int | None = None
+    dots: tuple[tuple[int, int, int], ...] = ()
+    exps: int = 0
+    bytes_loaded: int = 0
+    readers: int = 8
+    bytes_alone: int = 0
+    iterations: int | None = None
+
+
+def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
+    """The kernels as they are launched on an architecture (80 is sm_80). every: also in fp16 where there is bf16, at
+    head sizes that pad others, and kernels whose code hardly differs from another's."""
+    architecture = BY_CAPABILITY[capability]
+    halves = ("fp16",) if capability < 80 else ("bf16", "fp16") if every else ("bf16",)
+    cases = []
+    for dtype in halves:
+        for head_dim in (*HEAD_DIMS, *(MORE_HEAD_DIMS if every else ())):
+            cases += _attention(architecture, capability, dtype, head_dim)
+        cases += _products(capability, dtype)
+    for dtype in ("fp32", *halves):
+        cases += _without_products(dtype)
+    return cases + _plain()
+
+
+def _attention(architecture: Architecture, capability: int, dtype: str, head_dim: int) -> list[CudaCase]:
+    """Forward and backward, causal; `options`: the kernels for any of softcap, ALiBi, mask and dropout."""
+    cases = []
+    for plain in (True, False):
+        warps, shared = forward_launch(head_dim, capability, architecture.block_shared_bytes)
+        rows, keys = warps * _WARP_ROWS, _tile_keys(head_dim)
+        dots = (rows, keys, head_dim), (rows, head_dim, keys)
+        launch = warps, shared, rows * keys, keys
+        cases.append(
+            _attention_case("forward", "forward", "attention_kernel", "", plain, dtype, head_dim, dots, launch)
+        )
+        if head_dim <= 128 or not plain:  # larger heads have no backward kernel of their own for plain scores
+            cases += _backward(architecture, plain, dtype, head_dim)
+    return cases
+
+
+def _backward(architecture: Architecture, plain: bool, dtype: str, head_dim: int) -> list[CudaCase]:
+    warps, shared = gradient_launch(head_dim, plain, architecture.block_shared_bytes)
+    own, passing = warps * _WARP_ROWS, _passing_rows(head_dim, plain)
+    launch = warps, shared, own * passing, passing
+    scores, sums = (own, passing, head_dim), (own, head_dim, passing)
+    passes = [("grad_query", "", (scores, scores, sums))]
+    if head_dim <= 128:
+        passes.append(("grad_key_value", "Lb1ELb1E", (scores, scores, sums, sums)))
+    else:  # the sums of both do not fit into registers
+        passes += [("grad_key", "Lb1ELb0E", (scores, scores, sums)), ("grad_value", "Lb0ELb1E", (scores, sums))]
+    cases = []
+    for name, template, dots in passes:
+        which = "query" if name == "grad_query" else "key"
+        kernel = f"grad_{which}_kernel"
+        each = _attention_case(name, f"backward_{which}", kernel, template, plain, dtype, head_dim, dots, launch)
+        cases.append(each)
+    return cases
+
+
+def _attention_case(name: str, source: str, kernel: str, template: str, plain: bool, dtype: str, head_dim: int,
+                    dots: tuple, launch: tuple[int, int, int, int]) -> CudaCase:  # fmt: skip
+    """template: mangled arguments behind the type, head size and `plain`. launch: warps, shared memory, exponentials of
+    an iteration, and the rows of two matrices that it loads."""
+    warps, shared, exps, loaded = launch
+    instance = f"{kernel}I{_TYPES[dtype]}Li{head_dim}ELb{int(plain)}E{template}E"
+    return CudaCase(
+        "attention",
+        f"{name} {'causal' if plain else 'options'} d{head_dim}",
+        f"attention_{source}",
+        rf"\d{instance}",
+        warps,
+        dtype,
+        shared_bytes=shared,
+        head_dim=head_dim,
+        dots=dots,
+        exps=exps,
+        bytes_loaded=2 * 2 * loaded * head_dim,
+    )
+
+
+def _tile_keys(head_dim: int) -> int:
+    return 32 if head_dim > 128 else 64
+
+
+def forward_launch(head_dim: int, capability: int, shared_bytes: int) -> tuple[int, int]:
+    """(warps, dynamic shared memory) of attention's forward kernel where tiles are full and fill the device.
+    shared_bytes: what a block may have."""
+
+    def needed(warps: int, stages: int) -> int:
+        return 2 * head_dim * (warps * _WARP_ROWS + stages * _tile_keys(head_dim))
+
+    warps = 8 if head_dim in (32, 96, 128) and needed(8, 2) <= shared_bytes else 4
+    stages = 3 if capability >= 80 and needed(warps, 3) <= shared_bytes else 2
+    return warps, needed(warps, stages)
+
+
+def _passing_rows(head_dim: int, plain: bool) -> int:
+    rows = 64 if head_dim <= 64 else 32 if head_dim <= 128 else 16
+    return rows if plain or head_dim > 128 else rows // 2
+
+
+def gradient_launch(head_dim: int, plain: bool, shared_bytes: int) -> tuple[int, int]:
+    """The same of its backward kernels."""
+
+    def needed(warps: int) -> int:
+        return 4 * head_dim * (warps * _WARP_ROWS + 2 * _passing_rows(head_dim, plain))
+
+    warps = 4 if needed(4) <= shared_bytes else 2
+    return warps, needed(warps)
+
+
+# Of a tile of c: rows, columns, those of a warp, products that share the left operand.
+LARGE, SMALL, GATED = (128, 128, 64, 32, 1), (64, 64, 32, 32, 1), (128, 64, 32, 32, 2)
+_DEPTH, _WIDTH = 32, 4096
+_ALONG = {"depth": 0, "rows": 1}
+
+
+def _products(capability: int, dtype: str) -> list[CudaCase]:
+    """The matrix products of linear and feed_forward."""
+
+    def case(op: str, name: str, shape: tuple, left: str, right: str, epilogue: str) -> CudaCase:
+        rows, columns, _, _, rights = shape
+        warps, shared = product_launch(shape, capability)
+        sizes = "".join(f"Li{size}E" for size in shape)
+        inside = rf"\w*?InsideE{_ALONG[left]}ELS\d*_{_ALONG[right]}E"
+        kernel = rf"gemm_kernelI{_TYPES[dtype]}L{inside}NS0_9GemmShapeI{sizes}EENS0_\d+{epilogue}I"
+        return CudaCase(op, name, "matrix_product", kernel, warps, dtype, shared_bytes=shared,
+                        dots=((rows, columns, _DEPTH),) * rights, bytes_loaded=2 * _DEPTH * (rows + rights * columns),
+                        iterations=_WIDTH // _DEPTH)  # fmt: skip
+
+    return [
+        case("linear", "linear", LARGE, "depth", "depth", "Epilogue"),
+        case("linear", "linear (few rows)", SMALL, "depth", "depth", "Epilogue"),
+        case("linear", "grad_input", LARGE, "depth", "rows", "Epilogue"),
+        case("linear", "grad_weight", LARGE, "rows", "rows", "Epilogue"),
+        case("feed_forward", "gated_hidden", GATED, "depth", "depth", "GatedEpilogue"),
+        case("feed_forward", "grad_hidden", LARGE, "depth", "rows", "GradientEpilogue"),
+    ]
+
+
+def product_launch(shape: tuple[int, int, int, int, int], capability: int) -> tuple[int, int]:
+    """(warps, dynamic shared memory) of a matrix product with tiles of this shape."""
+    rows, columns, warp_rows, warp_columns, rights = shape
+    warps = rows // warp_rows * (columns // warp_columns)
+    ring = 2 * (3 if capability >= 80 else 2) * _DEPTH * (rows + rights * columns)
+    return warps, max(ring, 4 * rights * warps * _WARP_ROWS * warp_columns)
+
+
+def _without_products(dtype: str) -> list[CudaCase]:
+    """Kernels that memory bounds: add_norm for rows that a whole block takes, and in 16 bits also those of a warp."""
+    chunk = 16 // (4 if dtype == "fp32" else 2)
+    sizes = ((4096, 256),) if dtype == "fp32" else ((1024, 32), (4096, 256))
+    passes = (
+        ("add_norm", "forward", "15add_norm_kernel"),
+        ("add_norm_backward", "backward", "24add_norm_backward_kernel"),
+    )
+    return [
+        CudaCase(
+            "add_norm",
+            f"{name} ({width})",
+            f"add_norm_{source}",
+            rf"{kernel}I{_TYPES[dtype]}Li{threads}ELi{chunk}EE",
+            8,
+            dtype,
+        )
+        for name, source, kernel in passes
+        for width, threads in sizes
+    ]
+
+
+def _plain() -> list[CudaCase]:
+    """True fp32, without tensor cores: tiles of 64 x 64 and 16 of the depth, which is what an iteration multiplies."""
+    tile, depth = 64, 16
+    common = {"num_warps": 8, "dtype": "fp32", "dots": ((tile, tile, depth),), "bytes_loaded": 8 * tile * depth}
+    product = r"plain_gemm_kernelILb{}ELb{}ENS0_\d+EpilogueIfE"
+    cases = [
+        CudaCase("linear", name, "matrix_product", product.format(*inside), iterations=_WIDTH // depth, **common)
+        for name, inside in (("linear", (1, 1)), ("grad_input", (1, 0)), ("grad_weight", (0, 0)))
+    ]
+    attention = (
+        ("attention", "forward d128", "attention_forward_plain", "22plain_attention_kernelIfLi2E"),
+        (
+            "attention",
+            "grad_query, grad_key or grad_value d128",
+            "attention_backward_plain",
+            "21plain_gradient_kernelIfLi2E",
+        ),
+        ("attention_weights", "weights d128", "attention_weights_forward", "24attention_weights_kernelIfE"),
+    )
+    return cases + [CudaCase(*each, head_dim=128, **common) for each in attention]

@@ -1,0 +1,68 @@
+"""`bigmodel audit` repeats how host code launches the CUDA kernels: the launches that the emulator sees are those."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bigmodel_kernels.audit import cuda_cases
+from bigmodel_kernels.audit.architectures import BY_CAPABILITY
+from bigmodel_kernels.testing import ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES
+from tests.ptx_emulator import building
+
+if building.nvcc() is None:
+    pytest.skip(building.NO_NVCC, allow_module_level=True)
+
+from tests.ptx_emulator import emulated
+
+CAPABILITIES = (75, 80, 86)  # of which the shared memory differs
+(CAUSAL,) = (case for case in ATTENTION_CASES if case.name == "causal")
+SIZES = (*cuda_cases.HEAD_DIMS, *cuda_cases.MORE_HEAD_DIMS)
+
+
+def launches(case, capability: int, multiprocessors: int, backward: bool = False) -> dict[str, tuple[int, int]]:
+    """(warps, dynamic shared memory) by kernel, of a case on such a device."""
+    version = divmod(capability, 10)
+    with emulated.cuda_backend(version) as emulator:
+        shared = BY_CAPABILITY[capability].block_shared_bytes
+        emulator.device(version, multiprocessors=multiprocessors, shared_bytes=shared)
+        emulator.counters()
+        inputs = case.inputs(torch.float16)
+        leaves = {name: x if x is None else x.detach().requires_grad_(backward) for name, x in inputs.items()}
+        outputs = list(case.run(leaves, "cuda").values())
+        if backward:
+            outputs[0].sum().backward()
+        emulator.check()
+        found = emulator.counters()
+        emulator.device()
+    return {name.split("::")[-1]: (each["threads"] // 32, each["shared_bytes"]) for name, each in found.items()}
+
+
+@pytest.mark.parametrize("head_dim", SIZES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_attention(capability, head_dim):
+    case = replace(CAUSAL, batch=1, heads=1, kv_heads=1, q_len=130, kv_len=130, head_dim=head_dim)
+    found = launches(case, capability, 1, backward=True)
+    shared = BY_CAPABILITY[capability].block_shared_bytes
+    plain = "true" if head_dim <= 128 else "false"
+    forward = found[f"attention_kernel<__half, {head_dim}, true>"]
+    assert forward == cuda_cases.forward_launch(head_dim, capability, shared)
+    of_gradients = {launch for name, launch in found.items() if name.startswith("grad_") and f", {plain}" in name}
+    assert of_gradients == {cuda_cases.gradient_launch(head_dim, head_dim <= 128, shared)}, found
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES[:2])
+def test_products(capability):
+    """Of each shape of tiles that the audit knows, and no other."""
+    (linear,) = (case for case in LINEAR_CASES if case.name == "130x100x70")
+    (gated,) = (case for case in FEED_FORWARD_CASES if case.name == "silu_hidden")
+    shapes = {"128, 128, 64, 32, 1": cuda_cases.LARGE, "64, 64, 32, 32, 1": cuda_cases.SMALL,
+              "128, 64, 32, 32, 2": cuda_cases.GATED}  # fmt: skip
+    found = launches(linear, capability, 1) | launches(linear, capability, 108) | launches(gated, capability, 1)
+    products = {name: launch for name, launch in found.items() if "GemmShape" in name}
+    seen = set()
+    for name, launch in products.items():
+        ((sizes, shape),) = ((sizes, shape) for sizes, shape in shapes.items() if f"GemmShape<{sizes}>" in name)
+        assert launch == cuda_cases.product_launch(shape, capability), name
+        seen.add(sizes)
+    assert seen == set(shapes), products
