@@ -63,8 +63,10 @@ class MachineCode:
 
 
 def read_machine_code(cubin: bytes, tools: Path, inner_products: float = 0) -> MachineCode:
-    """Of a cubin with one kernel. Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a
-    thread."""
+    """Of a cubin with one kernel.
+
+    Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a thread.
+    """
     (code,) = read_kernels(cubin, tools, inner_products).values()
     return code
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..interpreter import interpreted
 from . import cuda_cases, nvcc
 from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocessor
 
@@ -89,7 +90,7 @@ def reasons(backend: str) -> list[str]:
     if importlib.util.find_spec("triton") is None:
         what = "compiles the kernels" if backend == "triton" else "brings the disassembler"
         found.append(f"the package triton, which {what}, is not installed")
-    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes"):
+    if interpreted():
         found.append("TRITON_INTERPRET is set, and interpreted kernels have no machine code; unset it")
     return found + (nvcc.reasons() if backend == "cuda" else [])
 
