@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
 import bigmodel_kernels as bmk
@@ -61,7 +62,8 @@ def _function(work):
         attend = lambda q, k, v, mask: bmk.attention(q, k, v, mask=mask, causal=work.causal)  # noqa: E731
         return attend, ("query", "key", "value", "mask")
     if isinstance(work, Decode):
-        return bmk.attention, ("query", "key", "value")
+        full = torch.full((work.batch,), work.length, dtype=torch.int32)
+        return (lambda query, key, value: bmk.attention_decode(query, key, value, full)), ("query", "key", "value")
     if isinstance(work, Linear):
         return bmk.linear, ("x", "weight", "bias")
     if isinstance(work, FeedForward):
