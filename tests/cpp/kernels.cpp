@@ -10,6 +10,7 @@ int main() {
     test::test_linear();
     test::test_feed_forward();
     test::test_attention();
+    test::test_attention_decode();
     std::printf("%s: %ld checks, %ld failed\n", target.c_str(), test::counts.checks - before.checks,
                 test::counts.failures - before.failures);
     std::fflush(stdout);
