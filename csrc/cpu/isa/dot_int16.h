@@ -35,7 +35,7 @@ BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) { return {_mm512_dpwssd_epi
 #else
 BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) { return sum + I32{_mm512_madd_epi16(a.v, b.v)}; }
 #endif
-BIGMODEL_INLINE void keep_in_register(I16& a) { asm("" : "+v"(a.v)); }
+BIGMODEL_INLINE void keep_in_register(I16&) {}
 
 #elif defined(__AVX2__)
 
