@@ -43,8 +43,10 @@ BIGMODEL_INLINE Sequence sequence_of(const AttentionDecodeArgs& args, const Deco
 }
 
 BIGMODEL_INLINE void plan_splits(const AttentionDecodeArgs& args, std::int64_t element_bytes, DecodePlan& plan) {
-  // A block's keys and values, and the keys of the next, are to fit the first-level cache.
-  constexpr std::int64_t block_bytes = 8192, fewest_keys = 16, enough_jobs = 64, fewest_split = 256, most_split = 2048;
+  // A block's keys and values and the keys of the next are to fit the first-level cache beside the queries; 4 KB of
+  // keys read bf16 faster than 8 KB by 6 % on Zen 3, whereas int8, bound by arithmetic there, wants 8 KB by as much.
+  constexpr std::int64_t fewest_keys = 8, enough_jobs = 64, fewest_split = 256, most_split = 2048;
+  const std::int64_t block_bytes = element_bytes == 1 ? 8192 : 4096;
   std::int64_t keys = block_bytes / (plan.head_dim * element_bytes) / fewest_keys * fewest_keys;
   if (keys < fewest_keys) keys = fewest_keys;
   if (keys > DecodeBlock<float>::most) keys = DecodeBlock<float>::most;
