@@ -62,18 +62,23 @@ std::int64_t query_offset(const DecodePlan& plan, const TensorView& view, const 
   return place.b * view.stride[0] + head * view.stride[1] + query % plan.q_len * view.stride[2];
 }
 
-// The queries of a kv head as fp32, in the order of the cache's elements.
+// The queries of a kv head as fp32, in the order of the cache's elements, and as integers where these are multiplied.
 template <class C>
-void pack_queries(const Decode& call, const SplitPlace& place, float* room, float* packed) {
+void pack_queries(const Decode& call, const SplitPlace& place, const DecodeScratch& scratch) {
   const DecodePlan& plan = call.plan;
   const TensorView& view = call.args.query;
-  for (std::int64_t query = 0; query < plan.queries; ++query, packed += plan.query_stride) {
+  for (std::int64_t query = 0; query < plan.state_floats(); ++query) scratch.unit[query] = 1.0f;
+  for (std::int64_t query = 0; query < plan.queries; ++query) {
+    float* packed = scratch.query + query * plan.query_stride;
     with_type_of(view.dtype, [&]<class T>(T) {
       copy_in(1, plan.head_dim, static_cast<const T*>(view.data) + query_offset(plan, view, place, query), 0,
-              view.stride[3], room, 0);
+              view.stride[3], scratch.room, 0);
     });
     for (std::int64_t p = 0; p < plan.query_stride; p += lanes) store(packed + p, zero());
-    for (std::int64_t e = 0; e < plan.head_dim; ++e) packed[position_of<C>(e)] = room[e];
+    for (std::int64_t e = 0; e < plan.head_dim; ++e) packed[position_of<C>(e)] = scratch.room[e];
+    if (plan.integers) {
+      scratch.unit[query] = quantize_query(plan.query_stride, packed, scratch.integers + query * plan.query_stride);
+    }
   }
 }
 
@@ -92,27 +97,48 @@ void remove_unseen(const Decode& call, const SplitPlace& place, std::int64_t til
   }
 }
 
+// The products of a tile of queries with a block, in fp32 or in integers.
+template <int queries, class C>
+void dot_block(const DecodePlan& plan, const DecodeBlock<C>& block, const DecodeScratch& scratch, std::int64_t first,
+               float* scores, Prefetch<C>& prefetch) {
+  const std::int64_t at = first * plan.query_stride;
+  if constexpr (is_int8<C>) {
+    if (plan.integers) {
+      return dot_int8_tile<queries>(block.count, plan.head_dim, scratch.integers + at, plan.query_stride, block.key,
+                                    scores, prefetch);
+    }
+  }
+  dot_tile<queries>(block.count, plan.head_dim, scratch.query + at, plan.query_stride, block.key, scores, prefetch);
+}
+
+template <int queries, class C>
+void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, const float* weights, const float* keep,
+                float* output, Prefetch<C>& prefetch) {
+  if constexpr (is_int8<C>) {
+    if (plan.integers) {
+      return add_int8_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride,
+                                    prefetch);
+    }
+  }
+  add_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride, prefetch);
+}
+
 // Takes a block of keys and values into the record; `next` are the rows that will be read after it.
 template <class C>
 void add_block(const Decode& call, const SplitPlace& place, const DecodeBlock<C>& block, const DecodeBlock<C>& next,
-               const float* query, const DecodeRecord& record) {
+               const DecodeScratch& scratch, const DecodeRecord& record) {
   const DecodePlan& plan = call.plan;
   Prefetch<C> values = {block.value, block.count, plan.value_dim}, next_keys = {next.key, next.count, plan.head_dim};
   for (std::int64_t tile = 0; tile < plan.tiles; ++tile) {
     const std::int64_t first = tile * tile_queries, left = plan.queries - first;
-    const std::int64_t queries = left < tile_queries ? left : tile_queries;
     float scores[DecodeBlock<C>::most * tile_queries], keep[tile_queries];
-    with_queries(queries, [&]<int n>(Queries<n>) {
-      dot_tile<n>(block.count, plan.head_dim, query + first * plan.query_stride, plan.query_stride, block.key, scores,
-                  values);
-    });
-    exponents_of(call.rule, block.count, is_int8<C> ? block.key_scale : nullptr, scores);
+    with_queries(left, [&]<int n>(Queries<n>) { dot_block<n>(plan, block, scratch, first, scores, values); });
+    exponents_of(call.rule, block.count, scratch.unit + first, is_int8<C> ? block.key_scale : nullptr, scores);
     remove_unseen(call, place, tile, block.first, block.count, scores);
     weigh_keys(block.count, is_int8<C> ? block.value_scale : nullptr, scores, record.maximum + first,
                record.sum + first, keep);
-    with_queries(queries, [&]<int n>(Queries<n>) {
-      add_tile<n>(block.count, plan.value_dim, scores, block.value, keep, record.output + first * plan.value_stride,
-                  plan.value_stride, next_keys);
+    with_queries(left, [&]<int n>(Queries<n>) {
+      add_values<n>(plan, block, scores, keep, record.output + first * plan.value_stride, next_keys);
     });
   }
 }
@@ -185,10 +211,9 @@ void run_job(const Decode& call, std::int64_t job, int worker) {
   const DecodePlan& plan = call.plan;
   const SplitPlace place = place_of(call, job);
   const DecodeRecord record = record_of(plan, call.memory, job);
-  float* query = call.memory.scratch + worker * plan.scratch_floats;
-  float* room = query + plan.queries * plan.query_stride;
-  append<C>(call, place, room);
-  pack_queries<C>(call, place, room, query);
+  const DecodeScratch scratch = carve_scratch(plan, call.memory.scratch + worker * plan.scratch_floats);
+  append<C>(call, place, scratch.room);
+  pack_queries<C>(call, place, scratch);
   start_record(plan, record);
 
   DecodeBlock<C> blocks[2];
@@ -202,14 +227,14 @@ void run_job(const Decode& call, std::int64_t job, int worker) {
     DecodeBlock<C>& next = blocks[1 - turn];
     next.count = 0;
     if (first + plan.block_keys < place.end) locate_block(first + plan.block_keys, next);
-    add_block(call, place, blocks[turn], next, query, record);
+    add_block(call, place, blocks[turn], next, scratch, record);
   }
 
   std::int32_t* done = call.memory.done + place.b * plan.kv_heads + place.kv_head;
   const std::int64_t splits = place.sequence.splits;
   if (splits > 1 && __atomic_add_fetch(done, 1, __ATOMIC_ACQ_REL) < splits) return;
   if (splits > 1) merge(plan, call.memory, job - place.split, splits);
-  write_result<C>(call, place, record_of(plan, call.memory, job - place.split), room);
+  write_result<C>(call, place, record_of(plan, call.memory, job - place.split), scratch.room);
 }
 
 template <class C>

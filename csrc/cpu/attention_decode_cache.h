@@ -56,7 +56,7 @@ template <class C>
 struct DecodeBlock {
   static constexpr std::int64_t most = 64;
   std::int64_t first, count;
-  const C *key[most], *value[most];
+  const C *key[most], *value[most];  // after an odd number the last value once more
   // Of int8 caches, once for each query of a tile.
   float key_scale[most * tile_queries], value_scale[most * tile_queries];
 };
@@ -77,6 +77,7 @@ static void locate(const AttentionDecodeArgs& args, std::int64_t b, std::int64_t
     block.key[i] = entry(key, place);
     block.value[i] = entry(value, place);
   });
+  if (count % 2 == 1) block.value[count] = block.value[count - 1];
   if constexpr (is_int8<C>) {
     const CacheRows<const float> key_scale = cache_rows<const float>(args.key_scales, kv_head);
     const CacheRows<const float> value_scale = cache_rows<const float>(args.value_scales, kv_head);

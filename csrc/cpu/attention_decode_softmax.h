@@ -23,10 +23,12 @@ BIGMODEL_INLINE DecodeRule decode_rule(float scale, float softcap) {
 }
 
 // Dots to exponents, of int8 caches with their keys' scales ([key][tile_queries], absent for others), filled up with
-// -infinity to whole vectors.
-static __attribute__((noinline)) void exponents_of(const DecodeRule& rule, std::int64_t keys, const float* scales,
-                                                   float* scores) {
-  const F32 factor = set1(rule.factor), bound = set1(rule.bound);
+// -infinity to whole vectors. unit[query]: what the dots are multiples of.
+static __attribute__((noinline)) void exponents_of(const DecodeRule& rule, std::int64_t keys, const float* unit,
+                                                   const float* scales, float* scores) {
+  float factors[lanes];
+  for (int i = 0; i < lanes; ++i) factors[i] = rule.factor * unit[i % tile_queries];
+  const F32 factor = load(factors), bound = set1(rule.bound);
   for (std::int64_t i = 0; i < keys * tile_queries; i += lanes) {
     F32 x = load(scores + i) * factor;
     if (scales) x = x * load(scales + i);

@@ -12,6 +12,7 @@ int main() {
     test::test_attention();
     test::test_rotary();
     test::test_linear_cross_entropy();
+    test::test_attention_decode();
     std::printf("%s: %ld checks, %ld failed\n", target.c_str(), test::counts.checks - before.checks,
                 test::counts.failures - before.failures);
     std::fflush(stdout);

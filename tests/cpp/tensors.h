@@ -28,6 +28,8 @@ class Tensor {
     return Tensor(Format<T>::dtype, sizeof(T), sizes, gap);
   }
   static Tensor make_boolean(std::initializer_list<std::int64_t> sizes) { return Tensor(DType::boolean, 1, sizes, 1); }
+  static Tensor make_int8(std::initializer_list<std::int64_t> sizes) { return Tensor(DType::int8, 1, sizes, 1); }
+  static Tensor make_int64(std::initializer_list<std::int64_t> sizes) { return Tensor(DType::int64, 8, sizes, 1); }
   Tensor(Tensor&& other) { *this = static_cast<Tensor&&>(other); }
   Tensor& operator=(Tensor&& other) {
     delete bytes_;
@@ -49,6 +51,8 @@ class Tensor {
     if (view_.dtype == DType::float32) return static_cast<const float*>(view_.data)[at];
     if (view_.dtype == DType::bfloat16) return value_of(static_cast<const bfloat16*>(view_.data)[at]);
     if (view_.dtype == DType::float16) return value_of(static_cast<const float16*>(view_.data)[at]);
+    if (view_.dtype == DType::int8) return static_cast<const std::int8_t*>(view_.data)[at];
+    if (view_.dtype == DType::int64) return static_cast<double>(static_cast<const std::int64_t*>(view_.data)[at]);
     return static_cast<const std::uint8_t*>(view_.data)[at];
   }
   void set(std::initializer_list<std::int64_t> index, double value) {
@@ -56,6 +60,8 @@ class Tensor {
     if (view_.dtype == DType::float32) assign(static_cast<float*>(view_.data)[at], value);
     if (view_.dtype == DType::bfloat16) assign(static_cast<bfloat16*>(view_.data)[at], value);
     if (view_.dtype == DType::float16) assign(static_cast<float16*>(view_.data)[at], value);
+    if (view_.dtype == DType::int8) static_cast<std::int8_t*>(view_.data)[at] = static_cast<std::int8_t>(value);
+    if (view_.dtype == DType::int64) static_cast<std::int64_t*>(view_.data)[at] = static_cast<std::int64_t>(value);
     if (view_.dtype == DType::boolean) static_cast<std::uint8_t*>(view_.data)[at] = value != 0.0;
   }
 
@@ -130,6 +136,7 @@ double allowed(double want, double size, double terms = 8.0) {
 
 void test_add_norm();
 void test_attention();
+void test_attention_decode();
 void test_linear();
 void test_feed_forward();
 void test_rotary();

@@ -1,7 +1,8 @@
-// csrc/cpu/isa/vec*.h: conversions, partial access, reductions, transpose.
+// csrc/cpu/isa/vec*.h and dot_int16.h: conversions, partial access, reductions, transpose, integer dot products.
 #include <initializer_list>
 
 #include "check.h"
+#include "cpu/isa/dot_int16.h"
 #include "cpu/isa/loops.h"
 #include "guarded.h"
 #include "numbers.h"
@@ -111,6 +112,66 @@ void check_streams() {
   for (int i = 0; i < lanes; ++i) check(value_of(streamed[i]) == values[i], "stream<%s>, lane %d", Format<T>::name, i);
 }
 
+// Every int8, whole vectors and first lanes, up to the last readable byte.
+void check_int8_loads() {
+  for (int base = -128; base < 128; base += lanes) {
+    for (int count = 1; count <= lanes; ++count) {
+      Guarded<std::int8_t> bytes(count);
+      for (int i = 0; i < count; ++i) bytes[i] = static_cast<std::int8_t>(base + i);
+      float got[lanes];
+      store(got, count == lanes ? load(bytes.data()) : load_first(bytes.data(), count));
+      for (int i = 0; i < lanes; ++i) {
+        check(got[i] == (i < count ? base + i : 0), "load of %d int8 from %d, lane %d", count, base, i);
+      }
+    }
+  }
+}
+
+void check_store_sums() {
+  Random random(5);
+  float rows[4][lanes], got[4];
+  for (auto& row : rows) {
+    for (float& x : row) x = static_cast<float>(random.normal());
+  }
+  store_sums(got, load(rows[0]), load(rows[1]), load(rows[2]), load(rows[3]));
+  for (int i = 0; i < 4; ++i) {
+    double sum = 0.0, size = 0.0;
+    for (const float x : rows[i]) sum += x, size += std::fabs(x);
+    check_close(got[i], sum, size * 0x1p-22, "store_sums, row %d", i);
+  }
+}
+
+// Pairs of the largest integers and of any others, from rows of int8 and from two interleaved ones.
+void check_int16_dots() {
+  Random random(7);
+  std::int16_t words[int16_lanes];
+  std::int8_t bytes[2][int16_lanes];
+  for (int round = 0; round < 64; ++round) {
+    for (int i = 0; i < int16_lanes; ++i) {
+      words[i] = static_cast<std::int16_t>(round == 0 ? -32767 : random.uniform(-32767, 32767));
+      for (auto& row : bytes) row[i] = static_cast<std::int8_t>(round == 0 ? -127 : random.uniform(-127, 127));
+    }
+    std::int32_t got[lanes];
+    const I32 dots = dot_pairs(load_int16(words), load_int16(bytes[0]), set1_int(round));
+    std::memcpy(got, &dots.v, sizeof got);
+    for (int i = 0; i < lanes; ++i) {
+      const int want = round + words[2 * i] * bytes[0][2 * i] + words[2 * i + 1] * bytes[0][2 * i + 1];
+      check(got[i] == want, "dot_pairs, lane %d: got %d, want %d", i, got[i], want);
+    }
+    I16 half[2];
+    load_interleaved(bytes[0], bytes[1], half[0], half[1]);
+    const I16 pair = set1_pair((words[0] & 0xffff) | words[1] * 65536);
+    for (int h = 0; h < 2; ++h) {
+      const I32 sums = dot_pairs(pair, half[h], set1_int(0));
+      std::memcpy(got, &sums.v, sizeof got);
+      for (int i = 0; i < lanes; ++i) {
+        const int want = words[0] * bytes[0][h * lanes + i] + words[1] * bytes[1][h * lanes + i];
+        check(got[i] == want, "interleaved pairs, half %d, lane %d: got %d, want %d", h, i, got[i], want);
+      }
+    }
+  }
+}
+
 void check_reductions_and_transpose() {
   Random random(3);
   float rows[lanes][lanes];
@@ -200,6 +261,9 @@ void test_vectors() {
   check_streams<float>();
   check_streams<bfloat16>();
   check_streams<float16>();
+  check_int8_loads();
+  check_store_sums();
+  check_int16_dots();
   check_reductions_and_transpose();
   check_arithmetic();
   check_loops();

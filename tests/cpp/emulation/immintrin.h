@@ -28,6 +28,17 @@ static inline __m256i emulated_cvtepi32_epi16(__m512i a) {
 }
 #define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
 
+static inline __m512i emulated_cvtepi8_epi32(__m128i a) {
+  std::int8_t bytes[16];
+  std::int32_t words[16];
+  std::memcpy(bytes, &a, sizeof bytes);
+  for (int i = 0; i < 16; ++i) words[i] = bytes[i];
+  __m512i result;
+  std::memcpy(&result, words, sizeof result);
+  return result;
+}
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+
 // To nearest even: the only rounding that csrc asks for.
 static inline __m256i emulated_cvtps_ph(__m512 a, int) {
   float values[16];
