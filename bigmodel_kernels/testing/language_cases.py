@@ -132,7 +132,16 @@ def _rotary() -> list[RotaryCase]:
 
 def _linear_cross_entropy() -> list[LinearCrossEntropyCase]:
     case = LinearCrossEntropyCase
-    sizes = [(1, 1, 1), (1, 64, 70), (3, 7, 5), (17, 16, 257), (40, 64, 128), (65, 127, 1200), (97, 20, 2500), (64, 40, 20000)]
+    sizes = [
+        (1, 1, 1),
+        (1, 64, 70),
+        (3, 7, 5),
+        (17, 16, 257),
+        (40, 64, 128),
+        (65, 127, 1200),
+        (97, 20, 2500),
+        (64, 40, 20000),
+    ]
     return [
         *(case(f"{m}x{k}x{n}", leading=(m,), width=k, vocabulary=n) for m, k, n in sizes),
         case("no_bias", bias=False),
