@@ -123,7 +123,7 @@ BIGMODEL_INLINE float reduce_max(F32 a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm512_shuffle_ps(a.v, a.v, 0xb1)}; }
 
 // Four steps: pairs and quads within blocks of four rows, then 128-bit blocks between rows.
 BIGMODEL_INLINE void transpose(F32 (&rows)[16]) {
