@@ -144,6 +144,15 @@ def test_in_place_under_a_saved_tensor_is_an_error(backend):
         product.sum().backward()
 
 
+def test_in_place_under_inference_mode(backend):
+    """Written once, though tensors of this mode have no version to count up."""
+    with torch.inference_mode():
+        query, key, *tables = arguments(CASE["plain"].inputs(torch.float32))
+        expected = bmk.rotary(query, key, *tables)
+        bmk.rotary(query, key, *tables, inplace=True)
+        assert torch.equal(query, expected[0]) and torch.equal(key, expected[1])
+
+
 @pytest.mark.parametrize("wanted", ["query", "key"])
 def test_one_gradient_alone(wanted, backend):
     case = CASE["positions_of_each"]

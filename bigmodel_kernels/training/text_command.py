@@ -36,8 +36,9 @@ def train_text(given: Mapping, progress: Progress, console: Console) -> bool:
     trainer = TextTrainer(options, checkpoint, resume)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     console.print(
-        f"{len(trainer.text.trained):,} bytes of pydoc's topics to train on, {len(trainer.text.held_out):,} held out; "
-        f"{parameters:,} parameters, {options.accumulate * options.batch * options.length:,} bytes per step",
+        f"{len(trainer.text.trained):,} bytes of pydoc's topics to train on, {len(trainer.text.held_out):,} held out;\n"
+        f"{parameters:,} parameters, {options.accumulate * options.batch * options.length:,} bytes per step; losses in "
+        "nats per byte",
         highlight=False,
     )
     if trainer.progress.step:
@@ -48,7 +49,7 @@ def train_text(given: Mapping, progress: Progress, console: Console) -> bool:
             trainer.run(
                 on_step=lambda: progress.update(task, completed=trainer.progress.step),
                 on_report=lambda report: console.print(
-                    f"Step {report.step}: Loss = {report.loss:.6f}   held out: {report.held_out:.6f} nats per byte   "
+                    f"Step {report.step}: Loss = {report.loss:.6f}   held out: {report.held_out:.6f}   "
                     f"{report.bytes_per_s:,.0f} bytes per second",
                     highlight=False,
                 ),

@@ -143,7 +143,7 @@ BIGMODEL_INLINE void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
   _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
-BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+BIGMODEL_INLINE F32 swap_pairs(F32 a) { return {_mm512_shuffle_ps(a.v, a.v, 0xb1)}; }
 
 // Four steps: pairs and quads within blocks of four rows, then 128-bit blocks between rows.
 BIGMODEL_INLINE void transpose(F32 (&rows)[16]) {
