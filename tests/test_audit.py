@@ -15,6 +15,9 @@ pytest.importorskip("triton", reason="the package triton, which compiles the ker
 if interpreted():
     pytest.skip("interpreted kernels have no machine code", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
 from bigmodel_kernels.audit import ARCHITECTURES, audit, cases
 from bigmodel_kernels.audit.architectures import BY_CAPABILITY, blocks_per_multiprocessor
 from bigmodel_kernels.audit.disassembly import hot_loop, parse
@@ -77,8 +80,42 @@ SELECTED = {
 SPILLS_ABOVE_128 = {
     ("sm_80", "bf16", "forward causal d256"): 0,
     ("sm_80", "bf16", "grad_key_value causal d256"): 0,
+    ("sm_80", "bf16", "grad_query causal d512"): 16,
+    ("sm_86", "bf16", "grad_query causal d512"): 0,
     ("sm_90", "bf16", "forward causal d256"): 16,
-    ("sm_80", "fp32", "grad_key_value causal d256"): 320,
+    ("sm_90", "bf16", "forward causal d512"): 64,
+    ("sm_90", "bf16", "grad_query causal d512"): 16,
+    ("sm_100", "bf16", "forward causal d256"): 16,
+    ("sm_100", "bf16", "forward causal d512"): 0,
+    ("sm_100", "bf16", "grad_query causal d512"): 16,
+    ("sm_75", "fp16", "grad_key_value causal d256"): 0,
+    ("sm_75", "fp16", "grad_query causal d256"): 0,
+    ("sm_75", "fp16", "grad_key_value causal d512"): 0,
+    ("sm_75", "fp16", "grad_query causal d512"): 0,
+    ("sm_75", "fp32", "grad_key_value causal d512"): 0,
+    ("sm_80", "fp32", "grad_key_value causal d256"): 0,
+    ("sm_80", "fp32", "grad_query causal d512"): 0,
+    ("sm_90", "fp32", "grad_query causal d256"): 0,
+    ("sm_90", "fp32", "grad_key_value causal d512"): 0,
+    ("sm_120", "fp32", "grad_query causal d256"): 0,
+    ("sm_120", "fp32", "grad_key_value causal d512"): 0,
+}
+# Options take registers too: dropout's random numbers most. By (arch, dtype, kernel): at most so many instructions.
+SPILLS_OF_OPTIONS = {
+    ("sm_80", "bf16", "forward dropout d128"): 16,
+    ("sm_80", "bf16", "grad_key_value softcap d128"): 0,
+    ("sm_80", "bf16", "grad_query additive mask d128"): 0,
+    ("sm_90", "bf16", "forward bool mask d128"): 0,
+    ("sm_90", "bf16", "grad_key_value dropout d128"): 0,
+    ("sm_90", "bf16", "grad_query dropout d128"): 64,
+    ("sm_86", "bf16", "grad_key_value additive mask d128"): 0,
+    ("sm_100", "bf16", "forward softcap d128"): 0,
+    ("sm_100", "bf16", "grad_query alibi d128"): 0,
+    ("sm_86", "tf32", "forward causal d128"): 0,
+    ("sm_86", "tf32", "grad_key_value causal d256"): 0,
+    ("sm_86", "tf32", "grad_mask d256"): 0,
+    ("sm_120", "tf32", "grad_query causal d256"): 0,
+    ("sm_120", "tf32", "grad_mask d128"): 0,
 }
 
 
@@ -129,6 +166,35 @@ def test_no_register_spills(rows):
 def test_few_register_spills_above_128_features(arch, dtype, kernel):
     (row,) = [row for row in rows_named(arch, dtype, (kernel,)) if row.op == "attention"]
     assert row.spills <= SPILLS_ABOVE_128[arch, dtype, kernel], row
+    assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
+
+
+@pytest.mark.parametrize(("arch", "dtype", "kernel"), SPILLS_OF_OPTIONS)
+def test_options_and_tf32_keep_to_registers_shared_memory_and_tensor_cores(arch, dtype, kernel):
+    (row,) = rows_named(arch, dtype, (kernel,))
+    assert row.spills <= SPILLS_OF_OPTIONS[arch, dtype, kernel], row
+    assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
+    assert {name.split(".")[0] for name in row.mma} == {architecture_of(row).mma}, row
+    assert dtype != "tf32" or all("TF32" in name for name in row.mma), row
+    assert row.atomics == 0, row
+
+
+@triton.jit
+def _atomic_kernel(x):
+    tl.atomic_add(x, 1.0)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_atomics_are_counted(arch):
+    case = AuditCase("none", "atomic", _atomic_kernel, {"x": "*fp32"}, {}, ((0,),), 4, 1, "fp32")
+    (row,) = audit(arch, [case])
+    assert row.atomics == 1
+
+
+def test_no_kernel_adds_by_atomics(rows):
+    """So the order of every sum is fixed: what the interpreter, which runs programs in turn, cannot show."""
+    for row in rows:
+        assert row.atomics == 0, row
 
 
 def test_fits_the_architecture(rows):
@@ -207,6 +273,8 @@ def test_the_inner_loop_is_the_one_with_the_most_products():
     loop = hot_loop(instructions, loops, lambda each: each.family == "HMMA")
     assert [each.family for each in loop] == ["LDSM", "HMMA", "MUFU", "BRA"]
     assert hot_loop(instructions, loops, lambda each: each.family == "HGMMA") is None
+    per_row = hot_loop(instructions, loops, lambda each: each.family == "HMMA", inner_products=3)
+    assert [each.family for each in per_row].count("HMMA") == 6, "each of the two loops runs three times"
     counts = count(loop)
     assert (counts.mma_count, counts.exps, counts.shared_bytes, counts.mma_share) == (1, 1, 512, 0.25)
     assert count(instructions).global_stores == {16: 1}

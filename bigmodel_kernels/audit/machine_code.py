@@ -17,7 +17,8 @@ from .disassembly import Instruction, hot_loop, parse
 _USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:\d+")
 _KERNEL = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _MMA = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "QMMA", "OMMA", "IMMA")
-_ATOMICS = ("RED", "REDG", "REDS", "ATOM", "ATOMG", "ATOMS", "UREDGR", "UTMAREDG")
+# On global memory. Those on shared memory (ATOMS) are how sm_100 hands out its tensor memory.
+_ATOMICS = ("RED", "REDG", "ATOM", "ATOMG", "UTMAREDG")
 _BYTES = {"256": 32, "128": 16, "64": 8, "": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _LANES = 32
 
@@ -35,7 +36,7 @@ class Counts:
     global_stores: dict[int, int]
     bulk_loads: int  # tensor memory accelerator
     shared_bytes: int  # that a warp moves between shared memory and registers, or copies to it from global memory
-    atomics: int = 0  # whose order, and so the sum that they leave, differs from run to run
+    atomics: int = 0  # on global memory, whose order, and so the sum that they leave, differs from run to run
 
     @property
     def mma_count(self) -> int:

@@ -164,6 +164,7 @@ def _case(op: str, name: str, call: Call, dtype: str, head_dim: int) -> AuditCas
         divisible_by_16=divisible,
         num_warps=call.num_warps,
         num_stages=call.num_stages,
+        max_registers=call.max_registers,
         dtype=dtype,
         head_dim=head_dim,
         **_iteration(call.name, op, arguments, head_dim),

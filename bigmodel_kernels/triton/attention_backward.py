@@ -23,6 +23,7 @@ from .attention_launch import (
     device_of,
     features_at_a_time,
     heads_per_section,
+    max_registers,
 )
 from .attention_mask_gradient import grad_mask_kernel
 
@@ -166,14 +167,16 @@ def gradient_calls(
         arguments = (inputs, incoming, view(grads.key), view(grads.value), section, features, source)
         arguments += (grads.key is not None, grads.value is not None and source == "output")
         grid = (triton.cdiv(sizes.kv_len, chosen.block_n) * heads,)
-        calls.append(_call("grad_key_value", grad_key_value_kernel, grid, arguments, chosen, blocks))
+        call = _call("grad_key_value", grad_key_value_kernel, grid, arguments, chosen, blocks)
+        calls.append(call._replace(max_registers=max_registers("grad_key_value", device, max(blocks), arithmetic)))
     if grads.query is not None or grads.lse is not None:
         chosen = launch("grad_query")
         heads = sizes.batch * sizes.heads
         section = heads_per_section(heads, sizes.kv_len * sum(blocks) * element, sizes.group, device)
         arguments = (inputs, incoming, view(grads.query), grads.lse, section, features, source)
         grid = (triton.cdiv(sizes.q_len, chosen.block_m) * heads,)
-        calls.append(_call("grad_query", grad_query_kernel, grid, arguments, chosen, blocks))
+        call = _call("grad_query", grad_query_kernel, grid, arguments, chosen, blocks)
+        calls.append(call._replace(max_registers=max_registers("grad_query", device, max(blocks), arithmetic)))
     if grads.mask is not None:
         chosen = launch("grad_mask")
         matrices = grads.mask.shape[:2]

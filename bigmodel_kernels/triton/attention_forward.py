@@ -12,7 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_inputs import Features, Inputs, View, empty_in_order_of, padded, prepare, view
-from .attention_launch import Call, Device, arithmetic_of, attention_launch, device_of, heads_per_section, key_splits
+from .attention_launch import (
+    Call,
+    Device,
+    arithmetic_of,
+    attention_launch,
+    device_of,
+    heads_per_section,
+    key_splits,
+    max_registers,
+)
 from .dropout import dropout_tile, load_seed
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
 from .scores import LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
@@ -312,7 +321,9 @@ def forward_calls(
     blocks = (launch.block_m, launch.block_n, block_d, block_v)
     arguments = (inputs, view(target), lse_view, section, splits, features, folded, splits > 1, *blocks)
     grid = (programs, splits)
-    calls = [Call("forward", _attention_forward_kernel, grid, arguments, launch.num_warps, launch.num_stages)]
+    registers = max_registers("forward", device, max(block_d, block_v), arithmetic)
+    how = (launch.num_warps, launch.num_stages, registers)
+    calls = [Call("forward", _attention_forward_kernel, grid, arguments, *how)]
     if splits > 1:
         block = max(1, 2048 // block_v)
         arguments = (target, target_lse, view(output), lse, inputs.sinks, sizes, splits, block, block_v, features.sinks)

@@ -38,9 +38,11 @@ class Call(NamedTuple):
     arguments: tuple
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int | None = None
 
     def run(self) -> None:
-        run(self.kernel, self.grid, *self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+        options = {name: getattr(self, name) for name in ("num_warps", "num_stages", "max_registers")}
+        run(self.kernel, self.grid, *self.arguments, **options)
 
 
 class Device(NamedTuple):
@@ -123,7 +125,7 @@ _TF32 = {
     "forward": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
     "grad_key_value": ((32, 64, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
     "grad_query": ((64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-    "grad_mask": ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
@@ -201,6 +203,13 @@ def features_at_a_time(device: Device, features: int, arithmetic: str) -> int:
     it multiplies, and whole rows of many features fill its registers."""
     on_tensor_cores = arithmetic != "ieee" and family(device.capability) != "sm_75"
     return 0 if on_tensor_cores or features <= 64 else _CHUNK
+
+
+def max_registers(name: str, device: Device, features: int, arithmetic: str) -> int | None:
+    """As many registers as a thread can have where the compiler, left alone, would take 128 and spill a few of what it
+    needs, to have two blocks at a time; None: as many as it thinks best."""
+    in_parts = name in ("grad_key_value", "grad_query") and features_at_a_time(device, features, arithmetic) > 0
+    return 255 if in_parts or (name == "forward" and arithmetic == "tf32") else None
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
