@@ -116,8 +116,10 @@ def product(fault: str, m: int = 97, n: int = 133, k: int = 200) -> tuple[Emulat
 def in_cuda(fault: str) -> Finding:
     emulator, error = product(fault)
     (counters,) = emulator.counters().values()
-    ldmatrix = counters["classes"]["ldmatrix"]
-    return Finding(fault, error, emulator.hazards(), ldmatrix["wavefronts"] / ldmatrix["ideal_wavefronts"])
+    ldmatrix = counters["classes"].get("ldmatrix", {"wavefronts": 0, "ideal_wavefronts": 0})
+    ideal = ldmatrix["ideal_wavefronts"]  # none where the fault ended the kernel before
+    conflicts = ldmatrix["wavefronts"] / ideal if ideal else 1.0
+    return Finding(fault, error, emulator.hazards(), conflicts)
 
 
 def in_ptx(name: str) -> Finding:
