@@ -8,8 +8,10 @@ chosen and why the others were not.
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import platform
+import re
 import threading
 from dataclasses import dataclass
 
@@ -44,6 +46,7 @@ CPU_OPS = torch.ops.bigmodel
 
 # Empty until `_load_triton` has imported the kernels.
 TRITON_OPS = torch.ops.bigmodel_triton
+OLDEST_TRITON = (3, 8)
 GPU_CAPABILITY = (7, 5)
 GPU_BFLOAT16_CAPABILITY = (8, 0)
 
@@ -270,12 +273,22 @@ def _compiled_for(capability: tuple[int, int]) -> bool:
     return False
 
 
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
 @functools.cache
 def _load_triton() -> tuple[str, ...]:
     """Registers the Triton kernels with their fakes and gradients if they can run here, or says why they cannot."""
     reasons = []
     if importlib.util.find_spec("triton") is None:
         reasons.append("the package triton is not installed")
+    elif (version := importlib.metadata.version("triton")) and _release(version) < OLDEST_TRITON:
+        needed = ".".join(map(str, OLDEST_TRITON))
+        reasons.append(
+            f"triton {version} refuses the kernels of products, whose constants are named tuples; {needed} runs"
+        )
     if not torch.cuda.is_available() and not interpreted():
         reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
     if not reasons:

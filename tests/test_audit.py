@@ -308,6 +308,7 @@ def test_limiter_arithmetic():
 def test_command(tmp_path):
     path = tmp_path / "rows.json"
     command = [sys.executable, "-m", "bigmodel_kernels.cli", "audit", "--arch", "sm_80", "--op", "add_norm"]
+    command += ["--backend", "triton"]
     command += ["--dtype", "bf16", "--json", str(path), "--markdown", str(tmp_path / "audit.md")]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "Predicted from machine code, not measured" in output and "add_norm (rms 4096)" in output

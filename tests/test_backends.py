@@ -1,5 +1,6 @@
 """The choice of backends: named ones never fall back, automatic choice explains itself."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -219,3 +220,15 @@ def test_an_op_without_gpu_kernels_says_so(monkeypatch):
     assert backends.explain("linear", x).backend == "cpu"
     with pytest.raises(RuntimeError, match=r"\[linear\] .* linear has no cuda kernel yet"):
         bmk.linear(x, x, backend="cuda")
+
+
+def test_a_triton_that_cannot_compile_the_kernels_is_a_reason(monkeypatch):
+    backends._load_triton.cache_clear()
+    try:
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.7.1+git")
+        assert any(reason.startswith("triton 3.7.1+git refuses") for reason in backends._load_triton())
+        backends._load_triton.cache_clear()
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.10.0")
+        assert not any("refuses" in reason for reason in backends._load_triton())
+    finally:
+        backends._load_triton.cache_clear()
