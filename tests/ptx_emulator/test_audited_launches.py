@@ -1,5 +1,6 @@
 """`bigmodel audit` repeats how host code launches the CUDA kernels: the launches that the emulator sees are those."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -35,7 +36,12 @@ def launches(case, capability: int, multiprocessors: int, backward: bool = False
         emulator.check()
         found = emulator.counters()
         emulator.device()
-    return {name.split("::")[-1]: (each["threads"] // 32, each["shared_bytes"]) for name, each in found.items()}
+    return {without_namespaces(name): (each["threads"] // 32, each["shared_bytes"]) for name, each in found.items()}
+
+
+def without_namespaces(name: str) -> str:
+    """A kernel's name and template arguments."""
+    return re.sub(r"(?:\w+|\([^()]*\)|<unnamed>)::", "", name).removeprefix("void ")
 
 
 @pytest.mark.parametrize("head_dim", SIZES)

@@ -11,7 +11,7 @@ from tests.ptx_emulator import building, known_answers
 ELSEWHERE = {
     "test_memory_instructions.py": "ld st atom red cp bar membar fence prefetch bra brx ret exit isspacep",
     "test_warp_instructions.py": "mma ldmatrix movmatrix shfl vote activemask redux match",
-    "test_faults.py": "trap",
+    "planted.py": "trap",
 }
 # No effect on results: where a value is kept, and that a branch is taken by all lanes or none.
 IGNORED = re.compile(r"\.uni\b")
