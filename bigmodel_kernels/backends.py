@@ -273,6 +273,13 @@ def _compiled_for(capability: tuple[int, int]) -> bool:
     return False
 
 
+def _triton_version() -> str:
+    """Of whichever distribution brings the package: triton, pytorch-triton, ..."""
+    for distribution in importlib.metadata.packages_distributions().get("triton", ()):
+        return importlib.metadata.version(distribution)
+    return ""
+
+
 def _release(version: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
@@ -284,7 +291,7 @@ def _load_triton() -> tuple[str, ...]:
     reasons = []
     if importlib.util.find_spec("triton") is None:
         reasons.append("the package triton is not installed")
-    elif (version := importlib.metadata.version("triton")) and _release(version) < OLDEST_TRITON:
+    elif (version := _triton_version()) and _release(version) < OLDEST_TRITON:
         needed = ".".join(map(str, OLDEST_TRITON))
         reasons.append(
             f"triton {version} refuses the kernels of products, whose constants are named tuples; {needed} runs"

@@ -62,7 +62,12 @@ def _in_place(ops, inputs: tuple[Tensor | None, ...], options: dict) -> tuple[Te
         return inputs[0], inputs[1]
     if needs_gradient(turned):
         repeats.current.straight = False  # what writes must not be called again
-        return _InPlace.apply(*inputs, backends.CPU_OPS if ops is direct.OPS else ops, options)
+        for name, x in zip(("query", "key"), inputs, strict=False):
+            if x is not None and x.is_leaf and x.requires_grad:
+                raise ValueError(f"[rotary] {name} is a leaf that requires a gradient; expected inplace=False")
+        ops = backends.CPU_OPS if ops is direct.OPS else ops
+        query, key = (None if x is None else _InPlace.apply(x, *inputs[2:], ops, options) for x in inputs[:2])
+        return query, key
     with torch.no_grad():
         call(ops, ops.rotary_, inputs, options)
     torch.autograd.graph.increment_version(turned)
@@ -70,22 +75,21 @@ def _in_place(ops, inputs: tuple[Tensor | None, ...], options: dict) -> tuple[Te
 
 
 class _InPlace(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, cos, sin, positions, ops, options):
-        call(ops, ops.rotary_, (query, key, cos, sin, positions), options)
-        ctx.mark_dirty(*(x for x in (query, key) if x is not None))
-        ctx.save_for_backward(cos, sin, positions)
-        ctx.ops, ctx.options = ops, {**options, "inverse": not options["inverse"]}
-        return query, key
+    """Of one tensor: torch lets a Function that writes to a view return nothing else."""
 
     @staticmethod
-    def backward(ctx, grad_query, grad_key):
+    def forward(ctx, x, cos, sin, positions, ops, options):
+        call(ops, ops.rotary_, (x, None, cos, sin, positions), options)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(cos, sin, positions)
+        ctx.ops, ctx.options = ops, {**options, "inverse": not options["inverse"]}
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
         cos, sin, positions = ctx.saved_tensors
-        given = [grad for grad in (grad_query, grad_key) if grad is not None]
-        inputs = (given[0], given[1] if len(given) > 1 else None, cos, sin, positions)
-        turned = iter(call(ctx.ops, ctx.ops.rotary, inputs, ctx.options, returned=len(given)))
-        grads = (None if grad is None else next(turned) for grad in (grad_query, grad_key))
-        return *grads, None, None, None, None, None
+        turned, *_ = call(ctx.ops, ctx.ops.rotary, (grad, None, cos, sin, positions), ctx.options, returned=1)
+        return turned, None, None, None, None, None
 
 
 def _check(query: Tensor, key: Tensor | None, cos: Tensor, sin: Tensor, positions: Tensor | None) -> None:

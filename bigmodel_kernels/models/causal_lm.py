@@ -72,6 +72,12 @@ class CausalLMConfig:
         for name in ("vocabulary", "width", "layers", "heads", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[CausalLM] {name} is {getattr(self, name)}: expected at least 1")
+        for name in ("kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"[CausalLM] {name} is {value}: expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"[CausalLM] dropout is {self.dropout}: expected 0 or more, below 1")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"[CausalLM] heads is {self.heads}: expected a divisor of width, {self.width}, or a head_dim"

@@ -55,6 +55,11 @@ def config_of(config) -> CausalLMConfig:
     """A transformers GPT2Config's or LlamaConfig's counterpart. Raises ValueError for any other, and for what CausalLM
     does not compute: scaled rotary frequencies, biases in part of a Llama's layers."""
     if config.model_type == "gpt2":
+        if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx or not config.tie_word_embeddings:
+            raise ValueError(
+                "[CausalLM] the GPT-2 has scale_attn_weights off, scale_attn_by_inverse_layer_idx on or "
+                "tie_word_embeddings off: expected none of these"
+            )
         return CausalLMConfig.gpt(
             vocabulary=config.vocab_size,
             width=config.n_embd,

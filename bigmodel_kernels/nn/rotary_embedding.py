@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bigmodel_kernels import functional
 
@@ -37,10 +38,13 @@ class RotaryEmbedding(torch.nn.Module):
             self.max_positions = max(rows, 2 * self.max_positions)
         kept = self._tables.get(device)
         if kept is None or kept[0].size(0) < self.max_positions:
-            pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
-            positions = torch.arange(self.max_positions, dtype=torch.float64, device=device)
-            angles = positions[:, None] * self.theta ** (-pairs / self.dim)
-            kept = self._tables[device] = angles.cos().float(), angles.sin().float()
+            with torch.inference_mode(False):  # tables of a generation serve a training step too
+                pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
+                positions = torch.arange(self.max_positions, dtype=torch.float64, device=device)
+                angles = positions[:, None] * self.theta ** (-pairs / self.dim)
+                kept = angles.cos().float(), angles.sin().float()
+            if not isinstance(kept[0], FakeTensor):
+                self._tables[device] = kept
         return kept
 
     def forward(

@@ -30,5 +30,7 @@ def linear_cross_entropy(
     lse = torch.logsumexp(x, dim=-1)
     ignored = target == ignore_index
     right = x.gather(-1, target.masked_fill(ignored, 0)[..., None]).squeeze(-1)
-    loss = lse - (1 - label_smoothing) * right - label_smoothing * x.mean(-1) + z_loss * lse.square()
+    loss = lse - (1 - label_smoothing) * right + z_loss * lse.square()
+    if label_smoothing > 0:  # else a logit of -inf would give 0 * inf
+        loss = loss - label_smoothing * x.mean(-1)
     return loss.masked_fill(ignored, 0.0), lse.detach()

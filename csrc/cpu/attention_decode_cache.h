@@ -57,7 +57,7 @@ struct DecodeBlock {
   static constexpr std::int64_t most = 64;
   std::int64_t first, count;
   const C *key[most], *value[most];  // after an odd number the last value once more
-  // Of int8 caches, once for each query of a tile.
+  // Of int8 caches, once for each query of a tile; zeros after the last up to a whole vector.
   float key_scale[most * tile_queries], value_scale[most * tile_queries];
 };
 
@@ -87,6 +87,9 @@ static void locate(const AttentionDecodeArgs& args, std::int64_t b, std::int64_t
         block.value_scale[i * tile_queries + q] = *entry(value_scale, place);
       }
     });
+    for (std::int64_t i = count * tile_queries; i < round_up(count * tile_queries, lanes); ++i) {
+      block.key_scale[i] = 0, block.value_scale[i] = 0;
+    }
   }
 }
 
@@ -96,9 +99,12 @@ static void write_entry(std::int64_t features, const float* row, C* to, float*) 
   for (std::int64_t e = 0; e < features; e += lanes) store_up_to(to + e, load(row + e), features - e);
 }
 static void write_entry(std::int64_t features, const float* row, std::int8_t* to, float* scale) {
-  F32 largest = zero();
-  for (std::int64_t e = 0; e < features; e += lanes) largest = max(largest, abs(load(row + e)));
-  *scale = reduce_max(largest) / 127.0f;
+  F32 largest = zero(), unbounded = zero();  // the maximum may lose a NaN
+  for (std::int64_t e = 0; e < features; e += lanes) {
+    largest = max(largest, abs(load(row + e)));
+    unbounded = fma(load(row + e), zero(), unbounded);
+  }
+  *scale = reduce_max(largest) / 127.0f + reduce_add(unbounded);
   for (std::int64_t e = 0; e < features; e += lanes) {
     const F32 exact = *scale > 0 ? load(row + e) / set1(*scale) : zero();
     float whole[lanes];

@@ -14,9 +14,12 @@ inline constexpr std::int64_t most_int_head_dim = 512 * lanes;
 
 // A row of fp32, whole pairs of vectors, as integers; returns what they are multiples of.
 static float quantize_query(std::int64_t stride, const float* row, std::int16_t* integers) {
-  F32 largest = zero();
-  for (std::int64_t p = 0; p < stride; p += lanes) largest = max(largest, abs(load(row + p)));
-  const float unit = reduce_max(largest) / largest_int16;
+  F32 largest = zero(), unbounded = zero();  // the maximum may lose a NaN
+  for (std::int64_t p = 0; p < stride; p += lanes) {
+    largest = max(largest, abs(load(row + p)));
+    unbounded = fma(load(row + p), zero(), unbounded);
+  }
+  const float unit = reduce_max(largest) / largest_int16 + reduce_add(unbounded);
   for (std::int64_t p = 0; p < stride; p += lanes) {
     float whole[lanes];
     store(whole, unit > 0 ? round(load(row + p) / set1(unit)) : zero());
@@ -89,20 +92,24 @@ static __attribute__((noinline)) void dot_int8_tile(std::int64_t keys, std::int6
 static __attribute__((noinline)) void quantize_weights(std::int64_t keys, const float* weights, std::int32_t* pairs,
                                                        float* unit) {
   const std::int64_t count = round_up(keys * tile_queries, lanes);
-  F32 largest = zero();
-  for (std::int64_t i = 0; i < count; i += lanes) largest = max(largest, load(weights + i));
-  float each[lanes], inverse[lanes];
+  F32 largest = zero(), unbounded = zero();
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    largest = max(largest, abs(load(weights + i)));  // negative where a value's scale is
+    unbounded = fma(load(weights + i), zero(), unbounded);
+  }
+  float each[lanes], lost[lanes], inverse[lanes];
   store(each, largest);
+  store(lost, unbounded);
   for (int q = 0; q < tile_queries; ++q) {
-    float m = each[q];
-    for (int i = q; i < lanes; i += tile_queries) m = each[i] > m ? each[i] : m;
-    unit[q] = m / largest_int16;
+    float m = each[q], nan = lost[q];
+    for (int i = q + tile_queries; i < lanes; i += tile_queries) m = each[i] > m ? each[i] : m, nan += lost[i];
+    unit[q] = m / largest_int16 + nan;
   }
   for (int i = 0; i < lanes; ++i) inverse[i] = unit[i % tile_queries] > 0 ? 1.0f / unit[i % tile_queries] : 0.0f;
   const F32 factor = load(inverse);
   std::int32_t whole[(64 + 2) * tile_queries];
   for (std::int64_t i = 0; i < count; i += lanes) {
-    const I32 rounded = to_int(round(min(set1(largest_int16), load(weights + i) * factor)));
+    const I32 rounded = to_int(round(max(set1(-largest_int16), min(set1(largest_int16), load(weights + i) * factor))));
     __builtin_memcpy(whole + i, &rounded.v, sizeof rounded.v);
   }
   if (keys % 2 == 1) {

@@ -46,6 +46,7 @@ static PartOfRow summarise(float* row, std::int64_t count, bool wants_total) {
   over_vectors<chains>(whole, [&](std::int64_t j, auto part, int chain)
                                   BIGMODEL_INLINE_LAMBDA { maxima[chain] = max(maxima[chain], part.read(row + j)); });
   const float maximum = reduce_max(max(max(maxima[0], maxima[1]), max(maxima[2], maxima[3])));
+  if (maximum == -infinity) return {maximum, 0, reduce_add(totals)};
   const F32 factor = set1(log2_e), reference = set1(maximum);
   over_vectors<chains>(whole, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
     sums[chain] = sums[chain] + exp2((part.read(row + j) - reference) * factor);

@@ -1,4 +1,6 @@
 // rotary and its form in place: check, allocate, fill the arguments, call the kernel.
+#include <torch/csrc/stable/ops.h>
+
 #include <tuple>
 
 #include "bigmodel/rotary.h"
@@ -30,7 +32,8 @@ TensorView angles_view(const Call& call, const char* name, const OptionalTensor&
   return view;
 }
 
-void check_positions(const Call& call, const OptionalTensor& positions, RotaryArgs& args) {
+// The positions, contiguous; `copy` keeps alive those that were not.
+void check_positions(const Call& call, const OptionalTensor& positions, OptionalTensor& copy, RotaryArgs& args) {
   if (!positions) return;
   const std::int64_t batch = args.query.size[0], length = args.query.size[2], rows = args.cos.size[1];
   call.check_device("positions", *positions);
@@ -39,10 +42,11 @@ void check_positions(const Call& call, const OptionalTensor& positions, RotaryAr
   const Sizes sizes = Layout(*positions).sizes;
   const bool shared = sizes.size() == 1 && sizes[0] == length;
   const bool each = sizes.size() == 2 && sizes[0] == batch && sizes[1] == length;
-  call.check(dtype == aoti_torch_dtype_int64() && positions->is_contiguous() && (shared || each),
-             "positions has shape ", shape_text(sizes), " and dtype ", dtype_name(*positions), ", expected [", length,
-             "] or [", batch, ", ", length, "] in int64, contiguous");
-  args.positions = static_cast<const std::int64_t*>(positions->const_data_ptr());
+  call.check(dtype == aoti_torch_dtype_int64() && (shared || each), "positions has shape ", shape_text(sizes),
+             " and dtype ", dtype_name(*positions), ", expected [", length, "] or [", batch, ", ", length,
+             "] in int64");
+  if (!positions->is_contiguous()) copy = torch::stable::contiguous(*positions);
+  args.positions = static_cast<const std::int64_t*>((copy ? *copy : *positions).const_data_ptr());
   args.positions_batch_stride = shared ? 0 : length;
   if (call.on_cuda()) return;
   for (std::int64_t i = 0; i < positions->numel(); ++i) {
@@ -52,7 +56,8 @@ void check_positions(const Call& call, const OptionalTensor& positions, RotaryAr
 }
 
 RotaryArgs checked(const Call& call, const Tensor& query, const OptionalTensor& key, const Tensor& cos,
-                   const Tensor& sin, const OptionalTensor& positions, bool interleaved, bool inverse) {
+                   const Tensor& sin, const OptionalTensor& positions, OptionalTensor& copy, bool interleaved,
+                   bool inverse) {
   RotaryArgs args;
   args.query = call.tensor("query", query, {any_size, any_size, any_size, any_size});
   const std::int64_t batch = args.query.size[0], length = args.query.size[2], head_dim = args.query.size[3];
@@ -66,7 +71,7 @@ RotaryArgs checked(const Call& call, const Tensor& query, const OptionalTensor& 
   call.check(pairs >= 1 && 2 * pairs <= head_dim, "cos has ", pairs,
              " columns, one per pair of features, expected 1 to ", head_dim / 2, ", half of query's head_dim of ",
              head_dim);
-  check_positions(call, positions, args);
+  check_positions(call, positions, copy, args);
   args.interleaved = interleaved;
   args.inverse = inverse;
   return args;
@@ -80,7 +85,8 @@ void run_if_any(const Call& call, const Tensor& query, const OptionalTensor& key
 std::tuple<Tensor, Tensor> rotary(const Tensor& query, const OptionalTensor& key, const Tensor& cos, const Tensor& sin,
                                   const OptionalTensor& positions, bool interleaved, bool inverse) {
   const Call call("rotary", "query", query);
-  RotaryArgs args = checked(call, query, key, cos, sin, positions, interleaved, inverse);
+  OptionalTensor copy;
+  RotaryArgs args = checked(call, query, key, cos, sin, positions, copy, interleaved, inverse);
   Tensor turned_query = call.empty(Layout(query).sizes, call.dtype());
   Tensor turned_key = key ? call.empty(Layout(*key).sizes, call.dtype()) : call.nothing();
   args.query_output = tensor_view(turned_query, call.dtype());
@@ -100,7 +106,8 @@ void check_writable(const Call& call, const char* name, const TensorView& view) 
 void rotary_in_place(const Tensor& query, const OptionalTensor& key, const Tensor& cos, const Tensor& sin,
                      const OptionalTensor& positions, bool interleaved, bool inverse) {
   const Call call("rotary", "query", query);
-  RotaryArgs args = checked(call, query, key, cos, sin, positions, interleaved, inverse);
+  OptionalTensor copy;
+  RotaryArgs args = checked(call, query, key, cos, sin, positions, copy, interleaved, inverse);
   check_writable(call, "query", args.query);
   check_writable(call, "key", args.key);
   call.check(!key || key->numel() == 0 || args.key.data != args.query.data,

@@ -87,7 +87,7 @@ PyObject* call_op(const Shortcut& shortcut, PyObject* const* tensors, PyObject* 
   arguments.resize(shortcut.op_tensors, Py_None);
   arguments.insert(arguments.end(), values, values + PyTuple_GET_SIZE(shortcut.keywords));
   PyObject* outputs = PyObject_Vectorcall(shortcut.op, arguments.data(), shortcut.op_tensors, shortcut.keywords);
-  PyErr_Clear();
+  if (!outputs && PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();  // and not an interrupt
   if (!outputs || !PyTuple_CheckExact(outputs)) return outputs;
   PyObject* first = Py_NewRef(PyTuple_GET_ITEM(outputs, 0));
   Py_DECREF(outputs);
@@ -112,7 +112,8 @@ PyObject* call_recorded(const Shortcut& shortcut, PyObject* const* tensors, PyOb
   if (output) return output;
   PyObject *type, *value, *trace;
   PyErr_Fetch(&type, &value, &trace);
-  if (attribute_is(shortcut.current, names.straight, Py_True)) {
+  const bool refused = PyErr_GivenExceptionMatches(type, PyExc_Exception);  // and not an interrupt
+  if (refused && attribute_is(shortcut.current, names.straight, Py_True)) {
     Py_XDECREF(type), Py_XDECREF(value), Py_XDECREF(trace);
   } else {
     PyErr_Restore(type, value, trace);
