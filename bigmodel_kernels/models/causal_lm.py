@@ -11,7 +11,6 @@ The layers are pre-norm (Radford et al., "Language models are unsupervised multi
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -65,6 +65,6 @@ class KVCache:
 
 
 def _decode_has_kernel(query: Tensor) -> bool:
-    """Whether attention_decode runs where attention does. On a GPU its reference would wait for the device each time."""
+    """Whether attention_decode runs where attention does: on a GPU its reference waits for the device each time."""
     on_cpu = query.is_cpu and backends.forced.name not in ("cuda", "triton")
     return on_cpu or "attention_decode" not in backends.CPU_ONLY_OPS
