@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from bigmodel_kernels import backends, functional
+from bigmodel_kernels import functional
+from bigmodel_kernels.functional.attention_decode import has_kernel
 
 
 class KVCache:
@@ -34,7 +35,7 @@ class KVCache:
             keys[:, :, : key.size(2)] = key
             values[:, :, : value.size(2)] = value
             return functional.attention(query, key, value, causal=True)
-        if _decode_has_kernel(query):
+        if has_kernel(query):
             return functional.attention_decode(query, keys, values, self.lengths, new_key=key, new_value=value)
         return self._attend_under_mask(keys, values, query, key, value)
 
@@ -62,9 +63,3 @@ class KVCache:
         last = self.longest + key.size(2)
         seen = torch.arange(last, device=positions.device) <= positions[:, None, :, None]
         return functional.attention(query, keys[:, :, :last], values[:, :, :last], mask=seen)
-
-
-def _decode_has_kernel(query: Tensor) -> bool:
-    """Whether attention_decode runs where attention does: on a GPU its reference waits for the device each time."""
-    on_cpu = query.is_cpu and backends.forced.name not in ("cuda", "triton")
-    return on_cpu or "attention_decode" not in backends.CPU_ONLY_OPS
