@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels.models import CausalLM, CausalLMConfig
+from bigmodel_kernels.models import CausalLM, CausalLMConfig, kv_cache
 from bigmodel_kernels.models.generation import Sampling
 
 SMALL = {"vocabulary": 61, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "length": 40}
@@ -114,6 +114,48 @@ def test_greedy_is_the_definition(name, use_cache):
 def test_greedy_in_float32_with_and_without_cache(name):
     model = make(name)
     assert model.generate(PROMPTS, 20) == model.generate(PROMPTS, 20, use_cache=False)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_steps_after_the_prompts_call_attention_decode(monkeypatch, beams):
+    """In every layer of every step, with the lengths of prompts of unequal length; of attention only the prompts."""
+    model, calls, lengths = make("llama"), [], []
+    decode, attention = kv_cache.functional.attention_decode, kv_cache.functional.attention
+
+    def counted_decode(query, key_cache, value_cache, cache_lengths, **options):
+        calls.append("decode")
+        lengths.append(cache_lengths.tolist())
+        return decode(query, key_cache, value_cache, cache_lengths, **options)
+
+    def counted_attention(*args, **options):
+        calls.append("attention")
+        return attention(*args, **options)
+
+    monkeypatch.setattr(kv_cache.functional, "attention_decode", counted_decode)
+    monkeypatch.setattr(kv_cache.functional, "attention", counted_attention)
+    model.generate(PROMPTS, 4, beams=beams)
+    assert calls == ["attention"] * 2 + ["decode"] * 6
+    assert lengths == [[len(prompt) + i for prompt in PROMPTS for _ in range(beams)] for i in range(3) for _ in "12"]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_where_decode_has_no_kernel_steps_call_attention(monkeypatch, name, beams):
+    """As on a GPU, token for token what attention_decode gives."""
+    model = make(name, torch.float64)
+    expected = model.generate(PROMPTS, 20, beams=beams)
+    monkeypatch.setattr(kv_cache, "has_kernel", lambda query: False)
+    monkeypatch.delattr(kv_cache.functional, "attention_decode")
+    assert model.generate(PROMPTS, 20, beams=beams) == expected
+
+
+def test_a_gradient_through_the_cache_is_refused():
+    model = make("gpt")
+    cache = kv_cache.KVCache(model.config, 1, 4, torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        model(torch.tensor([[1, 2]]), cache)
+    with pytest.raises(ValueError, match=r"\[attention_decode\] an input requires a gradient"):
+        model(torch.tensor([[3]]), cache)
 
 
 def test_autocast_generates():

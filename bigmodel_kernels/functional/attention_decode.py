@@ -88,6 +88,12 @@ def attention_decode(
     return (output, lse) if return_lse else output
 
 
+def has_kernel(query: Tensor) -> bool:
+    """Whether attention_decode runs where attention does: on a GPU its reference waits for the device each time."""
+    on_cpu = query.is_cpu and backends.forced.name not in ("cuda", "triton")
+    return on_cpu or _OP not in backends.CPU_ONLY_OPS
+
+
 def _checked(
     query, key_cache, value_cache, cache_lengths, block_table, new_key, new_value, key_scales, value_scales
 ) -> tuple[Tensor | None, ...]:

@@ -11,7 +11,6 @@ The layers are pre-norm (Radford et al., "Language models are unsupervised multi
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -106,19 +105,17 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(self.heads * self.features, config.width, bias=config.bias)
         self.rotary = rotary
 
-    def forward(
-        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        """x [batch, length, width]; positions [batch, length] or None; mask as attention takes it, or None."""
+    def forward(self, x: Tensor, positions: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """x [batch, length, width]; positions [batch, length], or None: 0, 1, ..."""
         packed = apply_linear(self.qkv, x).unflatten(-1, (-1, self.features)).transpose(1, 2)
         query, key, value = packed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.rotary is not None:
             query, key = self.rotary(query, key, positions)
         if cache is not None:
-            attended = cache.attend(layer, query, key, value, mask)
+            attended = cache.attend(layer, query, key, value)
         else:
             dropout_p = self.dropout if self.training else 0.0
-            attended = functional.attention(query, key, value, mask=mask, causal=True, dropout_p=dropout_p)
+            attended = functional.attention(query, key, value, causal=True, dropout_p=dropout_p)
         return apply_linear(self.out, attended.transpose(1, 2).flatten(-2))
 
 
@@ -136,8 +133,8 @@ class CausalLayer(nn.Module):
             config.width, hidden, config.activation, config.gate, config.bias, dropout=config.dropout
         )
 
-    def forward(self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        attended = self.attention(self.norm1(x), positions, mask, cache, self.index)
+    def forward(self, x: Tensor, positions: Tensor | None, cache: KVCache | None) -> Tensor:
+        attended = self.attention(self.norm1(x), positions, cache, self.index)
         y, n = add_norm(self.norm2, attended, x)
         return self.feed_forward(n, residual=y)
 
@@ -168,39 +165,32 @@ class CausalLM(nn.Module):
         """[vocabulary, width]."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, tokens: Tensor, starts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [batch, length, vocabulary] of tokens, int64 [batch, length]; see `hidden`."""
-        return self.logits(self.hidden(tokens, starts, cache))
+        return self.logits(self.hidden(tokens, cache))
 
-    def hidden(self, tokens: Tensor, starts: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The last layer's normalised output [batch, length, width].
 
-        tokens: int64 [batch, length]. starts: int64 [batch], how many columns of padding come before each sequence,
-        which nothing attends to; None: none. cache: keys and values of the columns before these, and then of these.
-        Raises ValueError for more columns than the config's length.
+        tokens: int64 [batch, length]; as none sees a later one, shorter sequences may end in padding. cache: keys and
+        values of each sequence's tokens before these, and then of these; under torch.no_grad().
+        Raises ValueError for more tokens than the config's length.
         """
-        first = 0 if cache is None else cache.length
+        first = 0 if cache is None else cache.longest
         last = first + tokens.size(1)
         if last > self.config.length:
             raise ValueError(f"[CausalLM] the sequence has length {last}: expected at most {self.config.length}")
-        positions = mask = None
-        if first > 0 or starts is not None:
-            positions = torch.arange(first, last, device=tokens.device).expand(tokens.shape)
-        if starts is not None:
-            positions = (positions - starts[:, None]).clamp(min=0)
-            mask = (torch.arange(last, device=tokens.device) >= starts[:, None])[:, None, None]
+        positions = None if first == 0 else cache.positions(tokens.size(1))
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + (self.position.weight[: tokens.size(1)] if positions is None else self.position(positions))
-        elif positions is not None:
-            positions = positions.contiguous()
         for layer in self.layers:
             if self.checkpointing and self.training and cache is None:
-                x = checkpoint(layer, x, positions, mask, None, use_reentrant=False)
+                x = checkpoint(layer, x, positions, None, use_reentrant=False)
             else:
-                x = layer(x, positions, mask, cache)
+                x = layer(x, positions, cache)
         if cache is not None:
-            cache.length = last
+            cache.advance(tokens.size(1))
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bigmodel_kernels.models.kv_cache import KVCache
@@ -57,34 +58,47 @@ class Sampling:
 
 
 class Decoder:
-    """Runs a model forward token by token, with a cache, or without one over all tokens again."""
+    """Runs a model forward token by token, with a cache, or without one over all tokens again.
 
-    def __init__(self, model, tokens: Tensor, starts: Tensor | None, new_tokens: int, use_cache: bool) -> None:
-        self.model, self.tokens, self.starts, self.cache = model, tokens, starts, None
+    tokens: [batch, capacity], of which lengths[b] are those of sequence b, and the rest is padding.
+    """
+
+    def __init__(self, model, prompts: Tensor, lengths: Tensor, new_tokens: int, use_cache: bool) -> None:
+        self.model, self.lengths, self.longest, self.cache = model, lengths, prompts.size(1), None
+        self.tokens = F.pad(prompts, (0, new_tokens))
         if use_cache:
-            dtype = _computing_dtype(model)
-            self.cache = KVCache(
-                model.config, tokens.size(0), tokens.size(1) + new_tokens, dtype, model.embedding.weight.device
-            )
+            self.cache = KVCache(model.config, *self.tokens.shape, _computing_dtype(model), prompts.device)
 
     def first(self) -> Tensor:
         """The logits [batch, vocabulary] that follow the prompts."""
-        return self._last_logits(self.tokens)
+        logits = self._logits_after_all()
+        if self.cache is not None:
+            self.cache.truncate(self.lengths)
+        return logits
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits that follow one more token [batch] of each sequence."""
-        self.tokens = torch.cat([self.tokens, tokens[:, None]], dim=1)
-        return self._last_logits(self.tokens if self.cache is None else tokens[:, None])
+        self.append(tokens)
+        if self.cache is None:
+            return self._logits_after_all()
+        return self._logits(self.model.hidden(tokens[:, None], self.cache)[:, 0])
+
+    def append(self, tokens: Tensor) -> None:
+        self.tokens.scatter_(1, self.lengths[:, None], tokens[:, None])
+        self.lengths, self.longest = self.lengths + 1, self.longest + 1
 
     def select(self, rows: Tensor) -> None:
         """Row i goes on as what row rows[i] was."""
-        self.tokens = self.tokens[rows]
+        self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
         if self.cache is not None:
             self.cache.reorder(rows)
 
-    def _last_logits(self, tokens: Tensor) -> Tensor:
-        hidden = self.model.hidden(tokens, self.starts, self.cache)
-        return self.model.logits(hidden[:, -1]).float()
+    def _logits_after_all(self) -> Tensor:
+        hidden = self.model.hidden(self.tokens[:, : self.longest], self.cache)
+        return self._logits(hidden[torch.arange(len(hidden), device=hidden.device), self.lengths - 1])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.model.logits(hidden).float()
 
 
 @torch.no_grad()
@@ -129,25 +143,24 @@ def generate(
     _check(model, prompts, max_new_tokens, beams, sampling, on_token)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
-    tokens, starts = left_padded(prompts, model.embedding.weight.device)
+    tokens, lengths = right_padded(prompts, model.embedding.weight.device)
     stop = torch.tensor(sorted({int(token) for token in stop}), dtype=torch.int64, device=tokens.device)
     training = model.training
     model.eval()
     try:
         if beams > 1:
-            return _search(model, tokens, starts, max_new_tokens, sampling, beams, length_penalty, stop, use_cache)
-        decoder = Decoder(model, tokens, starts, max_new_tokens, use_cache)
+            return _search(model, tokens, lengths, max_new_tokens, sampling, beams, length_penalty, stop, use_cache)
+        decoder = Decoder(model, tokens, lengths, max_new_tokens, use_cache)
         return _sample(decoder, max_new_tokens, sampling, stop, on_token, generator)
     finally:
         model.train(training)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Prompts of unequal length as [batch, longest], ending together, and how much padding each begins with."""
-    longest = max(map(len, prompts))
-    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    starts = [longest - len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(starts, device=device) if any(starts) else None
+def right_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts of unequal length as [batch, longest], beginning together, and their lengths [batch]."""
+    lengths = [len(prompt) for prompt in prompts]
+    rows = [list(prompt) + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
 
 
 def _sample(decoder: Decoder, steps: int, sampling: Sampling, stop: Tensor, on_token, generator) -> list[list[int]]:
@@ -174,25 +187,25 @@ def _sample(decoder: Decoder, steps: int, sampling: Sampling, stop: Tensor, on_t
 
 
 def _search(
-    model, tokens: Tensor, starts: Tensor | None, steps: int, sampling: Sampling, beams: int, length_penalty: float,
+    model, prompts: Tensor, lengths: Tensor, steps: int, sampling: Sampling, beams: int, length_penalty: float,
     stop: Tensor, use_cache: bool,
 ) -> list[list[int]]:  # fmt: skip
     """Beam search. A beam that has stopped stays among the others with its score, and goes on by one token of
     probability 1, which its length does not count."""
-    batch = tokens.size(0)
-    rows = torch.arange(batch, device=tokens.device).repeat_interleave(beams)
-    decoder = Decoder(model, tokens[rows], None if starts is None else starts[rows], steps, use_cache)
+    batch, device = prompts.size(0), prompts.device
+    rows = torch.arange(batch, device=device).repeat_interleave(beams)
+    decoder = Decoder(model, prompts[rows], lengths[rows], steps, use_cache)
     logits = decoder.first()
     vocabulary = logits.size(-1)
     # All beams of a prompt are equal at first: only one of them counts.
-    scores = torch.full((batch, beams), -math.inf, device=tokens.device)
+    scores = torch.full((batch, beams), -math.inf, device=device)
     scores[:, 0] = 0.0
-    lengths = torch.zeros(batch * beams, dtype=torch.int64, device=tokens.device)
-    going = torch.ones(batch * beams, dtype=torch.bool, device=tokens.device)
+    added = torch.zeros(batch * beams, dtype=torch.int64, device=device)
+    going = torch.ones(batch * beams, dtype=torch.bool, device=device)
     seen = _seen(decoder, sampling, logits)
-    filler = torch.full((vocabulary,), -math.inf, device=tokens.device)
+    filler = torch.full((vocabulary,), -math.inf, device=device)
     filler[0] = 0.0
-    base = torch.arange(batch, device=tokens.device)[:, None] * beams
+    base = torch.arange(batch, device=device)[:, None] * beams
     for step in range(steps):
         gains = sampling.penalised(logits, seen).log_softmax(-1)
         gains = torch.where(going[:, None], gains, filler)
@@ -200,19 +213,21 @@ def _search(
         scores, index = totals.topk(beams, dim=-1)
         parents, chosen = (base + index // vocabulary).flatten(), (index % vocabulary).flatten()
         decoder.select(parents)
-        lengths, going = lengths[parents], going[parents]
+        added, going = added[parents], going[parents]
         going = going & ~torch.isin(chosen, stop)
-        lengths = lengths + going
+        added = added + going
         if seen is not None:
             seen = seen[parents].scatter(-1, chosen[:, None], True)
         if not going.any() or step == steps - 1:
-            decoder.tokens = torch.cat([decoder.tokens, chosen[:, None]], dim=1)
+            decoder.append(chosen)
             break
         logits = decoder.step(chosen)
-    best = (scores / lengths.view(batch, beams).clamp(min=1) ** length_penalty).argmax(-1)
+    best = (scores / added.view(batch, beams).clamp(min=1) ** length_penalty).argmax(-1)
     kept = (base.squeeze(-1) + best).tolist()
-    first = tokens.size(1)
-    return [decoder.tokens[row, first : first + int(lengths[row])].tolist() for row in kept]
+    firsts = lengths.tolist()
+    return [
+        decoder.tokens[row, first : first + int(added[row])].tolist() for row, first in zip(kept, firsts, strict=True)
+    ]
 
 
 def _seen(decoder: Decoder, sampling: Sampling, logits: Tensor) -> Tensor | None:
@@ -220,8 +235,8 @@ def _seen(decoder: Decoder, sampling: Sampling, logits: Tensor) -> Tensor | None
     if sampling.repetition_penalty == 1:
         return None
     seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    for row, tokens in enumerate(decoder.tokens):
-        seen[row, tokens[0 if decoder.starts is None else int(decoder.starts[row]) :]] = True
+    for row, length in enumerate(decoder.lengths.tolist()):
+        seen[row, decoder.tokens[row, :length]] = True
     return seen
 
 
