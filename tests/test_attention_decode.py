@@ -341,3 +341,34 @@ def test_the_op_itself_checks(name):
     for options in ({"scale": float("inf")}, {"window_left": -2}, {"softcap": -1.0}):
         with pytest.raises(RuntimeError, match=rf"^\[attention_decode\] {next(iter(options))} is "):
             torch.ops.bigmodel.attention_decode(*arguments(CASE["plain"]), **options)
+
+
+def int8_call(lengths, value_scale, query=None):
+    """A decode of bf16 queries over an int8 cache of 64 keys, on the CPU and on the reference."""
+    torch.manual_seed(0)
+    batch = len(lengths)
+    caches = [torch.randint(-127, 128, (batch, 1, 64, 16), dtype=torch.int8) for _ in range(2)]
+    query = torch.randn(batch, 4, 1, 16).bfloat16() if query is None else query
+    key_scales, value_scales = torch.full((batch, 1, 64), 0.01), torch.full((batch, 1, 64), 0.01)
+    value_scales[0] = value_scale
+    given = (query, *caches, torch.tensor(lengths, dtype=torch.int32))
+    scales = {"key_scales": key_scales, "value_scales": value_scales}
+    return [bmk.attention_decode(*given, **scales, backend=name).float() for name in ("cpu", "reference")]
+
+
+def test_int8_weights_of_one_sequence_do_not_reach_the_next():
+    ours, truth = int8_call([64, 25], float("inf"))
+    torch.testing.assert_close(ours[1], truth[1], rtol=0.02, atol=0.02)
+
+
+def test_int8_values_with_negative_scales():
+    ours, truth = int8_call([9], -0.01)
+    assert truth.abs().max() > 0.1
+    torch.testing.assert_close(ours, truth, rtol=0.02, atol=0.02)
+
+
+def test_nan_is_not_lost_over_int8():
+    query = torch.randn(1, 4, 1, 16).bfloat16()
+    query[0, 0, 0, 0] = float("nan")
+    ours, truth = int8_call([9], 0.01, query)
+    assert torch.equal(ours.isnan(), truth.isnan()) and ours.isnan().any()

@@ -368,3 +368,14 @@ class TestShortcut:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), pytest.raises(OSError, match="full"):
             bmk.attention(*inputs)
         assert len(calls) == 1
+
+    def test_an_interrupt_is_not_a_refusal(self, tensors, monkeypatch):
+        def interrupted(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch.autograd.function.FunctionCtx, "save_for_backward", interrupted, raising=False)
+        from bigmodel_kernels.ops import attention as ops_attention
+
+        monkeypatch.setattr(ops_attention.current, "straight", True)
+        with pytest.raises(KeyboardInterrupt):
+            bmk.attention(*(x.requires_grad_() for x in tensors))

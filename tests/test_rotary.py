@@ -235,3 +235,39 @@ def test_autocast_leaves_the_dtype_alone(backend):
     query, key, *tables = arguments(CASE["plain"].inputs(torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         assert bmk.rotary(query, key, *tables, backend=backend)[0].dtype == torch.float32
+
+
+def test_views_are_turned_in_place_under_autograd():
+    torch.manual_seed(0)
+    angles = torch.randn(5, 8)
+    x, weight = torch.randn(2, 5, 12), torch.randn(32, 12, requires_grad=True)
+    results = []
+    for inplace in (False, True):
+        query = torch.nn.functional.linear(x, weight).unflatten(-1, (2, 16)).transpose(1, 2)
+        turned, _ = bmk.rotary(query, None, angles.cos(), angles.sin(), inplace=inplace)
+        results.append((turned, *torch.autograd.grad(turned.square().sum() + turned[..., 0].sum(), weight)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_leaf_is_not_written_to():
+    query = torch.ones(1, 1, 2, 4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^\[rotary\] query is a leaf"):
+        bmk.rotary(query, None, torch.zeros(2, 2), torch.zeros(2, 2), inplace=True)
+    assert query.eq(1).all()
+
+
+def test_positions_of_any_strides():
+    query, angles = torch.randn(2, 1, 8, 4), torch.randn(8, 2)
+    positions = torch.arange(8).flip(0).expand(2, 8)
+    turned = [bmk.rotary(query, None, angles.cos(), angles.sin(), p)[0] for p in (positions, positions.contiguous())]
+    assert torch.equal(*turned)
+
+
+def test_tables_of_inference_mode_serve_training():
+    rotary = bmk.nn.RotaryEmbedding(8)
+    query = torch.randn(1, 1, 4, 8)
+    with torch.inference_mode():
+        rotary(query, None)
+    rotary(query.requires_grad_(), None)[0].sum().backward()
+    assert query.grad is not None
