@@ -212,10 +212,13 @@ def test_additive_masks_fit_too(kernel):
 
 
 def test_aligned_inputs_are_loaded_128_bits_at_a_time(rows):
-    """By bytes: what is left is a number per row or per block."""
+    """By bytes: what is left is a number per row or per block. Without tensor cores 16-bit gradients of many features
+    come in parts of 32, of which a thread has 64 bits: the price of no spills."""
     for row in rows:
         loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
-        assert sum(size for width, size in loaded.items() if width >= 128) >= 0.8 * sum(loaded.values()), row
+        in_parts = row.arch == "sm_75" and row.op == "attention" and row.kernel.startswith("grad_")
+        widest = 64 if in_parts else 128
+        assert sum(size for width, size in loaded.items() if width >= widest) >= 0.8 * sum(loaded.values()), row
 
 
 def test_one_exponential_per_score(rows):
@@ -316,7 +319,10 @@ def test_command(tmp_path):
     assert isinstance(rows, list)
     assert rows and all(row["arch"] == "sm_80" and row["backend"] == "triton" and row["spills"] == 0 for row in rows)
     page = (tmp_path / "audit.md").read_text()
-    assert "    bigmodel audit --arch sm_80 --op add_norm" in page and "## sm_80 (A100 SXM 80 GB), predicted" in page
+    assert (
+        "    bigmodel audit --arch sm_80 --op add_norm --backend triton" in page
+        and "## sm_80 (A100 SXM 80 GB), Triton, predicted" in page
+    )
 
 
 def test_the_long_list_holds_the_short_one():

@@ -237,7 +237,7 @@ def test_autocast_leaves_the_dtype_alone(backend):
         assert bmk.rotary(query, key, *tables, backend=backend)[0].dtype == torch.float32
 
 
-def test_views_are_turned_in_place_under_autograd():
+def test_views_are_turned_in_place_under_autograd(backend):
     torch.manual_seed(0)
     angles = torch.randn(5, 8)
     x, weight = torch.randn(2, 5, 12), torch.randn(32, 12, requires_grad=True)
@@ -250,21 +250,21 @@ def test_views_are_turned_in_place_under_autograd():
         torch.testing.assert_close(ours, expected)
 
 
-def test_a_leaf_is_not_written_to():
+def test_a_leaf_is_not_written_to(backend):
     query = torch.ones(1, 1, 2, 4, requires_grad=True)
     with pytest.raises(ValueError, match=r"^\[rotary\] query is a leaf"):
         bmk.rotary(query, None, torch.zeros(2, 2), torch.zeros(2, 2), inplace=True)
     assert query.eq(1).all()
 
 
-def test_positions_of_any_strides():
+def test_positions_of_any_strides(backend):
     query, angles = torch.randn(2, 1, 8, 4), torch.randn(8, 2)
     positions = torch.arange(8).flip(0).expand(2, 8)
     turned = [bmk.rotary(query, None, angles.cos(), angles.sin(), p)[0] for p in (positions, positions.contiguous())]
     assert torch.equal(*turned)
 
 
-def test_tables_of_inference_mode_serve_training():
+def test_tables_of_inference_mode_serve_training(backend):
     rotary = bmk.nn.RotaryEmbedding(8)
     query = torch.randn(1, 1, 4, 8)
     with torch.inference_mode():
