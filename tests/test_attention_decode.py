@@ -344,31 +344,35 @@ def test_the_op_itself_checks(name):
 
 
 def int8_call(lengths, value_scale, query=None):
-    """A decode of bf16 queries over an int8 cache of 64 keys, on the CPU and on the reference."""
+    """(ours, reference, truth) of bf16 queries over an int8 cache of 64 keys; value_scale is the first sequence's."""
     torch.manual_seed(0)
     batch = len(lengths)
     caches = [torch.randint(-127, 128, (batch, 1, 64, 16), dtype=torch.int8) for _ in range(2)]
     query = torch.randn(batch, 4, 1, 16).bfloat16() if query is None else query
-    key_scales, value_scales = torch.full((batch, 1, 64), 0.01), torch.full((batch, 1, 64), 0.01)
-    value_scales[0] = value_scale
-    given = (query, *caches, torch.tensor(lengths, dtype=torch.int32))
-    scales = {"key_scales": key_scales, "value_scales": value_scales}
-    return [bmk.attention_decode(*given, **scales, backend=name).float() for name in ("cpu", "reference")]
+    scales = {name: torch.full((batch, 1, 64), 0.01) for name in ("key_scales", "value_scales")}
+    scales["value_scales"][0] = value_scale
+    given = (*caches, torch.tensor(lengths, dtype=torch.int32))
+    wide = {name: x.double() for name, x in scales.items()}
+    return (
+        bmk.attention_decode(query, *given, **scales, backend="cpu"),
+        bmk.attention_decode(query, *given, **scales, backend="reference"),
+        bmk.attention_decode(query.double(), *given, **wide, backend="reference"),
+    )
 
 
 def test_int8_weights_of_one_sequence_do_not_reach_the_next():
-    ours, truth = int8_call([64, 25], float("inf"))
-    torch.testing.assert_close(ours[1], truth[1], rtol=0.02, atol=0.02)
+    ours, reference, truth = (x[1] for x in int8_call([64, 25], float("inf")))
+    assert_as_exact("output", ours, reference, truth, FORWARD, torch.bfloat16)
 
 
 def test_int8_values_with_negative_scales():
-    ours, truth = int8_call([9], -0.01)
+    ours, reference, truth = int8_call([9], -0.01)
     assert truth.abs().max() > 0.1
-    torch.testing.assert_close(ours, truth, rtol=0.02, atol=0.02)
+    assert_as_exact("output", ours, reference, truth, FORWARD, torch.bfloat16)
 
 
 def test_nan_is_not_lost_over_int8():
     query = torch.randn(1, 4, 1, 16).bfloat16()
     query[0, 0, 0, 0] = float("nan")
-    ours, truth = int8_call([9], 0.01, query)
-    assert torch.equal(ours.isnan(), truth.isnan()) and ours.isnan().any()
+    ours, reference, _ = int8_call([9], 0.01, query)
+    assert torch.equal(ours.isnan(), reference.isnan()) and ours.isnan().any()

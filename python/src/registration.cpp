@@ -1,5 +1,5 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own; attention_decode has no other kernel
-// yet.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode, rotary and
+// linear_cross_entropy have no other kernels yet: the former is not registered elsewhere, the latter two refuse there.
 #include "registration.h"
 
 #include "namespace.h"
