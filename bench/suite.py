@@ -11,6 +11,7 @@ from . import (
     bench_add_norm,
     bench_attention,
     bench_attention_decode,
+    bench_attention_varlen,
     bench_attention_weights,
     bench_feed_forward,
     bench_linear,
@@ -26,6 +27,7 @@ from .run import Row, run_case
 OPS = {
     "attention": bench_attention,
     "attention_weights": bench_attention_weights,
+    "attention_varlen": bench_attention_varlen,
     "attention_decode": bench_attention_decode,
     "linear": bench_linear,
     "feed_forward": bench_feed_forward,

@@ -31,6 +31,7 @@ _HOMES = {
         "add_norm",
         "attention",
         "attention_decode",
+        "attention_varlen",
         "attention_weights",
         "feed_forward",
         "linear",

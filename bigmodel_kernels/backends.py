@@ -26,6 +26,7 @@ AUTOMATIC_ORDER = ("cuda", "triton", "cpu", "reference")
 OPS = (
     "attention",
     "attention_weights",
+    "attention_varlen",
     "attention_decode",
     "linear",
     "feed_forward",
@@ -33,8 +34,12 @@ OPS = (
     "rotary",
     "linear_cross_entropy",
 )
-# Ops that no GPU backend has yet: CUDA tensors run on the reference.
-CPU_ONLY_OPS: tuple[str, ...] = ("attention_decode", "rotary", "linear_cross_entropy")
+# Ops that a GPU backend does not have yet. Where neither has one, CUDA tensors run on the reference.
+MISSING_OPS: dict[str, tuple[str, ...]] = {
+    "cuda": ("attention_varlen", "attention_decode", "rotary", "linear_cross_entropy"),
+    "triton": ("attention_varlen", "attention_decode", "linear_cross_entropy"),
+}
+CPU_ONLY_OPS = tuple(op for op in OPS if all(op in missing for missing in MISSING_OPS.values()))
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
@@ -311,7 +316,7 @@ def _load_triton() -> tuple[str, ...]:
 
 def _op_reasons(op: str, name: str) -> list[str]:
     """Why a backend cannot run an op, whatever the tensors."""
-    missing = op in CPU_ONLY_OPS and name in _GPU_BACKENDS
+    missing = op in MISSING_OPS.get(name, ())
     return [*_backend_reasons(name), *([f"{op} has no {name} kernel yet"] if missing else [])]
 
 

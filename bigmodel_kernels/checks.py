@@ -131,8 +131,12 @@ def attention_tensors(op: str, query: Tensor, key: Tensor, value: Tensor | None)
 
 def mask(op: str, value: Tensor | None, query: Tensor, kv_len: int) -> None:
     """A boolean or additive mask that broadcasts to the scores [..., heads, q_len, kv_len]."""
-    if value is None:
-        return
+    if value is not None:
+        mask_of_scores(op, value, query, (*query.shape[:-1], kv_len))
+
+
+def mask_of_scores(op: str, value: Tensor, query: Tensor, scores: tuple[int, ...]) -> None:
+    """A boolean or additive mask that broadcasts to scores of a shape."""
     is_tensor(op, "mask", value)
     if value.device != query.device:
         raise ValueError(f"[{op}] mask is on {value.device}, query on {query.device}; expected one device")
@@ -141,7 +145,6 @@ def mask(op: str, value: Tensor | None, query: Tensor, kv_len: int) -> None:
             f"[{op}] mask has dtype {value.dtype}; expected bool (True: may attend), float32 or the query's dtype, "
             f"{query.dtype}"
         )
-    scores = (*query.shape[:-1], kv_len)
     fits = value.dim() <= len(scores) and all(
         size in (1, whole) for size, whole in zip(reversed(value.shape), reversed(scores), strict=False)
     )

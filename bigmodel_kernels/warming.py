@@ -17,6 +17,7 @@ _OPTIONS = {
     "linear": ({},),
     "feed_forward": ({"activation": "gelu"}, {"activation": "silu", "gate": "hidden"}),
     "add_norm": ({"kind": "layer"}, {"kind": "rms"}),
+    "rotary": ({}, {"interleaved": True}),
 }
 
 
@@ -44,14 +45,15 @@ def warm_up(
     of your calls. A model with sizes of many kinds is warmed best by one step on a real batch.
 
     Args:
-        ops: names, as "attention"; without any, all of attention, attention_weights, linear, feed_forward and add_norm.
+        ops: names, as "attention"; without any, all of attention, attention_weights, linear, feed_forward, add_norm and
+            rotary.
         dtypes, head_dims: one or several; each dtype is called with each head size.
         batch, heads, kv_heads, lengths: of attention: query [batch, heads, q_len, head_dim], key and value [batch,
-            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths.
+            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; rotary's keys have q_len tokens.
         width, hidden: of the other ops, whose input is [batch, q_len, width]: linear's weight is [width, width],
             feed_forward's are [hidden, width] and [width, hidden].
         options: by op, the keyword arguments of each call; by default attention plain and causal, feed_forward with
-            GELU and as SwiGLU, add_norm as LayerNorm and RMSNorm.
+            GELU and as SwiGLU, add_norm as LayerNorm and RMSNorm, rotary both ways.
         backward: the gradients' kernels too.
         device: by default "cuda" where torch sees a device, else "cpu".
         backend: as every op takes it; by default chosen automatically.
@@ -73,7 +75,7 @@ def warm_up(
             if backends.resolve(name, place, dtype, backend) is not backends.TRITON_OPS:
                 continue
             make = functools.partial(torch.randn, device=place, dtype=dtype)
-            if name in ("attention", "attention_weights"):
+            if name in ("attention", "attention_weights", "rotary"):
                 tensors = [
                     functools.partial(_attention_tensors, name, make, *sizes, *pair, head_dim)
                     for head_dim in head_dims
@@ -111,18 +113,22 @@ def _shown(calls: list[tuple], progress: bool | None) -> Iterator[tuple]:
 
 
 def _call(function: Callable, tensors: Mapping[str, Tensor], options: Mapping, backward: bool) -> None:
-    """One call, with gradients of all floating-point tensors."""
+    """One call, with gradients of all tensors that have one."""
+    wanted = [x.requires_grad_() for name, x in tensors.items() if backward and name not in ("cos", "sin")]
     with torch.set_grad_enabled(backward):
-        leaves = {name: x.requires_grad_(backward) for name, x in tensors.items()}
-        outputs = function(**leaves, **options)
+        outputs = function(**tensors, **options)
         if backward:
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            torch.autograd.grad(outputs, list(leaves.values()), [torch.randn_like(x) for x in outputs])
+            torch.autograd.grad(outputs, wanted, [torch.randn_like(x) for x in outputs])
 
 
 def _attention_tensors(
     name: str, make: Callable, batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, given
 ) -> dict[str, Tensor]:
+    if name == "rotary":
+        angles = [torch.rand(q_len, head_dim // 2, device=make(0).device) for _ in range(2)]
+        tensors = {"query": make(batch, heads, q_len, head_dim), "key": make(batch, kv_heads, q_len, head_dim)}
+        return tensors | {"cos": angles[0].cos(), "sin": angles[1].sin()}
     tensors = {"query": make(batch, heads, q_len, head_dim), "key": make(batch, kv_heads, kv_len, head_dim)}
     if name == "attention":
         return tensors | {"value": make(batch, kv_heads, kv_len, head_dim)}

@@ -212,7 +212,7 @@ def test_devices_that_a_build_is_for(monkeypatch, architectures, runs, does_not_
 
 def test_an_op_without_gpu_kernels_says_so(monkeypatch):
     """Named GPU backends give the reason; automatic choice on the CPU is untouched."""
-    monkeypatch.setattr(backends, "CPU_ONLY_OPS", ("linear",))
+    monkeypatch.setattr(backends, "MISSING_OPS", {"cuda": ("linear",), "triton": ("linear",)})
     monkeypatch.setattr(backends, "_backend_reasons", lambda name: ())
     x = torch.ones(2, 2)
     assert "linear has no triton kernel yet" in backends.unsupported_reasons("linear", "triton", (x,))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from bigmodel_bench import harness
 from bigmodel_bench import report as suite_report
 from bigmodel_bench.case import Case, random_tensor
@@ -107,6 +108,15 @@ def ensemble_of(folder):
     yield start
     for ensemble in started:
         ensemble.close()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "add+LayerNorm"])
+def test_truth_of_norms_that_are_wider_than_the_rows_looked_at(kind, backward, tmp_path):
+    row = PeerRow(Norm(kind, 300, 520), "fp32", backward)
+    conductor.write_data(row, case_of(row), tmp_path / "row.pt")
+    truth = torch.load(tmp_path / "row.pt")["truth"]
+    assert all(torch.isfinite(x).all() for x in truth.values())
 
 
 def test_workers_take_turns_and_each_goes_on_with_its_own(folder, ensemble_of):

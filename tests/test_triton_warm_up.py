@@ -15,7 +15,7 @@ runs = pytest.mark.skipif(
 )
 SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "backend": "triton"}
 SMALL["device"] = device_of("triton")
-OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
+OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm", "rotary")
 
 
 @pytest.fixture
@@ -29,10 +29,12 @@ def launched(monkeypatch):
         feed_forward_backward,
         linear,
         linear_backward,
+        rotary,
     )
 
     found = []
-    for module in (add_norm, add_norm_backward, feed_forward, feed_forward_backward, linear, linear_backward):
+    modules = (add_norm, add_norm_backward, feed_forward, feed_forward_backward, linear, linear_backward, rotary)
+    for module in modules:
         original = module.run
 
         def run(kernel, *arguments, _original=original, **options):
@@ -47,7 +49,8 @@ def launched(monkeypatch):
 
 @runs
 def test_all_ops_run_forward_and_backward(launched):
-    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 8
+    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 10
+    assert launched.count("rotary_kernel") == 4
     assert {"forward", "row_terms", "grad_key_value", "grad_query", "weights"} <= set(launched)
     assert {"linear_kernel", "grad_input_kernel", "grad_weight_kernel"} <= set(launched)
     assert {"gated_hidden_kernel", "gate_gradient_kernel"} <= set(launched)

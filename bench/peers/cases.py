@@ -87,7 +87,7 @@ def _norm(row: PeerRow) -> Case:
         truth=truth,
         differentiable=(*tensors, *parameters) if row.backward else (),
         # Rows are independent forward; the parameters' gradients need them all.
-        crop=(lambda name, tensor: tensor) if row.backward else (lambda name, tensor: tensor[:256]),
+        crop=lambda name, tensor: tensor if row.backward or name in parameters else tensor[:256],
     )
 
 

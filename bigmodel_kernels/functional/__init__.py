@@ -9,6 +9,7 @@ trace under torch.compile(fullgraph=True).
 from .add_norm import add_norm
 from .attention import attention
 from .attention_decode import attention_decode
+from .attention_varlen import attention_varlen
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
@@ -20,6 +21,7 @@ __all__ = [
     "add_norm",
     "attention",
     "attention_decode",
+    "attention_varlen",
     "attention_weights",
     "feed_forward",
     "linear",

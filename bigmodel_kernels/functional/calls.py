@@ -64,6 +64,6 @@ def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
 def packed_weights_of(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
     """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
     on_cpu = ops is direct.OPS or ops is backends.CPU_OPS
-    if not on_cpu or torch.compiler.is_compiling() or x.numel() <= packed_weights.FEW_ROWS * x.shape[-1]:
+    if not on_cpu or torch.compiler.is_compiling() or x.numel() <= packed_weights.few_rows(x.dtype) * x.shape[-1]:
         return (None,) * len(weights)
     return [None if w is None or needs_gradient((w,)) else packed_weights.lookup(w) for w in weights]

@@ -4,6 +4,7 @@ from . import (
     add_norm,
     attention,
     attention_decode,
+    attention_varlen,
     attention_weights,
     feed_forward,
     linear,
@@ -14,6 +15,7 @@ from . import (
 _OPS = (
     attention,
     attention_weights,
+    attention_varlen,
     attention_decode,
     linear,
     feed_forward,

@@ -6,7 +6,7 @@ valid while the weight's address, version counter, CPU target and a fingerprint 
 push out only what was last used before the newcomer's own previous use, so that a model too large for the limit keeps
 part of its weights packed instead of packing all of them anew in every pass.
 
-Called in eager mode only, for more than FEW_ROWS rows and weights that take no gradient in the call.
+Called in eager mode only, for more than `few_rows` rows and weights that take no gradient in the call.
 """
 
 import os
@@ -24,7 +24,6 @@ from . import direct
 LIMIT_BYTES = int(os.environ.get("BIGMODEL_PACKED_WEIGHTS_MB", "1024")) << 20
 MAX_ENTRIES = 8192
 MIN_ELEMENTS = 16384  # packing a smaller weight on the way costs about as much as looking it up
-FEW_ROWS = 8  # so few rows the kernels multiply by the weight as it lies (csrc/cpu/few_rows.h)
 
 
 @dataclass
@@ -102,6 +101,11 @@ def lookup(weight: Tensor) -> Tensor | None:
     if weight.dim() != 2 or weight.numel() < MIN_ELEMENTS or weight.is_neg() or not direct.possible():
         return None
     return _cache.lookup(weight)
+
+
+def few_rows(dtype: torch.dtype) -> int:
+    """So many rows the kernels multiply by the weight as it lies: csrc/cpu/few_rows.h."""
+    return 8 if dtype == torch.bfloat16 and _C.cpu_target() in ("avx512bf16", "amx", "neon_bf16") else 16
 
 
 def clear() -> None:

@@ -7,6 +7,7 @@ float64; run in a lower precision it rounds after every operation, as a plain Py
 from .add_norm import add_norm
 from .attention import attention
 from .attention_decode import attention_decode
+from .attention_varlen import attention_varlen
 from .attention_weights import attention_weights
 from .feed_forward import feed_forward
 from .linear import linear
@@ -17,6 +18,7 @@ __all__ = [
     "add_norm",
     "attention",
     "attention_decode",
+    "attention_varlen",
     "attention_weights",
     "feed_forward",
     "linear",

@@ -21,13 +21,15 @@ def attention(
     window_right: int = -1,
     softcap: float = 0.0,
     dropout_p: float = 0.0,
+    first_batch: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """softmax(scores) value, and the log of the softmax's denominator.
 
     Shapes: query [batch, heads, q_len, head_dim]; key [batch, kv_heads, kv_len, head_dim]; value [batch, kv_heads,
     kv_len, value_dim]; mask broadcastable to [batch, heads, q_len, kv_len]; alibi_slopes to [batch, heads]; sinks
     [heads]. Returns output [batch, heads, q_len, value_dim] and lse [batch, heads, q_len] (fp32, or fp64 with fp64).
-    A query that keeps no key gives output 0, lse -inf (or the sink's logit) and zero gradients.
+    A query that keeps no key gives output 0, lse -inf (or the sink's logit) and zero gradients. first_batch: the batch
+    index that dropout takes for the first one, of which the schema knows nothing.
     """
     scores = attention_scores(query, key, mask, alibi_slopes, causal, scale, window_left, window_right, softcap)
     # A sink is one more key, with a logit of its own and no value; without sinks it is a key that nobody attends to.
@@ -38,7 +40,7 @@ def attention(
     lse = torch.logsumexp(logits.to(_lse_dtype(query)), dim=-1).masked_fill(empty.squeeze(-1), -torch.inf)
     weights = torch.softmax(logits, dim=-1)[..., :-1].masked_fill(empty, 0).to(value.dtype)
     if dropout_p > 0:
-        weights = dropout(weights, dropout_p, dropout_seed)
+        weights = dropout(weights, dropout_p, dropout_seed, first_batch)
     return weights @ repeat_heads(value, query.shape[1]), lse
 
 

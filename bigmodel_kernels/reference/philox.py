@@ -35,21 +35,25 @@ def philox4x32_10(
     return c0, c1, c2, c3
 
 
-def dropout_keep(batch: int, heads: int, rows: int, columns: int, dropout_p: float, seed: Tensor) -> Tensor:
+def dropout_keep(
+    batch: int, heads: int, rows: int, columns: int, dropout_p: float, seed: Tensor, first_batch: int = 0
+) -> Tensor:
     """Which elements dropout keeps: boolean [batch, heads, rows, columns], a function of the seed and position alone.
 
-    Args: `dropout_p` the probability of dropping, in [0, 1); `seed` an int64 tensor of one element.
+    Args: `dropout_p` the probability of dropping, in [0, 1); `seed` an int64 tensor of one element; `first_batch` the
+    index of the first batch.
     """
 
     def positions(size: int, dims_after: int) -> Tensor:
         return torch.arange(size, dtype=torch.int64, device=seed.device).reshape(-1, *[1] * dims_after)
 
-    counter = (positions((columns + 3) // 4, 0), positions(rows, 1), positions(heads, 2), positions(batch, 3))
+    counter = (positions((columns + 3) // 4, 0), positions(rows, 1), positions(heads, 2))
+    counter = (*counter, first_batch + positions(batch, 3))
     words = torch.stack(philox4x32_10(counter, (seed & _WORD, (seed >> 32) & _WORD)), dim=-1)
     return words.flatten(-2)[..., :columns] >= int(dropout_p * 2**32)
 
 
-def dropout(x: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
+def dropout(x: Tensor, dropout_p: float, seed: Tensor, first_batch: int = 0) -> Tensor:
     """Dropout of x [batch, heads, rows, columns]: kept elements are scaled by 1 / (1 - dropout_p), the rest is zero."""
-    keep = dropout_keep(*x.shape, dropout_p, seed.to(x.device))
+    keep = dropout_keep(*x.shape, dropout_p, seed.to(x.device), first_batch)
     return torch.where(keep, x * (1 / (1 - dropout_p)), 0)

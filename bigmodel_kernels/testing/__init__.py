@@ -15,11 +15,13 @@ from .cases import (
 from .decode_cases import ATTENTION_DECODE_CASES, AttentionDecodeCase
 from .language_cases import LINEAR_CROSS_ENTROPY_CASES, ROTARY_CASES, LinearCrossEntropyCase, RotaryCase
 from .tolerance import FORWARD, GRADIENT, assert_as_exact, max_error, relative_error
+from .varlen_cases import ATTENTION_VARLEN_CASES, AttentionVarlenCase
 
 __all__ = [
     "ADD_NORM_CASES",
     "ATTENTION_CASES",
     "ATTENTION_DECODE_CASES",
+    "ATTENTION_VARLEN_CASES",
     "ATTENTION_WEIGHTS_CASES",
     "FEED_FORWARD_CASES",
     "FORWARD",
@@ -30,6 +32,7 @@ __all__ = [
     "AddNormCase",
     "AttentionCase",
     "AttentionDecodeCase",
+    "AttentionVarlenCase",
     "AttentionWeightsCase",
     "FeedForwardCase",
     "LinearCase",

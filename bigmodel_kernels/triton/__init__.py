@@ -23,15 +23,17 @@ _MODULES = {
     "feed_forward_backward": "feed_forward_backward",
     "add_norm": "add_norm",
     "add_norm_backward": "add_norm_backward",
+    "rotary": "rotary",
+    "rotary_": "rotary",
 }
 
 
-# Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.CPU_ONLY_OPS names.
+# Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.MISSING_OPS names.
 _WITHOUT_KERNELS = (
     "linear_pack",
+    "attention_varlen",
+    "attention_varlen_backward",
     "attention_decode",
-    "rotary",
-    "rotary_",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
 )

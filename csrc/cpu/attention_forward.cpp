@@ -4,7 +4,10 @@
 // Everything is transposed: the lanes of a vector are queries. With K in rows and Q^T packed once, S^T = K Q^T is a
 // plain tile GEMM, the softmax runs down its rows, and S^T, now P^T, is the right operand of O^T += V^T P^T: as it lies
 // in fp32, rounded to pairs of bfloat16 where the CPU target multiplies these.
+//
+// Packed sequences are calls computed together: their jobs are one list.
 #include "cpu/attention_forward_plan.h"
+#include "cpu/attention_sequences.h"
 #include "cpu/attention_tile.h"
 #include "cpu/jobs.h"
 #include "cpu/kernels.h"
@@ -93,7 +96,7 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
   const ForwardPlan& plan = call.plan;
   const ForwardScratch<Element> scratch = carve_scratch<Element>(plan, call.args.workspace, worker);
   const JobPlace place = place_of(plan, job);
-  const std::int64_t set = plan.splits > 1 ? job : worker;
+  const std::int64_t set = plan.keeps_sets() ? job : worker;
   const auto record = [&](std::int64_t p) { return panel_record(plan, call.args.workspace, set, p); };
   const AttentionInputs& inputs = call.args.inputs;
 
@@ -122,7 +125,7 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
   }
   for (std::int64_t p = 0; p < place.panels; ++p) {
     clear_if_empty(plan, record(p));
-    if (plan.splits == 1) write_panel<T>(call, scratch.panels[p], record(p));
+    if (!plan.keeps_sets()) write_panel<T>(call, scratch.panels[p], record(p));
   }
 }
 
@@ -169,52 +172,147 @@ void merge_job(const Forward& call, std::int64_t block, int worker) {
   }
 }
 
+// One of the calls that are computed together, and the number of jobs up to its last.
+struct CallPart {
+  AttentionForwardArgs args;
+  ForwardPlan plan;
+  std::int64_t end_job;
+};
+
+// The part that a job belongs to.
+const CallPart& part_of(const CallPart* parts, std::int64_t count, std::int64_t job) {
+  std::int64_t first = 0, last = count - 1;
+  while (first < last) {
+    const std::int64_t middle = (first + last) / 2;
+    if (parts[middle].end_job <= job) {
+      first = middle + 1;
+    } else {
+      last = middle;
+    }
+  }
+  return parts[first];
+}
+
+// Parts with their args and plans.
+template <class T, class Element>
+void run_parts(CallPart* parts, std::int64_t count, void* workspace) {
+  ForwardLayout layout;
+  for (std::int64_t i = 0; i < count; ++i) layout.add(parts[i].plan);
+  std::int64_t jobs = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    layout.place(parts[i].plan);
+    parts[i].args.workspace = workspace;
+    parts[i].end_job = jobs += parts[i].plan.jobs();
+  }
+  const auto call_of = [](const CallPart& part) { return Forward{part.args, part.plan, score_task(part.args.inputs)}; };
+  for_each_job(layout.workers(), jobs, [&](std::int64_t job, int worker) {
+    const CallPart& part = part_of(parts, count, job);
+    run_job<T, Element>(call_of(part), job - (part.end_job - part.plan.jobs()), worker);
+  });
+  for (const CallPart* part = parts; part < parts + count; ++part) {
+    if (!part->plan.keeps_sets()) continue;
+    for_each_job(layout.workers(), part->plan.jobs() / part->plan.splits,
+                 [&](std::int64_t block, int worker) { merge_job<T, Element>(call_of(*part), block, worker); });
+  }
+}
+
 template <class T, class Element>
 void forward(const AttentionForwardArgs& args) {
-  const ForwardPlan plan = plan_forward<Element>(args);
-  const Forward call = {args, plan, score_task(args.inputs)};
-  for_each_job(plan.workers, plan.jobs(),
-               [&](std::int64_t job, int worker) { run_job<T, Element>(call, job, worker); });
-  if (plan.splits == 1) return;
-  for_each_job(plan.workers, plan.jobs() / plan.splits,
-               [&](std::int64_t block, int worker) { merge_job<T, Element>(call, block, worker); });
+  CallPart part{args, plan_forward<Element>(args), 0};
+  run_parts<T, Element>(&part, 1, args.workspace);
+}
+
+// Where packed sequences keep their parts in the workspace.
+std::int64_t parts_floats(const PackedSequences& sequences) {
+  return floats_of<char>(sequences.count * std::int64_t(sizeof(CallPart)));
+}
+
+template <class T, class Element>
+void forward(const AttentionVarlenForwardArgs& args) {
+  CallPart* parts = static_cast<CallPart*>(args.workspace);
+  for (std::int64_t i = 0; i < args.sequences.count; ++i) {
+    const AttentionForwardArgs sequence = sequence_args(args, args.sequences.order[i]);
+    parts[i] = {sequence, plan_forward<Element>(sequence), 0};
+  }
+  float* workspace = static_cast<float*>(args.workspace) + parts_floats(args.sequences);
+  run_parts<T, Element>(parts, args.sequences.count, workspace);
+}
+
+template <class Element>
+std::int64_t workspace_floats(const AttentionForwardArgs& args) {
+  ForwardLayout layout;
+  layout.add(plan_forward<Element>(args));
+  return layout.total_floats();
+}
+
+template <class Element>
+std::int64_t workspace_floats(const AttentionVarlenForwardArgs& args) {
+  ForwardLayout layout;
+  for (std::int64_t s = 0; s < args.sequences.count; ++s) layout.add(plan_forward<Element>(sequence_args(args, s)));
+  return parts_floats(args.sequences) + layout.total_floats();
+}
+
+// The queries that a panel may have.
+std::int64_t panel_rows(const AttentionForwardArgs& args) {
+  const AttentionShape shape = attention_shape(args.inputs);
+  return shape.shares_panels ? shape.group * shape.q_len : shape.q_len;
+}
+std::int64_t panel_rows(const AttentionVarlenForwardArgs& args) {
+  std::int64_t most = 0;
+  for (std::int64_t s = 0; s < args.sequences.count; ++s) {
+    const std::int64_t rows = panel_rows(sequence_args(args, s));
+    if (rows > most) most = rows;
+  }
+  return most;
 }
 
 // A call's tensors are of T and multiplied as Element.
 template <class T, class Element>
 struct Types {};
 
-// body(Types<T, Element>()) for a call. A panel with few queries is computed in fp32 whatever the CPU target: reading
+// body(Types<T, Element>()) for a call. Panels with few queries are computed in fp32 whatever the CPU target: reading
 // the keys takes longer than multiplying them, and a block's values need not be transposed.
 template <class T, class Body>
-auto with_element(const AttentionShape& shape, const Body& body) {
-  const std::int64_t rows = shape.shares_panels ? shape.group * shape.q_len : shape.q_len;
+auto with_element(std::int64_t rows, const Body& body) {
   return few_queries(rows) ? body(Types<T, float>()) : body(Types<T, typename Multiply<T>::Element>());
 }
 
 template <class Body>
-auto with_types(const AttentionInputs& inputs, const Body& body) {
-  const AttentionShape shape = attention_shape(inputs);
+auto with_types(const AttentionInputs& inputs, std::int64_t rows, const Body& body) {
   switch (inputs.query.dtype) {
     case DType::bfloat16:
-      return with_element<bfloat16>(shape, body);
+      return with_element<bfloat16>(rows, body);
     case DType::float16:
-      return with_element<float16>(shape, body);
+      return with_element<float16>(rows, body);
     default:
-      return with_element<float>(shape, body);
+      return with_element<float>(rows, body);
   }
+}
+
+const AttentionInputs& inputs_of(const AttentionForwardArgs& args) { return args.inputs; }
+const AttentionInputs& inputs_of(const AttentionVarlenForwardArgs& args) { return args.packed.inputs; }
+
+template <class Args>
+std::int64_t workspace_bytes(const Args& args) {
+  return with_types(inputs_of(args), panel_rows(args), [&]<class T, class Element>(Types<T, Element>) {
+    return workspace_floats<Element>(args) * std::int64_t(sizeof(float));
+  });
+}
+
+template <class Args>
+void run_forward(const Args& args) {
+  with_types(inputs_of(args), panel_rows(args),
+             [&]<class T, class Element>(Types<T, Element>) { forward<T, Element>(args); });
 }
 
 }  // namespace
 
-std::int64_t attention_forward_workspace(const AttentionForwardArgs& args) {
-  return with_types(args.inputs, [&]<class T, class Element>(Types<T, Element>) {
-    return plan_forward<Element>(args).total_floats * std::int64_t(sizeof(float));
-  });
-}
+std::int64_t attention_forward_workspace(const AttentionForwardArgs& args) { return workspace_bytes(args); }
+void attention_forward(const AttentionForwardArgs& args) { run_forward(args); }
 
-void attention_forward(const AttentionForwardArgs& args) {
-  with_types(args.inputs, [&]<class T, class Element>(Types<T, Element>) { forward<T, Element>(args); });
+std::int64_t attention_varlen_forward_workspace(const AttentionVarlenForwardArgs& args) {
+  return workspace_bytes(args);
 }
+void attention_varlen_forward(const AttentionVarlenForwardArgs& args) { run_forward(args); }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

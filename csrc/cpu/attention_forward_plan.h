@@ -23,11 +23,16 @@ struct ForwardPlan {
   std::int64_t key_floats, value_floats;         // of a block of keys, packed; 0 where it is read in place
   std::int64_t key_block, block_panels, blocks;  // blocks of panels of one kv head
   std::int64_t splits, split_keys;
-  int workers;
-  // The workspace, in floats. A panel's record: output (value_dim x lanes), its SoftmaxState.
-  std::int64_t record_floats, query_floats, tile_floats, scratch_floats, total_floats;
+  double work;  // multiply-adds, without a mask
+  // What the workspace holds of it, in floats. A panel's record: output (value_dim x lanes), its SoftmaxState. A set
+  // has the records of a job's panels.
+  std::int64_t record_floats, query_floats, tile_floats;
+  // Where it lies, by ForwardLayout: one worker's scratch memory after the other's, then the sets.
+  std::int64_t scratch_floats, sets, set_floats;
 
   std::int64_t jobs() const { return shape.batch * shape.kv_heads * blocks * splits; }
+  // One set per worker; or per job, where its parts are merged later.
+  bool keeps_sets() const { return splits > 1; }
 };
 
 BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
@@ -67,22 +72,54 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan_blocks(plan);
 
-  // Below this much work, waking another thread costs more than it saves.
-  constexpr double worth_threads = 1 << 18;
-  const double work =
+  plan.work =
       double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim + plan.value_dim);
-  plan.workers = work < worth_threads ? 1 : max_workers();
-
   plan.record_floats = whole_lines(plan.value_dim * tile_columns + sizeof(PanelState) / sizeof(float));
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.block_panels * plan.query_floats + 3 * plan.tile_floats +
                         whole_lines(plan.block_panels * sizeof(Panel) / sizeof(float) + 1) + plan.key_floats +
                         plan.value_floats + cache_line_floats;
   plan.scratch_floats = whole_lines(plan.scratch_floats);
-  const std::int64_t record_sets = plan.splits > 1 ? plan.jobs() : plan.workers;
-  plan.total_floats = plan.workers * plan.scratch_floats + record_sets * plan.block_panels * plan.record_floats;
+  plan.set_floats = plan.block_panels * plan.record_floats;
   return plan;
 }
+
+// One workspace for calls that are computed together: a dense batch is one, packed sequences are one each. First every
+// plan is added, then every plan is placed in the same order.
+class ForwardLayout {
+ public:
+  void add(const ForwardPlan& plan) {
+    work_ += plan.work;
+    if (plan.scratch_floats > scratch_floats_) scratch_floats_ = plan.scratch_floats;
+    if (plan.keeps_sets()) {
+      kept_ += plan.jobs() * plan.set_floats;
+    } else if (plan.set_floats > set_floats_) {
+      set_floats_ = plan.set_floats;
+    }
+  }
+
+  // Below some work, waking another thread costs more than it saves.
+  int workers() const {
+    constexpr double worth_threads = 1 << 18;
+    return work_ < worth_threads ? 1 : max_workers();
+  }
+  std::int64_t total_floats() const { return workers() * (scratch_floats_ + set_floats_) + kept_; }
+
+  void place(ForwardPlan& plan) {
+    plan.scratch_floats = scratch_floats_;
+    plan.sets = workers() * scratch_floats_;
+    if (plan.keeps_sets()) {
+      plan.sets += workers() * set_floats_ + placed_;
+      placed_ += plan.jobs() * plan.set_floats;
+    } else {
+      plan.set_floats = set_floats_;
+    }
+  }
+
+ private:
+  double work_ = 0;
+  std::int64_t scratch_floats_ = 0, set_floats_ = 0, kept_ = 0, placed_ = 0;
+};
 
 // The running result of one panel. What is read past the output's last row is the state.
 struct PanelRecord {
@@ -116,10 +153,9 @@ static ForwardScratch<Element> carve_scratch(const ForwardPlan& plan, void* work
   return scratch;
 }
 
-// The record of a panel in a set of records: one set per worker, or per job when its parts are merged later.
+// The record of a panel in a set of records.
 static PanelRecord panel_record(const ForwardPlan& plan, void* workspace, std::int64_t set, std::int64_t panel) {
-  float* records = static_cast<float*>(workspace) + plan.workers * plan.scratch_floats;
-  float* record = records + (set * plan.block_panels + panel) * plan.record_floats;
+  float* record = static_cast<float*>(workspace) + plan.sets + set * plan.set_floats + panel * plan.record_floats;
   return {record, reinterpret_cast<PanelState*>(record + plan.value_dim * tile_columns)};
 }
 

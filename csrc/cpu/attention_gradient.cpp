@@ -3,10 +3,12 @@
 //   Q.
 #include "cpu/attention_gradient.h"
 
+#include "cpu/attention_sequences.h"
 #include "cpu/gradient_of_mask.h"
 #include "cpu/gradient_of_queries.h"
 #include "cpu/gradient_rows.h"
 #include "cpu/jobs.h"
+#include "cpu/matrix.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -108,20 +110,22 @@ void chunk_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::
   store_key_gradients(g, scratch, b, kv_head, open);
 }
 
+// The gradients of query, key and value of one call.
 template <class T>
 struct GradientPass {
   const Gradient<T>& g;
+  const GradientScratchSizes& sizes;
+  float* scratch_memory;
+  int workers;
 
-  GradientScratch scratch(int worker) const {
-    return carve_scratch(g.plan, g.memory + g.plan.scratch + worker * g.plan.scratch_size);
-  }
+  GradientScratch scratch(int worker) const { return carve_scratch(sizes, scratch_memory + worker * sizes.floats()); }
 
   // body(b, h, first, queries, worker) for every block of queries of every head.
   template <class Body>
   void for_each_query_block(Body body) const {
     const GradientPlan& plan = g.plan;
     const std::int64_t blocks = ceil_div(plan.q_len, query_block);
-    for_each_job(plan.workers, plan.batch * plan.heads * blocks, [&](std::int64_t job, int worker) {
+    for_each_job(workers, plan.batch * plan.heads * blocks, [&](std::int64_t job, int worker) {
       const std::int64_t first = job % blocks * query_block, head = job / blocks;
       body(head / plan.heads, head % plan.heads, first, at_most(query_block, plan.q_len - first), worker);
     });
@@ -155,7 +159,7 @@ struct GradientPass {
     });
     for (std::int64_t first_chunk = 0; first_chunk < plan.chunks; first_chunk += plan.slots) {
       const std::int64_t count = at_most(plan.slots, plan.chunks - first_chunk);
-      for_each_job(plan.workers, heads * count, [&](std::int64_t job, int worker) {
+      for_each_job(workers, heads * count, [&](std::int64_t job, int worker) {
         const std::int64_t slot = job / heads, b = job % heads / plan.kv_heads, kv_head = job % plan.kv_heads;
         chunk_gradients(g, scratch(worker), b, kv_head, first_chunk + slot, slot);
       });
@@ -163,26 +167,6 @@ struct GradientPass {
         add_slots(g, b, h, first, queries, first_chunk);
         if (first_chunk + count == plan.chunks) round_sums(g, b, h, first, queries);
       });
-    }
-  }
-
-  void run_mask() const {
-    const MaskTiles tiles = mask_tiles(g.args.grad_mask);
-    for_each_job(g.plan.workers, tiles.count,
-                 [&](std::int64_t job, int worker) { mask_tile_gradient(g, scratch(worker), tiles, job); });
-  }
-
-  void run() const {
-    const GradientPlan& plan = g.plan;
-    if (plan.schedule == Schedule::split) {
-      run_split();
-    } else {
-      for_each_job(plan.workers, plan.batch * plan.kv_heads,
-                   [&](std::int64_t job, int worker) { run_chain(job / plan.kv_heads, job % plan.kv_heads, worker); });
-    }
-    if (g.args.grad_mask.data) run_mask();
-    if (g.args.grad_sinks.data) {
-      for_each_job(g.plan.workers, g.plan.heads, [&](std::int64_t h, int) { sink_gradient(g, h); });
     }
   }
 };
@@ -197,33 +181,150 @@ Band band_of(const AttentionOptions& options, std::int64_t q_len, std::int64_t k
   return band;
 }
 
+// One of the calls that are computed together, and the number of chains up to its last.
+struct GradientPart {
+  AttentionGradientArgs args;
+  GradientPlan plan;
+  std::int64_t end_chain;
+
+  bool splits() const { return plan.schedule == Schedule::split; }
+  std::int64_t chains() const { return splits() ? 0 : plan.batch * plan.kv_heads; }
+};
+
+// Calls that are computed together: a dense batch is one, packed sequences are one each. order: the places of the parts
+// as their work starts; absent for one.
 template <class T>
-void run(const AttentionGradientArgs& args) {
-  const GradientPlan plan = plan_gradient(args);
-  const Gradient<T> g{
-      .args = args,
-      .plan = plan,
-      .band = band_of(args.inputs.options, plan.q_len, plan.kv_len),
-      .memory = static_cast<float*>(args.workspace),
-      .wants_scores = args.grad_query.data || args.grad_key.data || args.grad_input_lse.data || args.grad_mask.data};
-  GradientPass<T>{g}.run();
+struct GradientRun {
+  GradientPart* parts;
+  std::int64_t count;
+  const std::int64_t* order;
+  GradientLayout layout;
+  float* workspace;
+
+  GradientPart& in_order(std::int64_t i) const { return parts[order ? order[i] : i]; }
+
+  Gradient<T> gradient(const GradientPart& part) const {
+    const AttentionGradientArgs& args = part.args;
+    return {
+        .args = args,
+        .plan = part.plan,
+        .band = band_of(args.inputs.options, part.plan.q_len, part.plan.kv_len),
+        .memory = workspace + part.plan.own,
+        .slots = workspace + layout.slots(),
+        .wants_scores = args.grad_query.data || args.grad_key.data || args.grad_input_lse.data || args.grad_mask.data};
+  }
+  GradientPass<T> pass(const Gradient<T>& g) const { return {g, layout.scratch(), workspace, layout.workers()}; }
+
+  void place() {
+    std::int64_t chains = 0;
+    for (std::int64_t i = 0; i < count; ++i) layout.add(parts[i].plan);
+    for (std::int64_t i = 0; i < count; ++i) layout.place(parts[i].plan);
+    for (std::int64_t i = 0; i < count; ++i) in_order(i).end_chain = chains += in_order(i).chains();
+  }
+
+  // The part, in order, that a chain belongs to.
+  const GradientPart& part_of(std::int64_t chain) const {
+    std::int64_t first = 0, last = count - 1;
+    while (first < last) {
+      const std::int64_t middle = (first + last) / 2;
+      if (in_order(middle).end_chain <= chain) {
+        first = middle + 1;
+      } else {
+        last = middle;
+      }
+    }
+    return in_order(first);
+  }
+
+  void run_queries_and_keys() const {
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (in_order(i).splits()) pass(gradient(in_order(i))).run_split();
+    }
+    for_each_job(layout.workers(), in_order(count - 1).end_chain, [&](std::int64_t job, int worker) {
+      const GradientPart& part = part_of(job);
+      const std::int64_t chain = job - (part.end_chain - part.chains()), kv_heads = part.plan.kv_heads;
+      pass(gradient(part)).run_chain(chain / kv_heads, chain % kv_heads, worker);
+    });
+  }
+
+  void run_mask(const TensorView& grad_mask) const {
+    const MaskTiles tiles = mask_tiles(grad_mask);
+    const std::int64_t batch = count == 1 ? parts->plan.batch : count;
+    const auto part = [&](std::int64_t i) { return gradient(parts[i]); };
+    for_each_job(layout.workers(), tiles.count, [&](std::int64_t job, int worker) {
+      const GradientScratch scratch = carve_scratch(layout.scratch(), workspace + worker * layout.scratch().floats());
+      mask_tile_gradient<T>(part, count, batch, scratch, grad_mask, tiles, job);
+    });
+  }
+
+  void run_sinks(const TensorView& sinks, const TensorView& grad_sinks) const {
+    for_each_job(layout.workers(), parts->plan.heads, [&](std::int64_t h, int) {
+      F32 sum = zero();
+      const float sink = *pointer<float>(sinks, h, 0, 0);
+      for (std::int64_t i = 0; i < count; ++i) sum = sink_gradient(gradient(parts[i]), sink, h, sum);
+      *pointer<float>(grad_sinks, h, 0, 0) = reduce_add(sum);
+    });
+  }
+
+  void run() {
+    place();
+    run_queries_and_keys();
+    const AttentionGradientArgs& args = parts->args;
+    if (args.grad_mask.data) run_mask(args.grad_mask);
+    if (args.grad_sinks.data) run_sinks(args.inputs.sinks, args.grad_sinks);
+  }
+};
+
+void run(GradientPart* parts, std::int64_t count, const std::int64_t* order, double total_work, void* workspace) {
+  with_type_of(parts->args.inputs.query.dtype, [&]<class T>(T) {
+    GradientRun<T>{parts, count, order, GradientLayout(total_work), static_cast<float*>(workspace)}.run();
+  });
+}
+
+double total_work(const AttentionVarlenBackwardArgs& args) {
+  double work = 0;
+  for (std::int64_t s = 0; s < args.sequences.count; ++s) work += gradient_work(gradient_args(sequence_args(args, s)));
+  return work;
+}
+
+// Where packed sequences keep their parts in the workspace, in bytes.
+std::int64_t parts_bytes(const PackedSequences& sequences) {
+  return round_up(sequences.count * std::int64_t(sizeof(GradientPart)), 64);
 }
 
 }  // namespace
 
 std::int64_t attention_gradient_workspace(const AttentionGradientArgs& args) {
-  return plan_gradient(args).total * std::int64_t(sizeof(float));
+  const double work = gradient_work(args);
+  GradientLayout layout(work);
+  layout.add(plan_gradient(args, work));
+  return layout.total() * std::int64_t(sizeof(float));
 }
 
 void attention_gradient(const AttentionGradientArgs& args) {
-  switch (args.inputs.query.dtype) {
-    case DType::bfloat16:
-      return run<bfloat16>(args);
-    case DType::float16:
-      return run<float16>(args);
-    default:
-      return run<float>(args);
+  const double work = gradient_work(args);
+  GradientPart part{args, plan_gradient(args, work), 0};
+  run(&part, 1, nullptr, work, args.workspace);
+}
+
+std::int64_t attention_varlen_backward_workspace(const AttentionVarlenBackwardArgs& args) {
+  const double work = total_work(args);
+  GradientLayout layout(work);
+  for (std::int64_t s = 0; s < args.sequences.count; ++s) {
+    layout.add(plan_gradient(gradient_args(sequence_args(args, s)), work));
   }
+  return parts_bytes(args.sequences) + layout.total() * std::int64_t(sizeof(float));
+}
+
+void attention_varlen_backward(const AttentionVarlenBackwardArgs& args) {
+  const double work = total_work(args);
+  GradientPart* parts = static_cast<GradientPart*>(args.workspace);
+  for (std::int64_t s = 0; s < args.sequences.count; ++s) {
+    const AttentionGradientArgs sequence = gradient_args(sequence_args(args, s));
+    parts[s] = {sequence, plan_gradient(sequence, work), 0};
+  }
+  char* workspace = static_cast<char*>(args.workspace) + parts_bytes(args.sequences);
+  run(parts, args.sequences.count, args.sequences.order, work, workspace);
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -2,6 +2,7 @@
 // weights = exp(scores - lse) and differ only in where dL/dweights comes from.
 #pragma once
 
+#include "cpu/isa/inline.h"
 #include "cpu/kernels.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -21,6 +22,22 @@ struct AttentionGradientArgs {
   TensorView grad_input_lse;  // of attention_weights: dL/dlse
   void* workspace = nullptr;
 };
+
+BIGMODEL_INLINE AttentionGradientArgs gradient_args(const AttentionBackwardArgs& args) {
+  AttentionGradientArgs gradient;
+  gradient.inputs = args.inputs;
+  gradient.lse = args.lse;
+  gradient.output = args.output;
+  gradient.grad_output = args.grad_output;
+  gradient.grad_lse = args.grad_lse;
+  gradient.grad_query = args.grad_query;
+  gradient.grad_key = args.grad_key;
+  gradient.grad_value = args.grad_value;
+  gradient.grad_mask = args.grad_mask;
+  gradient.grad_sinks = args.grad_sinks;
+  gradient.workspace = args.workspace;
+  return gradient;
+}
 
 std::int64_t attention_gradient_workspace(const AttentionGradientArgs&);
 void attention_gradient(const AttentionGradientArgs&);

@@ -8,16 +8,18 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// Measured on Zen 3, rhs from L3: up to 8 rows this beats the blocked product even with the rhs packed already, by 1.6
-// times at one row; up to 16 it beats packing on the way.
-inline constexpr std::int64_t most_few_rows = 16, most_few_rows_packed = 8;
-inline constexpr std::int64_t few_rows_columns = 64;  // of one job
-inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
+// Up to so many rows; up to the fewer ones where the blocked product has the rhs packed as bfloat16, of which it
+// multiplies twice as many at once.
+inline constexpr std::int64_t most_few_rows = 16, most_few_rows_bfloat16 = 8;
+inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors, of 3 and of 4
+// Rows that go over a job's columns together. Their piece of the lhs stays in L1, the job's piece of the rhs in L2.
+inline constexpr std::int64_t few_rows_together = 8, few_rows_lhs_floats = 4096;
 
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
   for (int p = 0; p < products; ++p) {
-    const std::int64_t most = product[p].packed_rhs ? most_few_rows_packed : most_few_rows;
+    const bool packed_pairs = product[p].packed_rhs && Layout<typename Multiply<T>::Element>::group > 1;
+    const std::int64_t most = packed_pairs ? most_few_rows_bfloat16 : most_few_rows;
     if (product[p].rhs.row_stride != 1 || product[p].lhs.rows > most) return false;
   }
   return true;
@@ -26,24 +28,32 @@ BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
 // Rows of the lhs an odd number of cache lines apart do not compete for the same lines of L1.
 BIGMODEL_INLINE std::int64_t few_rows_stride(std::int64_t k) { return round_up(k, 32) + 16; }
 
+// Of one worker and product: the sums, and before that their lanes.
+inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
+inline constexpr std::int64_t few_rows_totals = few_rows_sums * lanes;
+
 // Sums of every worker, and the lhs as fp32, which every job reads.
 template <class T>
 BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int products, int workers) {
-  std::int64_t floats = workers * products * few_rows_sums;
+  std::int64_t floats = workers * (products * few_rows_sums + few_rows_totals);
   for (int p = 0; p < products; ++p) floats += product[p].lhs.rows * few_rows_stride(product[p].lhs.columns);
   return floats;
 }
 
-// sums[i * stride + c] = dot(lhs row i, rhs column c) for rows x columns dots of length k.
+// totals[(c * most_few_rows + i) * lanes ...] (+)= the lanes of dot(lhs row i, rhs column c), for rows x columns dots
+// of length k.
 template <int rows, int columns, class T>
 BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs_stride, const T* rhs,
-                              std::int64_t rhs_stride, float* sums, std::int64_t stride) {
+                              std::int64_t rhs_stride, float* totals, bool add) {
   F32 total[rows][columns];
+  const auto each = [&](auto body) BIGMODEL_INLINE_LAMBDA {
 #pragma GCC unroll 4
-  for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int c = 0; c < columns; ++c) total[i][c] = zero();
-  }
+      for (int c = 0; c < columns; ++c) body(total[i][c], totals + (c * most_few_rows + i) * lanes);
+    }
+  };
+  each([&](F32& sum, const float* from) BIGMODEL_INLINE_LAMBDA { sum = add ? load(from) : zero(); });
   const auto step = [&](std::int64_t p, auto load_rhs) BIGMODEL_INLINE_LAMBDA {
     F32 b[columns];
 #pragma GCC unroll 4
@@ -58,59 +68,69 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs
   std::int64_t p = 0;
   for (; p + lanes <= k; p += lanes) step(p, [](const T* from) BIGMODEL_INLINE_LAMBDA { return load(from); });
   if (p < k) step(p, [&](const T* from) BIGMODEL_INLINE_LAMBDA { return load_first(from, static_cast<int>(k - p)); });
-#pragma GCC unroll 4
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 4
-    for (int c = 0; c < columns; ++c) sums[i * stride + c] = reduce_add(total[i][c]);
-  }
+  each([&](const F32& sum, float* to) BIGMODEL_INLINE_LAMBDA { store(to, sum); });
 }
 
 // Up to `most` rows against `columns` columns.
 template <int most, int columns, class T>
 BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
-                                   const T* rhs, std::int64_t rhs_stride, float* sums, std::int64_t stride) {
+                                   const T* rhs, std::int64_t rhs_stride, float* totals, bool add) {
   if constexpr (most > 0) {
     if (m == most) {
-      dot_tile<most, columns>(k, lhs, lhs_stride, rhs, rhs_stride, sums, stride);
+      dot_tile<most, columns>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
     } else {
-      dot_last_rows<most - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, sums, stride);
+      dot_last_rows<most - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
     }
   }
 }
 
-// All rows against `columns` columns, `rows` at a time.
+// m rows against `columns` columns, `rows` at a time.
 template <int rows, int columns, class T>
 static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k, const float* lhs,
                                                   std::int64_t lhs_stride, const T* rhs, std::int64_t rhs_stride,
-                                                  float* sums, std::int64_t stride) {
-  for (; m >= rows; m -= rows, lhs += rows * lhs_stride, sums += rows * stride) {
-    dot_tile<rows, columns>(k, lhs, lhs_stride, rhs, rhs_stride, sums, stride);
+                                                  float* totals, bool add) {
+  for (; m >= rows; m -= rows, lhs += rows * lhs_stride, totals += rows * lanes) {
+    dot_tile<rows, columns>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
   }
-  dot_last_rows<rows - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, sums, stride);
+  dot_last_rows<rows - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
 }
 
+// m rows against all columns of a block, `together` at a time.
 template <int rows, int together, class T>
-BIGMODEL_INLINE void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
-                               const Block& block, float* sums) {
+BIGMODEL_INLINE void dot_block_columns(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t m,
+                                       const float* lhs, std::int64_t lhs_stride, const Block& block, float* totals) {
   std::int64_t c = 0;
   for (; c + together <= block.columns; c += together) {
-    dot_columns<rows, together>(m, rhs.rows, lhs, lhs_stride, at(rhs, 0, block.column + c), rhs.column_stride, sums + c,
-                                block.stride);
+    dot_columns<rows, together>(m, k, lhs, lhs_stride, at(rhs, first, block.column + c), rhs.column_stride,
+                                totals + c * most_few_rows * lanes, first > 0);
   }
   for (; c < block.columns; ++c) {
-    dot_columns<rows, 1>(m, rhs.rows, lhs, lhs_stride, at(rhs, 0, block.column + c), rhs.column_stride, sums + c,
-                         block.stride);
+    dot_columns<rows, 1>(m, k, lhs, lhs_stride, at(rhs, first, block.column + c), rhs.column_stride,
+                         totals + c * most_few_rows * lanes, first > 0);
   }
 }
 
 // Twelve sums at a time, and three or four streams of the rhs, fill sixteen vector registers.
 template <class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
-                      const Block& block, float* sums) {
-  if (m >= 4) {
-    dot_block<4, 3>(rhs, m, lhs, lhs_stride, block, sums);
-  } else {
-    dot_block<3, 4>(rhs, m, lhs, lhs_stride, block, sums);
+                      const Block& block, float* totals, float* sums) {
+  const std::int64_t depth = few_rows_lhs_floats / least(m, few_rows_together) / lanes * lanes;
+  for (std::int64_t first = 0; first < rhs.rows; first += depth) {
+    const std::int64_t k = least(depth, rhs.rows - first);
+    for (std::int64_t row = 0; row < m; row += few_rows_together) {
+      const std::int64_t rows = least(few_rows_together, m - row);
+      const float* from = lhs + row * lhs_stride + first;
+      if (rows >= 4) {
+        dot_block_columns<4, 3>(rhs, first, k, rows, from, lhs_stride, block, totals + row * lanes);
+      } else {
+        dot_block_columns<3, 4>(rhs, first, k, rows, from, lhs_stride, block, totals + row * lanes);
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t c = 0; c < block.columns; ++c) {
+      sums[i * block.stride + c] = reduce_add(load(totals + (c * most_few_rows + i) * lanes));
+    }
   }
 }
 
@@ -119,7 +139,8 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
                                        Epilogue epilogue) {
   const std::int64_t m = product[0].lhs.rows, n = product[0].rhs.columns;
   const float* lhs[most_products];
-  float* copies = workspace + workers * products * few_rows_sums;
+  float* totals = workspace + workers * products * few_rows_sums;
+  float* copies = totals + workers * few_rows_totals;
   for (int p = 0; p < products; ++p) {
     const Matrix<const T> from = product[p].lhs;
     const std::int64_t stride = few_rows_stride(from.columns);
@@ -136,7 +157,8 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
     block.stride = few_rows_columns;
     for (int p = 0; p < products; ++p) {
       block.sums[p] = workspace + (worker * products + p) * few_rows_sums;
-      dot_block(product[p].rhs, m, lhs[p], few_rows_stride(product[p].lhs.columns), block, block.sums[p]);
+      dot_block(product[p].rhs, m, lhs[p], few_rows_stride(product[p].lhs.columns), block,
+                totals + worker * few_rows_totals, block.sums[p]);
     }
     epilogue(block);
   });

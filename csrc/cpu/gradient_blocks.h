@@ -20,11 +20,14 @@ struct Gradient {
   const AttentionGradientArgs& args;
   const GradientPlan& plan;
   Band band;
-  float* memory;
-  bool wants_scores;  // dS, and not dV alone
+  float *memory, *slots;  // of its own, and for the partial sums of a split schedule
+  bool wants_scores;      // dS, and not dV alone
 
   float* rows(std::int64_t offset, std::int64_t b, std::int64_t h) const {
     return memory + offset + (b * plan.heads + h) * plan.row_stride;
+  }
+  float* slot_rows(std::int64_t slot, std::int64_t b, std::int64_t h) const {
+    return slots + plan.slot_rows + slot * plan.slot_rows_size + (b * plan.heads + h) * plan.row_stride;
   }
 };
 

@@ -1,6 +1,7 @@
 // The gradients that sum over whole heads: of an additive mask, dS summed over the dimensions that the mask broadcasts
 // over, and of the sinks. Each job owns a tile of the result and walks, in a fixed order, all that is summed into it,
-// with the scores computed once more: nothing of size q_len x kv_len is needed but the gradient itself.
+// with the scores computed once more: nothing of size q_len x kv_len is needed but the gradient itself. Both are sums
+// over all packed sequences.
 #pragma once
 
 #include "cpu/gradient_blocks.h"
@@ -66,37 +67,47 @@ void store_mask_tile(const TensorView& grad_mask, M* destination, std::int64_t k
   copy_out_transposed(keys, queries, sums, query_block, destination, grad_mask.size[3]);
 }
 
+// What one batch of one call adds to a tile of the mask's gradient that begins at first_query and first_key.
 template <class T>
-void mask_tile_gradient(const Gradient<T>& g, const GradientScratch& scratch, const MaskTiles& tiles,
-                        std::int64_t job) {
-  const GradientPlan& plan = g.plan;
-  const TensorView& grad_mask = g.args.grad_mask;
+void add_batch(const Gradient<T>& g, const GradientScratch& scratch, const MaskTiles& tiles, std::int64_t b,
+               std::int64_t mask_h, std::int64_t first_query, std::int64_t first_key) {
+  const Walk heads = walk(tiles.size[1], g.plan.heads, mask_h, 1);
+  const Walk rows = walk(tiles.size[2], g.plan.q_len, first_query, query_block);
+  const Walk columns = walk(tiles.size[3], g.plan.kv_len, first_key, key_block);
+  if (columns.begin >= columns.end) return;
+  for (std::int64_t h = heads.begin; h < heads.end; ++h) {
+    for (std::int64_t query = rows.begin; query < rows.end; query += query_block) {
+      const std::int64_t queries = at_most(query_block, rows.end - query);
+      if (!sees(g.band, query, queries, {columns.begin, columns.end - columns.begin})) continue;
+      load_queries(g, scratch, b, h, query, queries);
+      for (std::int64_t key = columns.begin; key < columns.end; key += key_block) {
+        const TileShape tile = tile_shape(g.band, query, queries, key, at_most(key_block, columns.end - key));
+        if (!tile.empty) add_tile(g, scratch, tile, b, h, scratch.mask_sums);
+      }
+    }
+  }
+}
+
+// parts(i) is the i-th of the calls that are computed together: one of `batch`, or one per batch index.
+template <class T, class Parts>
+void mask_tile_gradient(const Parts& parts, std::int64_t count, std::int64_t batch, const GradientScratch& scratch,
+                        const TensorView& grad_mask, const MaskTiles& tiles, std::int64_t job) {
   const std::int64_t first_key = job % tiles.key_tiles * key_block;
   const std::int64_t first_query = job / tiles.key_tiles % tiles.query_tiles * query_block;
   const std::int64_t head = job / (tiles.key_tiles * tiles.query_tiles);
   const std::int64_t mask_b = head / tiles.size[1], mask_h = head % tiles.size[1];
-  const Walk batches = walk(tiles.size[0], plan.batch, mask_b, 1), heads = walk(tiles.size[1], plan.heads, mask_h, 1);
-  const Walk rows = walk(tiles.size[2], plan.q_len, first_query, query_block);
-  const Walk columns = walk(tiles.size[3], plan.kv_len, first_key, key_block);
+  const Walk batches = walk(tiles.size[0], batch, mask_b, 1);
 
   clear(scratch.mask_sums, key_block * query_block);
   for (std::int64_t b = batches.begin; b < batches.end; ++b) {
-    for (std::int64_t h = heads.begin; h < heads.end; ++h) {
-      for (std::int64_t query = rows.begin; query < rows.end; query += query_block) {
-        const std::int64_t queries = at_most(query_block, rows.end - query);
-        if (!sees(g.band, query, queries, {columns.begin, columns.end - columns.begin})) continue;
-        load_queries(g, scratch, b, h, query, queries);
-        for (std::int64_t key = columns.begin; key < columns.end; key += key_block) {
-          const TileShape tile = tile_shape(g.band, query, queries, key, at_most(key_block, columns.end - key));
-          if (!tile.empty) add_tile(g, scratch, tile, b, h, scratch.mask_sums);
-        }
-      }
-    }
+    const Gradient<T> g = parts(count == 1 ? 0 : b);
+    add_batch(g, scratch, tiles, count == 1 ? b : 0, mask_h, first_query, first_key);
   }
 
   const std::int64_t row = (mask_b * tiles.size[1] + mask_h) * tiles.size[2] + first_query;
   const std::int64_t at = row * tiles.size[3] + first_key;
-  const std::int64_t keys = columns.end - columns.begin, queries = rows.end - rows.begin;
+  const std::int64_t keys = at_most(key_block, tiles.size[3] - first_key);
+  const std::int64_t queries = at_most(query_block, tiles.size[2] - first_query);
   if (grad_mask.dtype == DType::float32) {
     store_mask_tile(grad_mask, static_cast<float*>(grad_mask.data) + at, keys, queries, scratch.mask_sums);
   } else {
@@ -106,9 +117,7 @@ void mask_tile_gradient(const Gradient<T>& g, const GradientScratch& scratch, co
 
 // d lse / d sink = exp(sink - lse) in every row, and the output shrinks by as much: -exp(sink - lse) delta, summed.
 template <class T>
-void sink_gradient(const Gradient<T>& g, std::int64_t h) {
-  const float sink = *pointer<float>(g.args.inputs.sinks, h, 0, 0);
-  F32 sum = zero();
+F32 sink_gradient(const Gradient<T>& g, float sink, std::int64_t h, F32 sum) {
   for (std::int64_t b = 0; b < g.plan.batch; ++b) {
     const float* lse = g.rows(g.plan.lse, b, h);
     const float* shift = g.rows(g.plan.shift, b, h);
@@ -118,7 +127,7 @@ void sink_gradient(const Gradient<T>& g, std::int64_t h) {
       sum = fnma(weight, load(delta + i), sum);
     }
   }
-  *pointer<float>(g.args.grad_sinks, h, 0, 0) = reduce_add(sum);
+  return sum;
 }
 
 }  // namespace

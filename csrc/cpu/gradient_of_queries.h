@@ -24,7 +24,7 @@ template <class T>
 QuerySums query_slot(const Gradient<T>& g, std::int64_t slot, std::int64_t b, std::int64_t h) {
   const GradientPlan& plan = g.plan;
   const std::int64_t row = (b * plan.heads + h) * plan.row_stride;
-  return {g.memory + plan.slot_queries + slot * plan.slot_queries_size + row * plan.key_stride, plan.key_stride};
+  return {g.slots + plan.slot_queries + slot * plan.slot_queries_size + row * plan.key_stride, plan.key_stride};
 }
 
 // What one chunk adds to the gradient of one block of queries goes where the schedule wants it.
@@ -45,8 +45,7 @@ void store_query_gradient(const Gradient<T>& g, const GradientScratch& scratch, 
     }
   }
   if (args.grad_input_lse.data) {
-    float* rows = split ? g.rows(plan.slot_rows + slot * plan.slot_rows_size, b, h)
-                        : pointer<float>(args.grad_input_lse, b, h, 0);
+    float* rows = split ? g.slot_rows(slot, b, h) : pointer<float>(args.grad_input_lse, b, h, 0);
     add_rows(1, queries, scratch.grad_rows, 0, -1.0f, rows + first, 0, !split);
   }
 }
@@ -76,7 +75,7 @@ void add_slots(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_
                to.data + first * to.stride, to.stride, true);
     }
     if (g.args.grad_input_lse.data) {
-      const float* from = g.rows(plan.slot_rows + slot * plan.slot_rows_size, b, h);
+      const float* from = g.slot_rows(slot, b, h);
       add_rows(1, queries, from + first, 0, 1.0f, pointer<float>(g.args.grad_input_lse, b, h, first), 0, true);
     }
   }

@@ -25,11 +25,10 @@ struct GradientPlan {
   std::int64_t chunk_keys, chunks;
   Schedule schedule;
   std::int64_t slots;
-  int workers;
   bool rounds;  // the gradients' dtype is not fp32: dQ is summed in the workspace, then rounded once
-  // Offsets into the workspace in floats, and the workspace's size.
-  std::int64_t lse, shift, delta, query_sums, slot_queries, slot_rows, scratch;
-  std::int64_t slot_queries_size, slot_rows_size, scratch_size, total;
+  // Offsets in floats into memory of its own, from its start in the workspace, and into the slots; and their sizes.
+  std::int64_t lse, shift, delta, query_sums, own, own_size;
+  std::int64_t slot_queries, slot_rows, slot_queries_size, slot_rows_size, slots_size;
 };
 
 // fp32 memory of one worker.
@@ -54,25 +53,32 @@ std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-std::int64_t scratch_floats(const GradientPlan& plan) {
-  const std::int64_t widths = plan.key_stride + plan.value_stride;
-  return 2 * plan.chunk_keys * widths + 2 * query_block * widths + query_block * plan.key_stride + query_block +
-         5 * key_block * query_block;
-}
+// What all that is computed in one workspace has in common.
+struct GradientScratchSizes {
+  std::int64_t keys, key_stride, value_stride;  // of the longest chunk
 
-GradientScratch carve_scratch(const GradientPlan& plan, float* memory) {
+  std::int64_t floats() const {
+    const std::int64_t widths = key_stride + value_stride;
+    return round_up(2 * keys * widths + 2 * query_block * widths + query_block * key_stride + query_block +
+                        5 * key_block * query_block,
+                    16);
+  }
+};
+
+GradientScratch carve_scratch(const GradientScratchSizes& sizes, float* memory) {
+  const auto [keys, key_stride, value_stride] = sizes;
   Carver carver;
   const auto take = [&](std::int64_t floats) { return memory + carver.take(floats); };
   GradientScratch scratch;
-  scratch.key = take(plan.chunk_keys * plan.key_stride);
-  scratch.value = take(plan.chunk_keys * plan.value_stride);
-  scratch.grad_key = take(plan.chunk_keys * plan.key_stride);
-  scratch.grad_value = take(plan.chunk_keys * plan.value_stride);
-  scratch.query = take(query_block * plan.key_stride);
-  scratch.query_columns = take(query_block * plan.key_stride);
-  scratch.grad_output = take(query_block * plan.value_stride);
-  scratch.grad_output_columns = take(query_block * plan.value_stride);
-  scratch.grad_query = take(query_block * plan.key_stride);
+  scratch.key = take(keys * key_stride);
+  scratch.value = take(keys * value_stride);
+  scratch.grad_key = take(keys * key_stride);
+  scratch.grad_value = take(keys * value_stride);
+  scratch.query = take(query_block * key_stride);
+  scratch.query_columns = take(query_block * key_stride);
+  scratch.grad_output = take(query_block * value_stride);
+  scratch.grad_output_columns = take(query_block * value_stride);
+  scratch.grad_query = take(query_block * key_stride);
   scratch.grad_rows = take(query_block);
   scratch.weights = take(key_block * query_block);
   scratch.grad_scores = take(key_block * query_block);
@@ -94,23 +100,35 @@ std::int64_t chunk_keys(const GradientPlan& plan) {
   return round_up(at_least(1, ceil_div(plan.kv_len, chunks)), key_block);
 }
 
-void choose_schedule(GradientPlan& plan) {
-  const std::int64_t jobs = plan.batch * plan.kv_heads;
-  const double work = double(jobs * plan.group) * double(plan.q_len * plan.kv_len) * double(plan.head_dim + 16);
+// Multiply-adds of one product of the backward pass, about, without a mask.
+double gradient_work(const AttentionGradientArgs& args) {
+  const std::int64_t *query = args.inputs.query.size, kv_len = args.inputs.key.size[2];
+  return double(query[0] * query[1]) * double(query[2] * kv_len) * double(query[3] + 16);
+}
+
+// Threads for all that is computed in one workspace.
+int gradient_workers(double total_work) {
   constexpr double worth_threads = 1 << 17;
-  plan.workers = work < worth_threads ? 1 : max_workers();
+  return total_work < worth_threads ? 1 : max_workers();
+}
+
+// A chain of chunks is a job where threads find enough of them: where none is too large a part of all the work.
+void choose_schedule(GradientPlan& plan, double work, double total_work) {
+  const std::int64_t jobs = plan.batch * plan.kv_heads;
+  const int workers = gradient_workers(total_work);
   plan.slots = 0;
   if (plan.chunks == 1) {
     plan.schedule = Schedule::single;
-  } else if (plan.workers == 1 || jobs >= 4 * plan.workers) {
+  } else if (workers == 1 || work * (4 * workers) <= total_work * double(jobs)) {
     plan.schedule = Schedule::chained;
   } else {
     plan.schedule = Schedule::split;
-    plan.slots = at_most(plan.chunks, ceil_div(4 * plan.workers, at_least(1, jobs)));
+    plan.slots = at_most(plan.chunks, ceil_div(4 * workers, at_least(1, jobs)));
   }
 }
 
-GradientPlan plan_gradient(const AttentionGradientArgs& args) {
+// total_work: of all that is computed in one workspace.
+GradientPlan plan_gradient(const AttentionGradientArgs& args, double total_work) {
   const AttentionInputs& inputs = args.inputs;
   GradientPlan plan;
   plan.batch = inputs.query.size[0], plan.heads = inputs.query.size[1], plan.q_len = inputs.query.size[2];
@@ -123,7 +141,7 @@ GradientPlan plan_gradient(const AttentionGradientArgs& args) {
   plan.chunk_keys = chunk_keys(plan);
   plan.chunks = at_least(1, ceil_div(plan.kv_len, plan.chunk_keys));
   plan.rounds = inputs.query.dtype != DType::float32;
-  choose_schedule(plan);
+  choose_schedule(plan, gradient_work(args), total_work);
 
   const std::int64_t rows = plan.batch * plan.heads * plan.row_stride;
   Carver carver;
@@ -131,14 +149,41 @@ GradientPlan plan_gradient(const AttentionGradientArgs& args) {
   plan.shift = carver.take(rows);
   plan.delta = carver.take(rows);
   plan.query_sums = carver.take(plan.rounds && plan.chunks > 1 ? rows * plan.key_stride : 0);
+  plan.own_size = carver.used;
+  Carver slots;
   plan.slot_queries_size = round_up(rows * plan.key_stride, 16), plan.slot_rows_size = round_up(rows, 16);
-  plan.slot_queries = carver.take(plan.slots * plan.slot_queries_size);
-  plan.slot_rows = carver.take(plan.slots * plan.slot_rows_size);
-  plan.scratch_size = round_up(scratch_floats(plan), 16);
-  plan.scratch = carver.take(plan.workers * plan.scratch_size);
-  plan.total = carver.used;
+  plan.slot_queries = slots.take(plan.slots * plan.slot_queries_size);
+  plan.slot_rows = slots.take(plan.slots * plan.slot_rows_size);
+  plan.slots_size = slots.used;
   return plan;
 }
+
+// The workspace: scratch memory per worker, slots for one split call at a time, and what each call has of its own.
+// First every plan is added, then every plan is placed in the same order.
+class GradientLayout {
+ public:
+  explicit GradientLayout(double total_work) : workers_(gradient_workers(total_work)) {}
+
+  void add(const GradientPlan& plan) {
+    scratch_ = {at_least(scratch_.keys, plan.chunk_keys), plan.key_stride, plan.value_stride};
+    slots_size_ = at_least(slots_size_, plan.slots_size);
+    own_size_ += plan.own_size;
+  }
+  void place(GradientPlan& plan) {
+    plan.own = slots() + slots_size_ + placed_;
+    placed_ += plan.own_size;
+  }
+
+  int workers() const { return workers_; }
+  const GradientScratchSizes& scratch() const { return scratch_; }
+  std::int64_t slots() const { return workers_ * scratch_.floats(); }
+  std::int64_t total() const { return slots() + slots_size_ + own_size_; }
+
+ private:
+  int workers_;
+  GradientScratchSizes scratch_ = {};
+  std::int64_t slots_size_ = 0, own_size_ = 0, placed_ = 0;
+};
 
 }  // namespace
 

@@ -9,6 +9,7 @@
 #include "bigmodel/add_norm.h"
 #include "bigmodel/attention.h"
 #include "bigmodel/attention_decode.h"
+#include "bigmodel/attention_varlen.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
 #include "bigmodel/linear_cross_entropy.h"
@@ -28,6 +29,8 @@ struct KernelTable {
   Kernel<AttentionBackwardArgs> attention_backward;
   Kernel<AttentionWeightsForwardArgs> attention_weights_forward;
   Kernel<AttentionWeightsBackwardArgs> attention_weights_backward;
+  Kernel<AttentionVarlenForwardArgs> attention_varlen_forward;
+  Kernel<AttentionVarlenBackwardArgs> attention_varlen_backward;
   Kernel<AttentionDecodeArgs> attention_decode;
   Kernel<LinearForwardArgs> linear_forward;
   Kernel<LinearBackwardArgs> linear_backward;

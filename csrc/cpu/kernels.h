@@ -14,6 +14,11 @@ void attention_weights_forward(const AttentionWeightsForwardArgs&);
 std::int64_t attention_weights_backward_workspace(const AttentionWeightsBackwardArgs&);
 void attention_weights_backward(const AttentionWeightsBackwardArgs&);
 
+std::int64_t attention_varlen_forward_workspace(const AttentionVarlenForwardArgs&);
+void attention_varlen_forward(const AttentionVarlenForwardArgs&);
+std::int64_t attention_varlen_backward_workspace(const AttentionVarlenBackwardArgs&);
+void attention_varlen_backward(const AttentionVarlenBackwardArgs&);
+
 std::int64_t attention_decode_workspace(const AttentionDecodeArgs&);
 void attention_decode(const AttentionDecodeArgs&);
 

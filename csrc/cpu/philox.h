@@ -58,9 +58,10 @@ static __attribute__((noinline, unused)) void dropout_factors(const Dropout& dro
                                                               std::int64_t first_column, std::int64_t columns,
                                                               float* factors, std::int64_t stride) {
   const DropoutFactor factor(dropout);
+  const PhiloxWord batches = same_word(std::uint32_t(dropout.first_batch + batch));
   const std::int64_t end = first_column + columns;
   for (std::int64_t quad = first_column / 4 * 4; quad < end; quad += 4) {
-    PhiloxWord words[4] = {same_word(std::uint32_t(quad / 4)), rows, heads, same_word(std::uint32_t(batch))};
+    PhiloxWord words[4] = {same_word(std::uint32_t(quad / 4)), rows, heads, batches};
     philox4x32_10(words, dropout.seed);
     for (int w = 0; w < 4; ++w) {
       const std::int64_t column = quad + w;

@@ -104,11 +104,17 @@ CheckedAttention check_attention(const Call& call, const AttentionTensors& tenso
     shape.value_dim = inputs.value.size[3];
     call.check(shape.value_dim > 0, "value has value_dim 0, expected at least 1");
   }
+  check_score_rules(call, tensors, keywords, checked);
+  return checked;
+}
+
+void check_score_rules(const Call& call, const AttentionTensors& tensors, const AttentionKeywords& keywords,
+                       CheckedAttention& checked) {
+  auto& [shape, inputs] = checked;
   inputs.mask = check_mask(call, tensors.mask, shape);
   inputs.alibi_slopes = check_alibi_slopes(call, tensors.alibi_slopes, shape);
   if (tensors.sinks) inputs.sinks = call.float32("sinks", *tensors.sinks, {shape.heads});
   inputs.options = check_options(call, keywords, shape, tensors.dropout_seed);
-  return checked;
 }
 
 Tensor empty_like_order(const Call& call, const TensorView& like, std::int64_t features) {

@@ -41,6 +41,10 @@ struct CheckedAttention {
 
 CheckedAttention check_attention(const Call& call, const AttentionTensors& tensors, const AttentionKeywords& keywords);
 
+// All of it but query, key and value, whose views and shape are in `checked` already.
+void check_score_rules(const Call& call, const AttentionTensors& tensors, const AttentionKeywords& keywords,
+                       CheckedAttention& checked);
+
 // A fresh [batch, heads, length, features] tensor in the order of `like`; see attention.cpp for the rule.
 Tensor empty_like_order(const Call& call, const TensorView& like, std::int64_t features);
 

@@ -209,6 +209,7 @@ void define(PyObject* module) {
   Functions functions(module);
   add_attention(functions);
   add_attention_weights(functions);
+  add_attention_varlen(functions);
   add_attention_decode(functions);
   add_linear(functions);
   add_feed_forward(functions);

@@ -145,6 +145,7 @@ class Functions {
 // Each op's file adds its functions.
 void add_attention(Functions& functions);
 void add_attention_weights(Functions& functions);
+void add_attention_varlen(Functions& functions);
 void add_attention_decode(Functions& functions);
 void add_linear(Functions& functions);
 void add_feed_forward(Functions& functions);

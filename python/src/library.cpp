@@ -25,6 +25,18 @@ BIGMODEL_LIBRARY(BIGMODEL_NAMESPACE, library) {
       "bool[4] output_mask=[True, True, True, False]) "
       "-> (Tensor grad_query, Tensor grad_key, Tensor grad_lse, Tensor grad_mask)");
   library.def(
+      "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "Tensor? mask=None, Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? dropout_seed=None, *, "
+      "str causal='none', float? scale=None, int window_left=-1, int window_right=-1, float softcap=0.0, "
+      "float dropout_p=0.0) -> (Tensor output, Tensor lse)");
+  library.def(
+      "attention_varlen_backward(Tensor? grad_output, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
+      "Tensor output, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? mask=None, "
+      "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? dropout_seed=None, *, str causal='none', "
+      "float? scale=None, int window_left=-1, int window_right=-1, float softcap=0.0, float dropout_p=0.0, "
+      "bool[5] output_mask=[True, True, True, False, False]) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)");
+  library.def(
       "attention_decode(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor cache_lengths, "
       "Tensor? block_table=None, Tensor? new_key=None, Tensor? new_value=None, Tensor(c!)? key_scales=None, "
       "Tensor(d!)? value_scales=None, Tensor? sinks=None, *, float? scale=None, int window_left=-1, "

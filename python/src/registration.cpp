@@ -1,5 +1,6 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode, rotary and
-// linear_cross_entropy have no other kernels yet: the former is not registered elsewhere, the latter two refuse there.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode,
+// attention_varlen, rotary and linear_cross_entropy have no other kernels yet: the first two are not registered
+// elsewhere, the other two refuse there.
 #include "registration.h"
 
 #include "namespace.h"
@@ -22,6 +23,7 @@ BIGMODEL_LIBRARY_IMPL(BIGMODEL_NAMESPACE, CPU, library) {
   register_everywhere(library);
 #if !defined(BIGMODEL_EMULATED)
   bigmodel::binding::register_linear_pack(library);
+  bigmodel::binding::register_attention_varlen(library);
   bigmodel::binding::register_attention_decode(library);
 #endif
 }

@@ -10,6 +10,7 @@ int main() {
     test::test_linear();
     test::test_feed_forward();
     test::test_attention();
+    test::test_attention_varlen();
     test::test_rotary();
     test::test_linear_cross_entropy();
     test::test_attention_decode();

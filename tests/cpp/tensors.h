@@ -136,6 +136,7 @@ double allowed(double want, double size, double terms = 8.0) {
 
 void test_add_norm();
 void test_attention();
+void test_attention_varlen();
 void test_attention_decode();
 void test_linear();
 void test_feed_forward();

@@ -15,6 +15,7 @@ struct Dropout {
   double p = 0.0;  // probability of dropping, in [0, 1); 0: no dropout
   std::uint64_t seed = 0;
   const std::int64_t* device_seed = nullptr;  // in device memory, for kernels there: read instead of seed
+  std::int64_t first_batch = 0;               // batch index of the tensors' first: a packed sequence's number
 };
 
 }  // namespace bigmodel
