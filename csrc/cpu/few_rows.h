@@ -12,8 +12,9 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // multiplies twice as many at once.
 inline constexpr std::int64_t most_few_rows = 16, most_few_rows_bfloat16 = 8;
 inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors, of 3 and of 4
-// Rows that go over a job's columns together. Their piece of the lhs stays in L1, the job's piece of the rhs in L2.
-inline constexpr std::int64_t few_rows_together = 8, few_rows_lhs_floats = 4096;
+// Up to four rows go along whole columns, as memory likes it. More of them take a few columns piece by piece, and find
+// the piece in L1 from the fifth row on.
+inline constexpr std::int64_t few_rows_at_once = 4, few_rows_group = 6, few_rows_depth = 512;
 
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
@@ -95,18 +96,16 @@ static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k
   dot_last_rows<rows - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
 }
 
-// m rows against all columns of a block, `together` at a time.
+// m rows against columns [column, end) of the rhs, `together` at a time, for rows [first, first + k) of it.
 template <int rows, int together, class T>
-BIGMODEL_INLINE void dot_block_columns(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t m,
-                                       const float* lhs, std::int64_t lhs_stride, const Block& block, float* totals) {
-  std::int64_t c = 0;
-  for (; c + together <= block.columns; c += together) {
-    dot_columns<rows, together>(m, k, lhs, lhs_stride, at(rhs, first, block.column + c), rhs.column_stride,
-                                totals + c * most_few_rows * lanes, first > 0);
+BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
+                               std::int64_t end, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
+                               float* totals) {
+  for (; column + together <= end; column += together, totals += together * most_few_rows * lanes) {
+    dot_columns<rows, together>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
   }
-  for (; c < block.columns; ++c) {
-    dot_columns<rows, 1>(m, k, lhs, lhs_stride, at(rhs, first, block.column + c), rhs.column_stride,
-                         totals + c * most_few_rows * lanes, first > 0);
+  for (; column < end; ++column, totals += most_few_rows * lanes) {
+    dot_columns<rows, 1>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
   }
 }
 
@@ -114,16 +113,20 @@ BIGMODEL_INLINE void dot_block_columns(Matrix<const T> rhs, std::int64_t first, 
 template <class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
                       const Block& block, float* totals, float* sums) {
-  const std::int64_t depth = few_rows_lhs_floats / least(m, few_rows_together) / lanes * lanes;
-  for (std::int64_t first = 0; first < rhs.rows; first += depth) {
-    const std::int64_t k = least(depth, rhs.rows - first);
-    for (std::int64_t row = 0; row < m; row += few_rows_together) {
-      const std::int64_t rows = least(few_rows_together, m - row);
-      const float* from = lhs + row * lhs_stride + first;
-      if (rows >= 4) {
-        dot_block_columns<4, 3>(rhs, first, k, rows, from, lhs_stride, block, totals + row * lanes);
-      } else {
-        dot_block_columns<3, 4>(rhs, first, k, rows, from, lhs_stride, block, totals + row * lanes);
+  const std::int64_t end = block.column + block.columns;
+  if (m < few_rows_at_once) {
+    dot_group<3, 4>(rhs, 0, rhs.rows, block.column, end, m, lhs, lhs_stride, totals);
+  } else if (m == few_rows_at_once) {
+    dot_group<4, 3>(rhs, 0, rhs.rows, block.column, end, m, lhs, lhs_stride, totals);
+  } else {
+    for (std::int64_t column = block.column; column < end; column += few_rows_group) {
+      float* group = totals + (column - block.column) * most_few_rows * lanes;
+      for (std::int64_t first = 0; first < rhs.rows; first += few_rows_depth) {
+        for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
+          dot_group<4, 3>(rhs, first, least(few_rows_depth, rhs.rows - first), column,
+                          least(column + few_rows_group, end), least(few_rows_at_once, m - row),
+                          lhs + row * lhs_stride + first, lhs_stride, group + row * lanes);
+        }
       }
     }
   }
