@@ -45,7 +45,7 @@ def _spread(count: int, least: int, most: int) -> tuple[int, ...]:
 
 QUICK = [
     Shape("sentences", _spread(32, 16, 256)),
-    Shape("one long", (2048, *(64,) * 31), causal=True),
+    Shape("one long", (1024, *(64,) * 15), causal=True),
 ]
 FULL = [
     *QUICK,
