@@ -18,6 +18,7 @@ _OPTIONS = {
     "feed_forward": ({"activation": "gelu"}, {"activation": "silu", "gate": "hidden"}),
     "add_norm": ({"kind": "layer"}, {"kind": "rms"}),
     "rotary": ({}, {"interleaved": True}),
+    "attention_decode": ({},),
 }
 
 
@@ -45,11 +46,12 @@ def warm_up(
     of your calls. A model with sizes of many kinds is warmed best by one step on a real batch.
 
     Args:
-        ops: names, as "attention"; without any, all of attention, attention_weights, linear, feed_forward, add_norm and
-            rotary.
+        ops: names, as "attention"; without any, all of attention, attention_weights, linear, feed_forward, add_norm,
+            rotary and attention_decode.
         dtypes, head_dims: one or several; each dtype is called with each head size.
         batch, heads, kv_heads, lengths: of attention: query [batch, heads, q_len, head_dim], key and value [batch,
-            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; rotary's keys have q_len tokens.
+            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; rotary's keys have q_len tokens,
+            and attention_decode's cache kv_len before the call.
         width, hidden: of the other ops, whose input is [batch, q_len, width]: linear's weight is [width, width],
             feed_forward's are [hidden, width] and [width, hidden].
         options: by op, the keyword arguments of each call; by default attention plain and causal, feed_forward with
@@ -75,7 +77,7 @@ def warm_up(
             if backends.resolve(name, place, dtype, backend) is not backends.TRITON_OPS:
                 continue
             make = functools.partial(torch.randn, device=place, dtype=dtype)
-            if name in ("attention", "attention_weights", "rotary"):
+            if name in ("attention", "attention_weights", "rotary", "attention_decode"):
                 tensors = [
                     functools.partial(_attention_tensors, name, make, *sizes, *pair, head_dim)
                     for head_dim in head_dims
@@ -86,7 +88,8 @@ def warm_up(
             label = f"{name} {str(dtype).removeprefix('torch.')}"
             calls += [(label, name, each, given) for each in tensors for given in chosen[name]]
     for _, name, tensors, given in _shown(calls, progress):
-        _call(getattr(functional, name), tensors(given), {**given, "backend": backend}, backward)
+        gradients = backward and name != "attention_decode"  # which has none
+        _call(getattr(functional, name), tensors(given), {**given, "backend": backend}, gradients)
     return len(calls)
 
 
@@ -129,6 +132,11 @@ def _attention_tensors(
         angles = [torch.rand(q_len, head_dim // 2, device=make(0).device) for _ in range(2)]
         tensors = {"query": make(batch, heads, q_len, head_dim), "key": make(batch, kv_heads, q_len, head_dim)}
         return tensors | {"cos": angles[0].cos(), "sin": angles[1].sin()}
+    if name == "attention_decode":
+        caches = {f"{each}_cache": make(batch, kv_heads, kv_len + q_len, head_dim) for each in ("key", "value")}
+        new = {f"new_{each}": make(batch, kv_heads, q_len, head_dim) for each in ("key", "value")}
+        lengths = torch.full((batch,), kv_len, device=make(0).device)
+        return {"query": make(batch, heads, q_len, head_dim), **caches, "cache_lengths": lengths, **new}
     tensors = {"query": make(batch, heads, q_len, head_dim), "key": make(batch, kv_heads, kv_len, head_dim)}
     if name == "attention":
         return tensors | {"value": make(batch, kv_heads, kv_len, head_dim)}

@@ -15,7 +15,7 @@ runs = pytest.mark.skipif(
 )
 SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "backend": "triton"}
 SMALL["device"] = device_of("triton")
-OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm", "rotary")
+OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm", "rotary", "attention_decode")
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def launched(monkeypatch):
     from bigmodel_kernels.triton import (
         add_norm,
         add_norm_backward,
+        attention_decode,
         attention_launch,
         feed_forward,
         feed_forward_backward,
@@ -33,8 +34,8 @@ def launched(monkeypatch):
     )
 
     found = []
-    modules = (add_norm, add_norm_backward, feed_forward, feed_forward_backward, linear, linear_backward, rotary)
-    for module in modules:
+    modules = (add_norm, add_norm_backward, feed_forward, feed_forward_backward, linear, linear_backward)
+    for module in (*modules, rotary, attention_decode):
         original = module.run
 
         def run(kernel, *arguments, _original=original, **options):
@@ -49,8 +50,8 @@ def launched(monkeypatch):
 
 @runs
 def test_all_ops_run_forward_and_backward(launched):
-    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 10
-    assert launched.count("rotary_kernel") == 4
+    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 11
+    assert launched.count("rotary_kernel") == 4 and "_attention_decode_kernel" in launched
     assert {"forward", "row_terms", "grad_key_value", "grad_query", "weights"} <= set(launched)
     assert {"linear_kernel", "grad_input_kernel", "grad_weight_kernel"} <= set(launched)
     assert {"gated_hidden_kernel", "gate_gradient_kernel"} <= set(launched)

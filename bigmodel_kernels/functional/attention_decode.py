@@ -90,8 +90,10 @@ def attention_decode(
 
 def has_kernel(query: Tensor) -> bool:
     """Whether attention_decode runs where attention does: on a GPU its reference waits for the device each time."""
-    on_cpu = query.is_cpu and backends.forced.name not in ("cuda", "triton")
-    return on_cpu or _OP not in backends.CPU_ONLY_OPS
+    forced = backends.forced.name
+    if query.is_cpu and forced not in backends.MISSING_OPS:
+        return True
+    return any(_OP not in missing for name, missing in backends.MISSING_OPS.items() if forced in (None, name))
 
 
 def _checked(

@@ -23,6 +23,7 @@ _MODULES = {
     "feed_forward_backward": "feed_forward_backward",
     "add_norm": "add_norm",
     "add_norm_backward": "add_norm_backward",
+    "attention_decode": "attention_decode",
     "rotary": "rotary",
     "rotary_": "rotary",
 }
@@ -33,7 +34,6 @@ _WITHOUT_KERNELS = (
     "linear_pack",
     "attention_varlen",
     "attention_varlen_backward",
-    "attention_decode",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
 )
