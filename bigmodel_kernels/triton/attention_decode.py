@@ -96,6 +96,14 @@ def _append_kernel(new, cache, places, q_len, features, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _converted(x, dtype: tl.constexpr):
+    """x in dtype; untouched where it has it already, so that what is loaded goes to the product as it is."""
+    if x.dtype != dtype:
+        x = narrow(x.to(tl.float32), dtype)
+    return x
+
+
+@triton.jit
 def _scales(cache, page, head, slot, exists):
     """Of entries of an int8 cache; NaN of those that do not exist."""
     at = page * cache.scale_page + head * cache.scale_head + slot * cache.scale_slot
@@ -153,7 +161,7 @@ def _attention_decode_kernel(
     v = tl.arange(0, BLOCK_V)
     pointers = query.data + batch * query.batch + head * query.head + token * query.row + d[None, :] * query.column
     q = load_tile(pointers, rows, row_count, d[None, :], sizes.head_dim, False, True)
-    q = narrow(q.to(tl.float32), COMPUTE)
+    q = _converted(q, COMPUTE)
     accumulator = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     maximum, weight_sum = start_softmax(BLOCK_M)
     for start in range(first, end, BLOCK_N):
@@ -166,7 +174,7 @@ def _attention_decode_kernel(
             mask=exists[None, :] & (d < sizes.head_dim)[:, None],
             other=0,
         )
-        scores = product(q, narrow(k.to(tl.float32), COMPUTE), None, PRECISION) * scale
+        scores = product(q, _converted(k, COMPUTE), None, PRECISION) * scale
         if key_cache.scales is not None:
             scores *= _scales(key_cache, page, kv_head, slot, exists)[None, :]
         if SOFTCAP:
@@ -187,7 +195,7 @@ def _attention_decode_kernel(
             mask=exists[:, None] & (v < sizes.value_dim)[None, :],
             other=0,
         )
-        accumulator = product(narrow(weights, COMPUTE), narrow(x.to(tl.float32), COMPUTE), accumulator, PRECISION)
+        accumulator = product(narrow(weights, COMPUTE), _converted(x, COMPUTE), accumulator, PRECISION)
 
     if SINKS and not SPLIT:
         sink = tl.reshape(tl.load(sinks + head), (BLOCK_M,))
