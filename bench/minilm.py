@@ -10,6 +10,7 @@ contender's row says so.
 
 import importlib
 import io
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -95,7 +96,8 @@ def _onnxruntime(inputs: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
 
     names = ["input_ids", "attention_mask"]
     exported = io.BytesIO()
-    torch.onnx.export(Embeddings("eager"), inputs, input_names=names, dynamo=True, verbose=False).save(exported)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every op of packages that are not installed
+    torch.onnx.export(Embeddings("eager").eval(), inputs, input_names=names, dynamo=True, verbose=False).save(exported)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(exported.getvalue(), options, providers=["CPUExecutionProvider"])
@@ -107,6 +109,9 @@ def rows(budget_s: float, on_progress: Callable[[str], None]) -> Iterator[ModelR
     """One row; a contender whose embeddings are others than eager attention's has failed. Raises ImportError without
     transformers or the weights."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     inputs = tokens(sentences())
     what = f"all-MiniLM-L6-v2, {SENTENCES} sentences of up to {inputs[0].shape[1]} tokens"
     calls, notes, errors = {}, {}, {}
