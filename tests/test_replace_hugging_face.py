@@ -102,6 +102,25 @@ def test_feed_forward_layers_are_one_op_until_someone_looks_inside(name, monkeyp
     assert len(fused) == 1 and len(seen) == 1
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if "norm" not in name])
+def test_feed_forward_layers_under_autocast(name, monkeypatch):
+    family, path = LAYERS[name]
+    theirs = FAMILIES[family].make().get_submodule(path)
+    ours, x = copy.deepcopy(theirs), torch.randn(9, 32, generator=torch.Generator().manual_seed(4))
+    bmk.replace_modules(ours)
+    fused, feed_forward = [], functional.feed_forward
+    monkeypatch.setattr(
+        functional, "feed_forward", lambda *args, **kwargs: fused.append(1) or feed_forward(*args, **kwargs)
+    )
+    with torch.no_grad():
+        truth = copy.deepcopy(theirs).double()(x.double())
+        for given in (x, x.bfloat16()):  # as it comes from a norm, or from another layer
+            with torch.autocast("cpu", torch.bfloat16):
+                actual, expected = ours(given), theirs(given)
+            assert_as_exact(name, actual, expected, truth, FORWARD, torch.bfloat16)
+    assert len(fused) == 2
+
+
 ACTIVATED = {
     "bert": ("bert.encoder.layer.0.intermediate", ("dense", "intermediate_act_fn")),
     "whisper": ("model.encoder.layers.0", ("fc1", "activation_fn")),
