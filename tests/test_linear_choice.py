@@ -11,10 +11,15 @@ from bigmodel_kernels import functional, linear_choice
 from bigmodel_kernels.testing.tolerance import FORWARD, GRADIENT, assert_as_exact
 
 
+def let(monkeypatch, **limits):
+    """Makes such calls ours, whatever this machine is."""
+    row = linear_choice.Row("said so", **limits)
+    monkeypatch.setattr(linear_choice, "row_for", lambda device, dtype, transposed=False: row)
+
+
 @pytest.fixture
-def rows(monkeypatch):
-    """Sets how many rows ours is faster for, whatever this machine is."""
-    return lambda most: monkeypatch.setattr(linear_choice, "most_rows", lambda device, dtype, transposed=False: most)
+def all_ours(monkeypatch):
+    let(monkeypatch)
 
 
 @pytest.fixture
@@ -30,20 +35,35 @@ def calls(monkeypatch):
     return seen
 
 
-def test_only_calls_of_few_enough_rows_are_ours(rows, calls):
-    rows(4)
+SHAPES = ((4,), (2, 2), (5,), (2, 3), (), (1,))
+
+
+@pytest.mark.parametrize(
+    ("limits", "ours"),
+    [
+        ({"most_rows": 4}, [(4, 6), (2, 2, 6), (6,), (1, 6)]),
+        ({"least_rows": 2}, [(4, 6), (2, 2, 6), (5, 6), (2, 3, 6)]),
+        ({"least_products": 5 * 6 * 3}, [(5, 6), (2, 3, 6)]),
+        ({"with_gradients": False}, []),
+    ],
+)
+def test_only_calls_that_the_row_names_are_ours(limits, ours, monkeypatch, calls):
+    let(monkeypatch, **limits)
     layer = torch.nn.Linear(6, 3)
-    expected = [layer(torch.ones(*shape, 6)) for shape in ((4,), (2, 2), (5,), (2, 3), ())]
+    expected = [layer(torch.ones(*shape, 6)) for shape in SHAPES]
     assert bmk.replace_modules(layer).swapped == {"(model)": "Linear"} and type(layer) is bmk.nn.Linear
-    for shape, each in zip(((4,), (2, 2), (5,), (2, 3), ()), expected, strict=True):
+    for shape, each in zip(SHAPES, expected, strict=True):
         torch.testing.assert_close(layer(torch.ones(*shape, 6)), each)
-    assert calls == [(4, 6), (2, 2, 6), (6,)]
+    assert calls == ours
+    if not limits.get("with_gradients", True):
+        with torch.no_grad():
+            layer(torch.ones(4, 6))
+        assert calls == [(4, 6)]
 
 
-@pytest.mark.parametrize("dtype", list(linear_choice.TABLE), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_outputs_and_gradients(dtype, bias, rows, calls):
-    rows(linear_choice.ANY)
+def test_outputs_and_gradients(dtype, bias, all_ours, calls):
     torch.manual_seed(0)
     theirs = torch.nn.Linear(33, 17, bias=bias).to(dtype)
     ours, exact = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
@@ -61,8 +81,8 @@ def test_outputs_and_gradients(dtype, bias, rows, calls):
 
 
 def test_autocast_decides_by_the_dtype_that_it_computes_in(monkeypatch, calls):
-    limits = {torch.float32: 0, torch.bfloat16: linear_choice.ANY}
-    monkeypatch.setattr(linear_choice, "most_rows", lambda device, dtype, transposed=False: limits[dtype])
+    rows = {torch.float32: None, torch.bfloat16: linear_choice.Row("all")}
+    monkeypatch.setattr(linear_choice, "row_for", lambda device, dtype, transposed=False: rows[dtype])
     layer = bmk.nn.Linear(6, 3)
     x = torch.randn(5, 6)
     layer(x)
@@ -72,15 +92,13 @@ def test_autocast_decides_by_the_dtype_that_it_computes_in(monkeypatch, calls):
     assert calls == [(5, 6)]
 
 
-def test_errors_are_torchs(rows):
-    rows(linear_choice.ANY)
+def test_errors_are_torchs(all_ours):
     layer = bmk.nn.Linear(6, 3)
     with pytest.raises(RuntimeError, match="dtype"):
         layer(torch.ones(2, 6, dtype=torch.bfloat16))
 
 
-def test_is_a_linear_layer_to_everyone_else(rows):
-    rows(linear_choice.ANY)
+def test_is_a_linear_layer_to_everyone_else(all_ours):
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     names, hooked = list(model.state_dict()), []
     handle = model[0].register_forward_hook(lambda module, args, output: hooked.append(type(module)))
@@ -107,8 +125,7 @@ class Doubled(torch.nn.Linear):
         return 2 * super().forward(input)
 
 
-def test_what_may_compute_something_else_is_left(rows):
-    rows(linear_choice.ANY)
+def test_what_may_compute_something_else_is_left(all_ours):
     model = torch.nn.ModuleDict({name: torch.nn.Linear(6, 6) for name in ("normed", "patched", "plain")})
     model["doubled"] = Doubled(6, 6)
     torch.nn.utils.parametrizations.weight_norm(model["normed"])
@@ -121,18 +138,17 @@ def test_what_may_compute_something_else_is_left(rows):
 
 def test_the_report_says_where_and_why(monkeypatch):
     monkeypatch.setattr(linear_choice, "why_unmeasured", lambda dtype, target: None)
-    monkeypatch.setitem(linear_choice.TABLE, torch.float32, linear_choice.Row(0, 0, "never"))
-    monkeypatch.setitem(linear_choice.TABLE, torch.float16, linear_choice.Row(7, 0, "up to 7 rows"))
+    monkeypatch.delitem(linear_choice.TABLE, (torch.float32, False))
+    row = linear_choice.Row("up to 7 rows", most_rows=7, least_products=7 * 36)
+    monkeypatch.setitem(linear_choice.TABLE, (torch.float16, False), row)
     model = torch.nn.ModuleList([torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 6).half()])
-    model.append(torch.nn.Linear(6, 6, device="meta"))
+    model += [torch.nn.Linear(6, 6, device="meta"), torch.nn.Linear(6, 5).half()]
     report = bmk.replace_modules(model)
     assert report.why == {"2": "up to 7 rows"} and report.left["0"] == "ours is not faster in float32"
+    assert "too small" in report.left["4"]
     text = str(report)
-    assert (
-        "2: Linear (up to 7 rows)" in text
-        and "0 and 1 more: ours is not faster in float32" in text
-        and "on meta" in text
-    )
+    assert "2: Linear (up to 7 rows)" in text and "0 and 1 more: ours is not faster in float32" in text
+    assert "on meta" in text
 
 
 def test_what_has_not_been_measured_is_not_claimed(monkeypatch):

@@ -32,19 +32,19 @@ SWAPPED = {
 LINEAR = {"gpt2": {"Linear", "Conv1D"}}
 
 
-def let_linear(monkeypatch, rows):
-    """Makes linear layers of up to so many rows of input ours, whatever this machine is."""
-    monkeypatch.setattr(linear_choice, "most_rows", lambda device, dtype, transposed=False: rows)
+def let_linear(monkeypatch, row):
+    """Makes the calls of linear layers that a row of the table names ours, whatever this machine is."""
+    monkeypatch.setattr(linear_choice, "row_for", lambda device, dtype, transposed=False: row)
 
 
-@pytest.mark.parametrize("rows", [0, linear_choice.ANY], ids=["no linear layer", "every linear layer"])
+@pytest.mark.parametrize("row", [None, linear_choice.Row("all")], ids=["no linear layer", "every linear layer"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_swaps_and_computes_the_same(name, rows, monkeypatch):
-    let_linear(monkeypatch, rows)
+def test_swaps_and_computes_the_same(name, row, monkeypatch):
+    let_linear(monkeypatch, row)
     model = FAMILIES[name].make()
     theirs, parameters, names = copy.deepcopy(model), dict(model.named_parameters()), model.state_dict().keys()
     report = bmk.replace_modules(model)
-    assert set(report.swapped.values()) == SWAPPED[name] | (LINEAR.get(name, {"Linear"}) if rows else set())
+    assert set(report.swapped.values()) == SWAPPED[name] | (LINEAR.get(name, {"Linear"}) if row else set())
     assert report.why.keys() == {key for key, kind in report.swapped.items() if kind in ("Linear", "Conv1D")}
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
     assert model.state_dict().keys() == names
@@ -182,7 +182,7 @@ def test_checkpointing_of_a_layer_whose_forward_runs_on_a_stand_in():
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "whisper"])
 def test_compiles_whole(name, monkeypatch):
-    let_linear(monkeypatch, linear_choice.ANY)
+    let_linear(monkeypatch, linear_choice.Row("all"))
     model, given = FAMILIES[name].make("sdpa"), inputs(name)
     bmk.replace_modules(model)
     expected = model(**given, use_cache=False).logits if name != "bert" else model(**given).logits

@@ -75,9 +75,9 @@ def test_swaps_in_place_and_computes_the_same():
     assert "encoder.layers.0.self_attn: MultiheadAttention" in text and "twice: " in text and "GroupNorm x1" in text
 
 
-@pytest.mark.parametrize("rows", [0, linear_choice.ANY])
-def test_is_idempotent(rows, monkeypatch):
-    monkeypatch.setattr(linear_choice, "most_rows", lambda *call: rows)
+@pytest.mark.parametrize("row", [None, linear_choice.Row("all")])
+def test_is_idempotent(row, monkeypatch):
+    monkeypatch.setattr(linear_choice, "row_for", lambda *call: row)
     model = make_model()
     first = bmk.replace_modules(model)
     second = bmk.replace_modules(model)

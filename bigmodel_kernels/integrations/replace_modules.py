@@ -88,7 +88,7 @@ def _swap(name: str, module: torch.nn.Module, report: ReplacementReport) -> None
     reason = _reason_to_leave(module) if layer is None else hugging_face.reason_to_leave(module, layer)
     faster = None
     if reason is None and (type(module) is torch.nn.Linear or is_conv1d(module)):
-        faster, why = _choice(module)
+        faster, why = linear_choice.choice(module.weight, transposed=is_conv1d(module))
         reason = None if faster else why
     if reason is not None:
         report.left[name] = reason
@@ -104,15 +104,6 @@ def _swap(name: str, module: torch.nn.Module, report: ReplacementReport) -> None
     report.swapped[name] = type(module).__name__
     if faster:
         report.why[name] = why
-
-
-def _choice(linear: torch.nn.Module) -> tuple[bool, str]:
-    """Whether ours is ever the faster one where a linear layer is now, and why."""
-    device, transposed = linear.weight.device.type, is_conv1d(linear)
-    for dtype in linear_choice.TABLE:  # what autocast or torch.compile will ask for
-        linear_choice.most_rows(device, dtype, transposed)
-    dtype = linear.weight.dtype
-    return linear_choice.most_rows(device, dtype, transposed) > 0, linear_choice.reason(device, dtype, transposed)
 
 
 def _linears_of(module: torch.nn.Module) -> list[torch.nn.Module]:
