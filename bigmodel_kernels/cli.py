@@ -86,10 +86,22 @@ def bench(
     peers: Annotated[
         str | None, typer.Option(help="Against other engines instead: all, torch, or names with commas between.")
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Whole models instead: all, or names of minilm, training, generation, decode and cross_entropy with "
+            "commas between."
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --peers: also draw the roofline to this PNG.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With --peers: go on with the record in --json.")] = False,
 ) -> None:
     """Times every op against what a PyTorch user would call, with errors against float64 and memory."""
+    if models:
+        if quick or op or dtype or device != "cpu" or json or peers or plot or resume:
+            raise ValueError("[bench] --models takes no other option than --threads and --markdown")
+        _bench_models(models, threads, markdown)
+        return
     if peers:
         _bench_peers(peers, quick, op or (), dtype or (), threads, json, markdown, plot, resume)
         return
@@ -157,6 +169,29 @@ def _bench_peers(peers: str, quick: bool, ops, dtypes, threads, json, markdown, 
     if plot:
         picture.draw(record, plot)
     if any("ours" not in row.results or row.results["ours"].failure for row in record.rows):
+        raise typer.Exit(1)
+
+
+def _bench_models(names: str, threads: int | None, markdown: Path | None) -> None:
+    """Whole models beside what a user would have otherwise."""
+    from bigmodel_bench import models as suite
+    from bigmodel_bench import models_report as report
+    from bigmodel_bench.report import report_console
+
+    wanted = suite.selected(names)
+    console = report_console()
+    with _progress(console) as progress:
+        task = progress.add_task("starting", total=sum(suite.PARTS[name].count for name in wanted))
+        done = suite.run(
+            wanted,
+            threads,
+            on_row=lambda row: progress.advance(task),
+            on_progress=lambda text: progress.update(task, description=text),
+        )
+    report.print_run(done, console)
+    if markdown:
+        markdown.write_text(report.markdown(done))
+    if any("ours" not in row.results or row.results["ours"].failure for row in done.rows):
         raise typer.Exit(1)
 
 

@@ -110,7 +110,7 @@ def inputs(name: str, side: str = "left") -> dict[str, torch.Tensor]:
 
 
 def in_dtype(given: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in given.items()}
+    return {name: x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x for name, x in given.items()}
 
 
 def logits(model: Callable, given: dict[str, torch.Tensor]) -> torch.Tensor:

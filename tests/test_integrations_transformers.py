@@ -63,7 +63,15 @@ def test_outputs_and_gradients(name, side, calls):
     assert calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("name", of_kind("speech", "text to text"))
+def test_a_padded_decoder(name, calls):
+    given = inputs(name) | {"decoder_attention_mask": padding("right")[:, -7:]}
+    model = FAMILIES[name].make()
+    assert_as_eager(model, ours_of(model), given)
+    assert any(options["mask"] is not None for options in calls)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_outputs_and_gradients_in_bfloat16(name, calls):
     model = FAMILIES[name].make().to(torch.bfloat16)
     assert_as_eager(model, ours_of(model), inputs(name))
@@ -82,7 +90,7 @@ def test_generates_the_same_tokens(name, cache, calls):
     assert calls
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
+@pytest.mark.parametrize("name", of_kind("decoder"))
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_prompt_in_pieces_is_the_prompt(name, cache, calls):
     """Several queries after keys that are in the cache already."""
@@ -102,23 +110,36 @@ def test_a_prompt_in_pieces_is_the_prompt(name, cache, calls):
     torch.testing.assert_close(torch.cat(pieces, dim=1)[real], whole[real], rtol=1e-4, atol=1e-4)
 
 
-# gpt-oss does not take position ids for packing: under eager attention too the sequences see each other.
-PACKINGS = [(name, how) for name in ("llama", "mistral", "gpt_oss") for how in ("position_ids", "cu_seq_lens_q")]
-PACKINGS.remove(("gpt_oss", "position_ids"))
+# BERT and gpt-oss do not take position ids for packing: under eager attention too the sequences see each other.
+PACKED_BY_POSITIONS = [name for name in of_kind("decoder") if name != "gpt_oss"]
+PACKINGS = [(name, "cu_seq_lens_q") for name in of_kind("encoder", "decoder")]
+PACKINGS += [(name, "position_ids") for name in PACKED_BY_POSITIONS]
+PACKED_LENGTHS = (5, 1, 6)
+PACKED_POSITIONS = torch.cat([torch.arange(length) for length in PACKED_LENGTHS])[None]
 
 
 @pytest.mark.parametrize(("name", "how"), PACKINGS)
 def test_packed_sequences_do_not_see_each_other(name, how, calls):
     model = FAMILIES[name].make("bigmodel")
     tokens = inputs(name)["input_ids"][:1]
-    lengths = (5, 1, 6)
-    packing = {"position_ids": torch.cat([torch.arange(length) for length in lengths])[None]}
+    # Learned positions are looked up, so they have to be told with cu_seq_lens_q too.
+    learned = name in ("bert", "gpt2")
+    packing = {"position_ids": PACKED_POSITIONS if learned or how == "position_ids" else None}
     if how == "cu_seq_lens_q":
-        packing = {"position_ids": None, how: torch.tensor([0, 5, 6, 12], dtype=torch.int32)}
-    packed = model(input_ids=tokens, use_cache=False, **packing).logits
-    alone = [model(input_ids=part).logits for part in tokens.split(lengths, dim=1)]
+        packing[how] = torch.tensor([0, 5, 6, 12], dtype=torch.int32)
+    options = {} if name == "bert" else {"use_cache": False}
+    packed = model(input_ids=tokens, **options, **packing).logits
+    alone = [model(input_ids=part).logits for part in tokens.split(PACKED_LENGTHS, dim=1)]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(packed, model(input_ids=tokens).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", PACKED_BY_POSITIONS)
+def test_outputs_and_gradients_of_packed_sequences(name, calls):
+    model = FAMILIES[name].make()
+    given = {"input_ids": inputs(name)["input_ids"][:1], "position_ids": PACKED_POSITIONS, "use_cache": False}
+    assert_as_eager(model, ours_of(model), given)
+    assert all(options["mask"] is not None for options in calls)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

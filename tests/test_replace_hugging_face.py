@@ -9,13 +9,14 @@ import transformers
 from hugging_face import FAMILIES, InFloat64, assert_as_eager, inputs
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels import functional
+from bigmodel_kernels import functional, linear_choice
+from bigmodel_kernels.ops import packed_weights
 from bigmodel_kernels.testing.tolerance import FORWARD, assert_as_exact
 
-# What is swapped in each family, by class.
+# What is swapped in each family, by class, beside linear layers, which are where that is known to pay.
 SWAPPED = {
-    "bert": {"LayerNorm"},
-    "gpt2": {"LayerNorm"},
+    "bert": {"LayerNorm", "BertIntermediate", "BertOutput", "BertSelfOutput"},
+    "gpt2": {"LayerNorm", "GPT2MLP"},
     "llama": {"LlamaRMSNorm", "LlamaMLP"},
     "qwen3": {"Qwen3RMSNorm", "Qwen3MLP"},
     "mistral": {"MistralRMSNorm", "MistralMLP"},
@@ -23,18 +24,30 @@ SWAPPED = {
     "gemma3": {"Gemma3RMSNorm", "Gemma3MLP"},
     "gpt_oss": {"GptOssRMSNorm"},
     "vit": {"LayerNorm", "ViTMLP"},
-    "whisper": {"LayerNorm"},
+    "whisper": {"LayerNorm", "WhisperEncoderLayer", "WhisperDecoderLayer"},
     "t5": {"T5LayerNorm", "T5DenseActDense"},
 }
 
 
+LINEAR = {"gpt2": {"Linear", "Conv1D"}}
+
+
+def let_linear(monkeypatch, row):
+    """Makes the calls of linear layers that a row of the table names ours, whatever this machine is."""
+    monkeypatch.setattr(linear_choice, "row_for", lambda device, dtype, transposed=False: row)
+
+
+@pytest.mark.parametrize("row", [None, linear_choice.Row("all")], ids=["no linear layer", "every linear layer"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_swaps_and_computes_the_same(name):
+def test_swaps_and_computes_the_same(name, row, monkeypatch):
+    let_linear(monkeypatch, row)
     model = FAMILIES[name].make()
-    theirs, parameters = copy.deepcopy(model), dict(model.named_parameters())
+    theirs, parameters, names = copy.deepcopy(model), dict(model.named_parameters()), model.state_dict().keys()
     report = bmk.replace_modules(model)
-    assert set(report.swapped.values()) == SWAPPED[name]
+    assert set(report.swapped.values()) == SWAPPED[name] | (LINEAR.get(name, {"Linear"}) if row else set())
+    assert report.why.keys() == {key for key, kind in report.swapped.items() if kind in ("Linear", "Conv1D")}
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
+    assert model.state_dict().keys() == names
     assert_as_eager(theirs, model, inputs(name))
     again = bmk.replace_modules(model)
     assert again.swapped == {} and again.already == report.swapped
@@ -48,6 +61,7 @@ LAYERS = {
     "gated": ("llama", "model.layers.0.mlp"),
     "gated, gelu_tanh": ("gemma2", "model.layers.0.mlp"),
     "fc1, fc2": ("vit", "vit.layers.0.mlp"),
+    "gpt2": ("gpt2", "transformer.h.0.mlp"),
 }
 
 
@@ -71,9 +85,10 @@ def test_norms_keep_their_dtypes(name, dtype, weight_dtype):
 def test_feed_forward_layers_are_one_op_until_someone_looks_inside(name, monkeypatch):
     family, path = LAYERS[name]
     layer = FAMILIES[family].make().get_submodule(path)
-    x = torch.randn(5, 32)
+    x = torch.randn(9, 32)
     expected = layer(x)
-    assert bmk.replace_modules(layer).swapped.keys() == {"(model)"}
+    report = bmk.replace_modules(layer)
+    assert "(model)" in report.swapped and set(report.inside.values()) == {"(model)"}
     fused, feed_forward = [], functional.feed_forward
     monkeypatch.setattr(
         functional, "feed_forward", lambda *args, **kwargs: fused.append(feed_forward(*args, **kwargs)) or fused[-1]
@@ -81,10 +96,99 @@ def test_feed_forward_layers_are_one_op_until_someone_looks_inside(name, monkeyp
     torch.testing.assert_close(layer(x), expected)
     assert len(fused) == 1
     seen = []
-    linear = next(module for module in layer.modules() if type(module) is torch.nn.Linear)
+    linear = layer.get_submodule(next(iter(report.inside)))
     linear.register_forward_hook(lambda module, args, output: seen.append(output))
     torch.testing.assert_close(layer(x), expected)
     assert len(fused) == 1 and len(seen) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "norm" not in name])
+def test_feed_forward_layers_under_autocast(name, monkeypatch):
+    family, path = LAYERS[name]
+    theirs = FAMILIES[family].make().get_submodule(path)
+    ours, x = copy.deepcopy(theirs), torch.randn(9, 32, generator=torch.Generator().manual_seed(4))
+    bmk.replace_modules(ours)
+    fused, feed_forward = [], functional.feed_forward
+    monkeypatch.setattr(
+        functional, "feed_forward", lambda *args, **kwargs: fused.append(1) or feed_forward(*args, **kwargs)
+    )
+    with torch.no_grad():
+        truth = copy.deepcopy(theirs).double()(x.double())
+        for given in (x, x.bfloat16()):  # as it comes from a norm, or from another layer
+            with torch.autocast("cpu", torch.bfloat16):
+                actual, expected = ours(given), theirs(given)
+            assert_as_exact(name, actual, expected, truth, FORWARD, torch.bfloat16)
+    assert len(fused) == 2
+
+
+ACTIVATED = {
+    "bert": ("bert.encoder.layer.0.intermediate", ("dense", "intermediate_act_fn")),
+    "whisper": ("model.encoder.layers.0", ("fc1", "activation_fn")),
+}
+
+
+@pytest.mark.parametrize("name", list(ACTIVATED))
+def test_the_activation_is_in_the_products_epilogue_until_someone_looks_between(name, monkeypatch):
+    path, parts = ACTIVATED[name]
+    layer = FAMILIES[name].make().get_submodule(path)
+    arguments = (torch.randn(2, 5, 32),) + ((None,) if name == "whisper" else ())
+    expected = layer(*arguments)
+    bmk.replace_modules(layer)
+    activations, linear = [], functional.linear
+
+    def spy(*args, activation=None, **kwargs):
+        activations.append(activation)
+        return linear(*args, activation=activation, **kwargs)
+
+    monkeypatch.setattr(functional, "linear", spy)
+    torch.testing.assert_close(layer(*arguments), expected)
+    assert activations.count("gelu") == 1
+    for part in parts:
+        seen = []
+        handle = layer.get_submodule(part).register_forward_hook(lambda *call, seen=seen: seen.append(call[-1]))
+        torch.testing.assert_close(layer(*arguments), expected)
+        assert len(seen) == 1 and activations.count("gelu") == 1
+        assert (seen[0] < -0.2).any() == (part != parts[1]), "the linear layer's hook sees what is not yet activated"
+        handle.remove()
+    setattr(layer, parts[1], torch.nn.Identity())
+    assert not torch.allclose(layer(*arguments), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gpt2s_weights_are_laid_out_once(mode):
+    config = transformers.GPT2Config(n_embd=128, n_layer=1, n_head=2, vocab_size=64)
+    layer = transformers.GPT2Model(config).eval().h[0].mlp
+    bmk.replace_modules(layer)
+    packed_weights.clear()
+    with mode():
+        for _ in range(3):
+            layer(torch.randn(9, 128))
+    assert packed_weights.packed_bytes() >= 2 * 4 * 128 * 512
+
+
+def test_checkpointing_of_a_layer_whose_forward_runs_on_a_stand_in():
+    given = inputs("whisper")
+    gradients = []
+    for checkpoints in (False, True):
+        model = FAMILIES["whisper"].make().train()
+        bmk.replace_modules(model)
+        if checkpoints:
+            model.gradient_checkpointing_enable()
+        model(**given, use_cache=False).logits.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and "model.encoder.layers.0.fc1.weight" in gradients[0]
+    assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "whisper"])
+def test_compiles_whole(name, monkeypatch):
+    let_linear(monkeypatch, linear_choice.Row("all"))
+    model, given = FAMILIES[name].make("sdpa"), inputs(name)
+    bmk.replace_modules(model)
+    expected = model(**given, use_cache=False).logits if name != "bert" else model(**given).logits
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    actual = compiled(**given, use_cache=False).logits if name != "bert" else compiled(**given).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_t5s_gated_layer_and_its_dropout():
@@ -107,6 +211,66 @@ def test_copies_and_pickles():
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(copied) is type(layer) and torch.equal(copied(x), layer(x))
         assert copied.up_proj.weight is not layer.up_proj.weight
+
+
+def test_gpt2s_layer_drops_in_training_only():
+    options = FAMILIES["gpt2"].options | {"resid_pdrop": 0.5}
+    layer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**options)).transformer.h[0].mlp
+    x = torch.randn(50, 32)
+    expected = layer.eval()(x)
+    bmk.replace_modules(layer)
+    dropped = layer.train()(x) == 0
+    assert 0.4 < dropped.float().mean() < 0.6
+    torch.testing.assert_close(layer.eval()(x), expected)
+
+
+class OfBert(transformers.models.bert.modeling_bert.BertIntermediate):
+    def forward(self, hidden_states):
+        return 2 * super().forward(hidden_states)
+
+
+class OfWhisper(transformers.models.whisper.modeling_whisper.WhisperEncoderLayer):
+    def forward(self, hidden_states, attention_mask=None):
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)) + self.fc1(hidden_states))
+
+
+class Quietly(OfWhisper):
+    def forward(self, hidden_states, attention_mask=None):
+        return super().forward(hidden_states) + self.activation_fn(self.fc1(hidden_states)).mean()
+
+
+def test_subclasses_of_new_layers_are_left():
+    bert, whisper = FAMILIES["bert"].make(), FAMILIES["whisper"].make()
+    bert.bert.encoder.layer[0].intermediate = OfBert(bert.config)
+    whisper.model.encoder.layers[0] = OfWhisper(whisper.config)
+    whisper.model.encoder.layers[1] = Quietly(whisper.config)
+    left = bmk.replace_modules(whisper).left
+    for index, kind in enumerate((OfWhisper, Quietly)):
+        assert type(whisper.model.encoder.layers[index]) is kind
+        assert "fc1 or activation_fn otherwise than once" in left[f"model.encoder.layers.{index}"]
+    x = torch.randn(2, 5, 32)
+    expected = bert.bert.encoder.layer[0].intermediate(x)
+    assert "bert.encoder.layer.0.intermediate" not in bmk.replace_modules(bert).swapped
+    torch.testing.assert_close(bert.bert.encoder.layer[0].intermediate(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "paths"),
+    [
+        ("gpt2", "activation_function", ["transformer.h.0.mlp"]),
+        ("bert", "hidden_act", ["bert.encoder.layer.0.intermediate"]),
+        ("whisper", "activation_function", ["model.encoder.layers.0", "model.decoder.layers.0"]),
+        ("vit", "hidden_act", ["vit.layers.0.mlp"]),
+    ],
+)
+def test_an_activation_that_we_do_not_have_is_left(name, option, paths):
+    family = FAMILIES[name]
+    config = getattr(transformers, family.config)(**family.options | {option: "quick_gelu"})
+    model = getattr(transformers, family.model)(config).eval()
+    theirs = copy.deepcopy(model)
+    left = bmk.replace_modules(model).left
+    assert all("QuickGELU" in left[path] for path in paths)
+    assert_as_eager(theirs, model, inputs(name))
 
 
 def test_what_computes_something_else_is_left():

@@ -7,6 +7,7 @@ import torch
 from nn_pairs import assert_same
 
 import bigmodel_kernels as bmk
+from bigmodel_kernels import linear_choice
 from bigmodel_kernels import nn as ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -68,12 +69,15 @@ def test_swaps_in_place_and_computes_the_same():
     assert report.swapped["encoder.layers.0"] == "TransformerEncoderLayer"
     assert "tied" not in report.swapped, "a tied module is reported once, under its first name"
     assert "Twice" in report.left["twice"] and "subclass of torch.nn.TransformerEncoderLayer" in report.left["twice"]
-    assert report.no_counterpart["Linear"] == 2 + 3 * 2 and report.no_counterpart["GroupNorm"] == 1
+    assert report.no_counterpart == {"GroupNorm": 1}
+    assert report.inside["encoder.layers.1.linear2"] == "encoder.layers.1" and len(report.inside) == 2 * 3 + 1 + 1
     text = str(report)
     assert "encoder.layers.0.self_attn: MultiheadAttention" in text and "twice: " in text and "GroupNorm x1" in text
 
 
-def test_is_idempotent():
+@pytest.mark.parametrize("row", [None, linear_choice.Row("all")])
+def test_is_idempotent(row, monkeypatch):
+    monkeypatch.setattr(linear_choice, "row_for", lambda *call: row)
     model = make_model()
     first = bmk.replace_modules(model)
     second = bmk.replace_modules(model)

@@ -1,157 +1,37 @@
-"""Norms and feed-forward layers of Hugging Face models that compute with bigmodel_kernels.
+"""Which layers of Hugging Face models compute with bigmodel_kernels, and how they are told.
 
 transformers repeats the same few layers under hundreds of names, one set per model. So a layer is recognised by the
 code of its forward: where that is the code of a layer that we know, we know what it computes.
 """
 
+import ast
 import functools
 import importlib
+import inspect
 import sys
-from dataclasses import dataclass
+import textwrap
 
 import torch
-from torch import Tensor
 
-from bigmodel_kernels import functional
-from bigmodel_kernels.nn.fusion import LINEAR, activation_name, dropout_p, is_plain
+from bigmodel_kernels.integrations import hugging_face_layers as layers
+from bigmodel_kernels.integrations.hugging_face_layers import Computed
 
-# Activations of transformers by class; what it names otherwise is torch's, or no activation of ours.
-_ACTIVATIONS = {
-    "SiLUActivation": "silu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-    "NewGELUActivation": "gelu_tanh",
-}
-
-
-class Computed:
-    """Base of what a recognised layer's class is mixed with. The mixed class adds no attribute and keeps the layer's
-    class as its base, so that isinstance, hooks, parameters and state_dict stay as they were."""
-
-    def __reduce_ex__(self, protocol):
-        ours, theirs = type(self).__bases__
-        return _empty, (ours, theirs), self.__dict__
-
-
-class _RMSNorm(Computed):
-    """Normalises, rounds to the input's dtype, multiplies by the weight (Llama)."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = _rms(hidden_states, self.weight, self.variance_epsilon)
-        return normed.to(torch.promote_types(self.weight.dtype, normed.dtype))
-
-
-class _RMSNormRoundedOnce(Computed):
-    """Normalises, multiplies by the weight, rounds to the input's dtype (gpt-oss)."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return _rms(hidden_states, self.weight, self.variance_epsilon)
-
-
-class _RMSNormAboutOne(Computed):
-    """Multiplies by 1 + weight (Gemma)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _rms(x, 1.0 + self.weight.float(), self.eps)
-
-
-class _RMSNormOfT5(Computed):
-    """Its output has the weight's dtype where that is a half, and else the wider dtype."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if self.weight.dtype in (torch.float16, torch.bfloat16):
-            return _rms(hidden_states, self.weight, self.variance_epsilon).to(self.weight.dtype)
-        wider = torch.promote_types(self.weight.dtype, hidden_states.dtype)
-        return _rms(hidden_states.to(wider), self.weight, self.variance_epsilon)
-
-
-def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    weight = weight if weight.dtype == x.dtype else weight.float()
-    return functional.add_norm(x, None, weight, kind="rms", eps=eps)[1]
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The names of a feed-forward layer's modules."""
-
-    first: str
-    last: str
-    activation: str
-    gate: str | None = None
-    dropout: str | None = None
-
-
-class _FeedForward(Computed):
-    """Base of feed-forward layers: one op where its linear layers are plain, and else the layer's own forward, which
-    calls whatever took their place (an adapter, a quantised layer) or hooked into them."""
-
-    _parts: _Parts
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self._parts
-        w1, w2, activation = getattr(self, parts.first), getattr(self, parts.last), getattr(self, parts.activation)
-        gate = None if parts.gate is None else getattr(self, parts.gate)
-        dropout = None if parts.dropout is None else getattr(self, parts.dropout)
-        linears = [linear for linear in (w1, w2, gate) if linear is not None]
-        drops = 0.0 if dropout is None else dropout_p(dropout)
-        fusable = (
-            all(is_plain(linear, *LINEAR) and linear.weight.dtype == x.dtype for linear in linears)
-            and (dropout is None or is_plain(dropout, torch.nn.Dropout))
-            and drops < 1.0
-            and not _watched(activation)
-        )
-        if not fusable:
-            return super().forward(x)
-        return functional.feed_forward(
-            x,
-            w1.weight,
-            w1.bias,
-            w2.weight,
-            w2.bias,
-            activation=_activation(activation),
-            gate=None if gate is None else "hidden",
-            w_gate=None if gate is None else gate.weight,
-            b_gate=None if gate is None else gate.bias,
-            dropout_p=drops,
-        )
-
-
-class _GatedMLP(_FeedForward):
-    """down(act(gate(x)) * up(x)) (Llama)."""
-
-    _parts = _Parts("up_proj", "down_proj", "act_fn", gate="gate_proj")
-
-
-class _MLP(_FeedForward):
-    """fc2(act(fc1(x))) (ViT)."""
-
-    _parts = _Parts("fc1", "fc2", "activation_fn")
-
-
-class _DenseOfT5(_FeedForward):
-    """wo(dropout(act(wi(x))))."""
-
-    _parts = _Parts("wi", "wo", "act", dropout="dropout")
-
-
-class _GatedDenseOfT5(_FeedForward):
-    """wo(dropout(act(wi_0(x)) * wi_1(x)))."""
-
-    _parts = _Parts("wi_1", "wo", "act", gate="wi_0", dropout="dropout")
-
-
-# (model, class, what computes in its place, methods that say what it computes)
+# (module, class, what computes in its place, methods that say what it computes)
 _KNOWN = (
-    ("llama", "LlamaRMSNorm", _RMSNorm, ("forward",)),
-    ("gpt_oss", "GptOssRMSNorm", _RMSNormRoundedOnce, ("forward",)),
-    ("gemma2", "Gemma2RMSNorm", _RMSNormAboutOne, ("forward", "_norm")),
-    ("t5", "T5LayerNorm", _RMSNormOfT5, ("forward",)),
-    ("llama", "LlamaMLP", _GatedMLP, ("forward",)),
-    ("vit", "ViTMLP", _MLP, ("forward",)),
-    ("t5", "T5DenseActDense", _DenseOfT5, ("forward",)),
-    ("t5", "T5DenseGatedActDense", _GatedDenseOfT5, ("forward",)),
+    ("models.llama.modeling_llama", "LlamaRMSNorm", layers.RMSNorm, ("forward",)),
+    ("models.gpt_oss.modeling_gpt_oss", "GptOssRMSNorm", layers.RMSNormRoundedOnce, ("forward",)),
+    ("models.gemma2.modeling_gemma2", "Gemma2RMSNorm", layers.RMSNormAboutOne, ("forward", "_norm")),
+    ("models.t5.modeling_t5", "T5LayerNorm", layers.RMSNormOfT5, ("forward",)),
+    ("models.llama.modeling_llama", "LlamaMLP", layers.GatedMLP, ("forward",)),
+    ("models.vit.modeling_vit", "ViTMLP", layers.MLP, ("forward",)),
+    ("models.t5.modeling_t5", "T5DenseActDense", layers.DenseOfT5, ("forward",)),
+    ("models.t5.modeling_t5", "T5DenseGatedActDense", layers.GatedDenseOfT5, ("forward",)),
+    ("models.gpt2.modeling_gpt2", "GPT2MLP", layers.MLPOfGPT2, ("forward",)),
+    ("models.bert.modeling_bert", "BertIntermediate", layers.Intermediate, ("forward",)),
+    ("models.bert.modeling_bert", "BertOutput", layers.Output, ("forward",)),
+    ("pytorch_utils", "Conv1D", layers.Conv1D, ("forward",)),
 )
+_UNTOLD = "its forward uses fc1 or activation_fn otherwise than once, as activation_fn(fc1(x))"
 
 
 def recognised(module: torch.nn.Module) -> type[Computed] | None:
@@ -168,36 +48,31 @@ def reason_to_leave(module: torch.nn.Module, ours: type[Computed]) -> str | None
         return f"a parametrized {type(module).__name__}"
     if "forward" in module.__dict__:
         return f"its forward was replaced on the {type(module).__name__} itself"
-    if issubclass(ours, _FeedForward):
-        activation = getattr(module, ours._parts.activation)
-        if _activation(activation) is None:
+    if ours is layers.SaysFC1 and not _says_fc1_once(type(module)):
+        return _UNTOLD
+    if ours._bmk_activation:
+        activation = getattr(module, ours._bmk_activation)
+        if layers.activation_of(activation) is None:
             return f"its activation, {activation}, is not one of feed_forward's"
     return None
 
 
 def adopt(module: torch.nn.Module, ours: type[Computed]) -> None:
     """Makes a recognised layer compute as `ours`, in place."""
-    module.__class__ = _mixed(ours, type(module))
-
-
-def _activation(activation) -> str | None:
-    name = activation_name(activation)
-    if name is None and type(activation).__module__ == "transformers.activations":
-        return _ACTIVATIONS.get(type(activation).__name__)
-    return name
-
-
-def _watched(activation) -> bool:
-    return isinstance(activation, torch.nn.Module) and not is_plain(activation, type(activation))
+    module.__class__ = layers.mixed(ours, type(module))
 
 
 @functools.cache
 def _recognised(theirs: type) -> type[Computed] | None:
-    for model, name, ours, methods in _KNOWN:
-        known = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), name, None)
+    for module, name, ours, methods in _KNOWN:
+        known = getattr(importlib.import_module(f"transformers.{module}"), name, None)
         # Not every version of transformers has all of them.
         if known is not None and all(_same_code(theirs, known, method) for method in methods):
             return ours
+    of_transformers = any(base.__module__.startswith("transformers.") for base in theirs.__mro__)
+    code = getattr(inspect.unwrap(theirs.forward), "__code__", None)
+    if of_transformers and code is not None and {"fc1", "activation_fn"} <= set(code.co_names):
+        return layers.SaysFC1
     return None
 
 
@@ -214,10 +89,34 @@ def _same_code(one: type, other: type, method: str) -> bool:
 
 
 @functools.cache
-def _mixed(ours: type[Computed], theirs: type) -> type:
-    return type(theirs.__name__, (ours, theirs), {"__module__": theirs.__module__})
+def _says_fc1_once(theirs: type) -> bool:
+    """Whether a class's forward uses fc1 and activation_fn once each, as self.activation_fn(self.fc1(x)), and its self
+    for nothing but reading attributes: then it cannot tell a stand-in from itself."""
+    forward = inspect.unwrap(theirs.forward)
+    if forward.__closure__:  # super()
+        return False
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    except (OSError, SyntaxError, TypeError):  # no source, or not one of a function
+        return False
+    nodes = list(ast.walk(source))
+    itself = source.args.args[0].arg
+    read = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == itself
+    ]
+    if len(read) != sum(isinstance(node, ast.Name) and node.id == itself for node in nodes):
+        return False
+    if sorted(node.attr for node in read if node.attr in ("fc1", "activation_fn")) != ["activation_fn", "fc1"]:
+        return False
+    return any(_is_call(node, f"{itself}.activation_fn") and _is_call(node.args[0], f"{itself}.fc1") for node in nodes)
 
 
-def _empty(ours: type[Computed], theirs: type) -> torch.nn.Module:
-    mixed = _mixed(ours, theirs)
-    return mixed.__new__(mixed)
+def _is_call(node: ast.AST, function: str) -> bool:
+    """Whether a node calls this function with one argument."""
+    is_call = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+    return is_call and ast.unparse(node.func) == function

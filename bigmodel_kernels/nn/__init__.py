@@ -1,7 +1,7 @@
 """Drop-in modules: torch.nn's constructors, parameters, ``state_dict`` and outputs, computed by bigmodel_kernels.
 
-MultiheadAttention, the Transformer family, LayerNorm and RMSNorm subclass torch.nn's own classes and change nothing but
-the computation. They differ from torch.nn in what follows, and in nothing else:
+MultiheadAttention, the Transformer family, Linear, LayerNorm and RMSNorm subclass torch.nn's own classes and change
+nothing but the computation. They differ from torch.nn in what follows, and in nothing else:
 
 - a query that may attend to no key gives zero weights and a zero attention output, where torch.nn gives NaN;
 - training and eval compute the same function: ``is_causal=True`` without ``attn_mask`` raises in both (torch.nn ignores
@@ -20,6 +20,7 @@ Nested tensors take torch.nn's own path.
 from bigmodel_kernels.nn.add_norm import LayerNorm, RMSNorm
 from bigmodel_kernels.nn.attention import MultiheadAttention
 from bigmodel_kernels.nn.feed_forward import FeedForward
+from bigmodel_kernels.nn.linear import Linear
 from bigmodel_kernels.nn.rotary_embedding import RotaryEmbedding
 from bigmodel_kernels.nn.transformer import (
     Transformer,
@@ -32,6 +33,7 @@ from bigmodel_kernels.nn.transformer import (
 __all__ = [
     "FeedForward",
     "LayerNorm",
+    "Linear",
     "MultiheadAttention",
     "RMSNorm",
     "RotaryEmbedding",

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.modules import module as torch_module
 
 from bigmodel_kernels import functional
+from bigmodel_kernels.nn.linear import Linear
 
-# torch's out_proj; computes as Linear does.
-LINEAR = (torch.nn.Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear)
+# The second is torch's out_proj; both compute as torch.nn.Linear does.
+LINEAR = (torch.nn.Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear, Linear)
 
 _ACTIVATION_FUNCTIONS = {
     torch.nn.functional.relu: "relu",
