@@ -211,7 +211,7 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 def _launch(name: str, inputs: Inputs, features: Features, device: Device) -> Launch:
     width = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
-    return attention_launch(name, device, width, arithmetic, inputs.mask.data)
+    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:

@@ -304,7 +304,7 @@ def forward_calls(
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     arithmetic = arithmetic_of(dtype, features.precision)
-    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data)
+    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data, features.dropout)
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
     group = sizes.group if folded else 1
