@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_backward import Gradients, gradient_calls, mask_parts
 from .attention_forward import forward_calls
-from .attention_gradient import Incoming
+from .attention_gradient import Incoming, Terms
 from .attention_inputs import Features, Inputs, padded, prepare, view
 from .attention_launch import Call, Device
 from .attention_weights import weights_call
@@ -87,7 +87,7 @@ def _passes(
 
     inputs, features = _prepared(precision, "attention_weights", x, x, None, None, None, None, None, causal=causal)
     weights = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
-    incoming = Incoming(lse, lse, view(None), view(weights), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(None), view(weights))
     grads = Gradients(query=x, key=x, lse=lse)
     calls = [weights_call(inputs, features, lse, weights, False, device)]
     calls += gradient_calls(inputs, features, incoming, "weights", (None, None, lse, None), grads, None, device)
@@ -96,8 +96,8 @@ def _passes(
 
 def _forward_and_backward(inputs: Inputs, features: Features, x: Tensor, lse: Tensor, device: Device) -> list[Call]:
     """Attention's launches; x is of the shape of query and output, and the gradients of keys and values are like it."""
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
-    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
+    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks.data)
     calls = forward_calls(inputs, features, x, lse, x.dtype, device)
     return calls + gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
 
@@ -117,7 +117,7 @@ def _mask_gradient(
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     mask = _empty(1, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
     inputs, features = _prepared(precision, "attention", x, x, x, mask, None, None, None, causal="none")
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
     grads = Gradients(mask=mask)
     parts = mask_parts(inputs, features, mask, device)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, parts, device)
