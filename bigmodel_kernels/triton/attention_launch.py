@@ -128,12 +128,27 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
-# Instead of the tables' where there is dropout, whose random numbers take registers beside the scores:
-# (family, pass, arithmetic, features).
+# By family, arithmetic, pass and features: instead of the tables' where there is dropout, whose random numbers take
+# registers beside the scores. Half as many of these at a time spill nothing, causal or not.
 _WITH_DROPOUT = {
-    ("sm_80", "forward", "half", 128): (128, 32, 8, 3),
-    ("sm_90", "grad_query", "half", 128): (64, 64, 8, 2),
+    ("sm_80", "half"): {
+        "forward": {64: (128, 32, 4, 3), 128: (128, 32, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2)},
+        "grad_query": {64: (64, 32, 4, 2)},
+    },
+    ("sm_86", "half"): {
+        "forward": {128: (128, 32, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2)},
+        "grad_query": {64: (64, 32, 4, 2)},
+    },
+    ("sm_90", "half"): {
+        "forward": {64: (128, 64, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2)},
+        "grad_query": {128: (64, 64, 8, 2)},
+    },
+    ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
 }
+_WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"]
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
@@ -202,7 +217,7 @@ def attention_launch(
 def table_launch(name: str, capability: int, features: int, arithmetic: str, dropout: bool = False) -> Launch:
     """The default of attention_launch, without a mask."""
     table, size = family(capability), min(max(features, 64), 512)
-    if dropout and (blocks := _WITH_DROPOUT.get((table, name, arithmetic, size))):
+    if dropout and (blocks := _WITH_DROPOUT.get((table, arithmetic), {}).get(name, {}).get(size)):
         return _with_enough_terms(name, Launch(*blocks))
     if arithmetic == "half":
         rows = _HALF["sm_75"] if table == "sm_75" else _HALF["sm_80"] | _HALF[table]
