@@ -148,7 +148,7 @@ _WITH_DROPOUT = {
     },
     ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
 }
-_WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"]
+_WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
