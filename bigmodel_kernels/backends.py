@@ -51,7 +51,7 @@ CPU_OPS = torch.ops.bigmodel
 
 # Empty until `_load_triton` has imported the kernels.
 TRITON_OPS = torch.ops.bigmodel_triton
-OLDEST_TRITON = (3, 8)
+OLDEST_TRITON = (3, 6)
 GPU_CAPABILITY = (7, 5)
 GPU_BFLOAT16_CAPABILITY = (8, 0)
 
@@ -298,9 +298,7 @@ def _load_triton() -> tuple[str, ...]:
         reasons.append("the package triton is not installed")
     elif (version := _triton_version()) and _release(version) < OLDEST_TRITON:
         needed = ".".join(map(str, OLDEST_TRITON))
-        reasons.append(
-            f"triton {version} refuses the kernels of products, whose constants are named tuples; {needed} runs"
-        )
+        reasons.append(f"triton is {version}; the oldest that the kernels are compiled with is {needed}")
     if not torch.cuda.is_available() and not interpreted():
         reasons.append("torch sees no CUDA device, and TRITON_INTERPRET is not set to run kernels in numpy")
     if not reasons:

@@ -100,22 +100,32 @@ SPILLS_ABOVE_128 = {
     ("sm_120", "fp32", "grad_query causal d256"): 0,
     ("sm_120", "fp32", "grad_key_value causal d512"): 0,
 }
-# Options take registers too: dropout's random numbers most. By (arch, dtype, kernel): at most so many instructions.
-SPILLS_OF_OPTIONS = {
-    ("sm_80", "bf16", "forward dropout d128"): 16,
-    ("sm_80", "bf16", "grad_key_value softcap d128"): 0,
-    ("sm_80", "bf16", "grad_query additive mask d128"): 0,
-    ("sm_90", "bf16", "forward bool mask d128"): 0,
-    ("sm_90", "bf16", "grad_key_value dropout d128"): 0,
-    ("sm_90", "bf16", "grad_query dropout d128"): 64,
-    ("sm_86", "bf16", "grad_key_value additive mask d128"): 0,
-    ("sm_100", "bf16", "forward softcap d128"): 0,
-    ("sm_100", "bf16", "grad_query alibi d128"): 0,
-    ("sm_86", "tf32", "forward causal d128"): 0,
-    ("sm_86", "tf32", "grad_key_value causal d256"): 0,
-    ("sm_86", "tf32", "grad_mask d256"): 0,
-    ("sm_120", "tf32", "grad_query causal d256"): 0,
-    ("sm_120", "tf32", "grad_mask d128"): 0,
+# Options take registers too. By (arch, dtype).
+OPTIONS = {
+    ("sm_80", "bf16"): ("grad_key_value softcap d128", "grad_query additive mask d128"),
+    ("sm_90", "bf16"): ("forward bool mask d128",),
+    ("sm_86", "bf16"): ("grad_key_value additive mask d128",),
+    ("sm_100", "bf16"): ("forward softcap d128", "grad_query alibi d128"),
+    ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d256"),
+    ("sm_120", "tf32"): ("grad_query causal d256", "grad_mask d128"),
+}
+# Dropout's random numbers take the most: every pass where its launch is dropout's own, and some of the others.
+_PASSES_OF_DROPOUT = tuple(f"{each} causal dropout" for each in ("forward", "grad_key_value", "grad_query"))
+DROPOUT = {
+    ("sm_75", "fp16"): ("grad_key_value causal dropout d64", "grad_key_value causal dropout d128"),
+    ("sm_80", "bf16"): tuple(f"{each} d{size}" for each in _PASSES_OF_DROPOUT for size in (64, 128)),
+    ("sm_86", "bf16"): (
+        "grad_key_value causal dropout d64",
+        "grad_query causal dropout d64",
+        "forward causal dropout d128",
+    ),
+    ("sm_90", "bf16"): tuple(f"{each} d{size}" for each in _PASSES_OF_DROPOUT for size in (64, 128)),
+    ("sm_100", "bf16"): ("forward causal dropout d64", "forward causal dropout d128", "grad_query causal dropout d128"),
+    ("sm_120", "bf16"): (
+        "grad_key_value causal dropout d64",
+        "grad_query causal dropout d64",
+        "forward causal dropout d128",
+    ),
 }
 
 
@@ -169,12 +179,15 @@ def test_few_register_spills_above_128_features(arch, dtype, kernel):
     assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
 
 
-@pytest.mark.parametrize(("arch", "dtype", "kernel"), SPILLS_OF_OPTIONS)
+@pytest.mark.parametrize(
+    ("arch", "dtype", "kernel"),
+    [(*key, kernel) for table in (OPTIONS, DROPOUT) for key in table for kernel in table[key]],
+)
 def test_options_and_tf32_keep_to_registers_shared_memory_and_tensor_cores(arch, dtype, kernel):
     (row,) = rows_named(arch, dtype, (kernel,))
-    assert row.spills <= SPILLS_OF_OPTIONS[arch, dtype, kernel], row
+    assert (row.spills, row.stack) == (0, 0), row
     assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
-    assert {name.split(".")[0] for name in row.mma} == {architecture_of(row).mma}, row
+    assert {name.split(".")[0] for name in row.mma} == ({architecture_of(row).mma} if arch != "sm_75" else set()), row
     assert dtype != "tf32" or all("TF32" in name for name in row.mma), row
     assert row.atomics == 0, row
 

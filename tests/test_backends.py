@@ -223,13 +223,14 @@ def test_an_op_without_gpu_kernels_says_so(monkeypatch):
         bmk.linear(x, x, backend="cuda")
 
 
-def test_a_triton_that_cannot_compile_the_kernels_is_a_reason(monkeypatch):
+def test_a_triton_that_is_too_old_is_a_reason(monkeypatch):
     backends._load_triton.cache_clear()
     try:
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.7.1+git")
-        assert any(reason.startswith("triton 3.7.1+git refuses") for reason in backends._load_triton())
-        backends._load_triton.cache_clear()
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.10.0")
-        assert not any("refuses" in reason for reason in backends._load_triton())
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.5.1+git")
+        assert any(reason.startswith("triton is 3.5.1+git; the oldest") for reason in backends._load_triton())
+        for version in ("3.6.0", "3.10.0"):
+            backends._load_triton.cache_clear()
+            monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+            assert not any("the oldest" in reason for reason in backends._load_triton())
     finally:
         backends._load_triton.cache_clear()

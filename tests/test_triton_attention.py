@@ -16,7 +16,7 @@ from bigmodel_kernels.testing import AttentionCase
 from bigmodel_kernels.triton import attention_forward
 from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
 from bigmodel_kernels.triton.attention_forward import attention, forward_calls
-from bigmodel_kernels.triton.attention_gradient import Incoming
+from bigmodel_kernels.triton.attention_gradient import Incoming, Terms
 from bigmodel_kernels.triton.attention_inputs import prepare, view
 from bigmodel_kernels.triton.attention_launch import INTERPRETER
 from bigmodel_kernels.triton.attention_weights import attention_weights
@@ -155,7 +155,7 @@ def test_grids_of_many_matrices():
     """Of a mask of 140,000 matrices; CUDA takes at most 65,535 programs along a grid's second dimension."""
     x, lse, mask = empty(70000, 2, 8, 64), empty(70000, 2, 8, dtype=torch.float32), empty(70000, 2, 8, 8)
     inputs, features = prepare("attention", x, x, x, mask, None, None, None, **options_of())
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
     grads = Gradients(query=x, key=x, value=x, mask=mask)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, mask, INTERPRETER)
     assert {"grad_key_value", "grad_query", "grad_mask"} <= {call.name for call in calls}
@@ -179,7 +179,7 @@ def test_a_section_holds_no_more_heads_than_there_are():
     x, lse = empty(2, 4, 2**22, 16), empty(2, 4, 2**22, dtype=torch.float32)
     key = empty(2, 2, 1, 16)
     inputs, features = prepare("attention", x, key, key, None, None, None, None, **options_of())
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
     grads = Gradients(query=x, key=key, value=key)
     calls = forward_calls(inputs, features, x, lse, x.dtype, device)
     calls += gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from bigmodel_kernels.triton import attention_launch, choice, launch  # noqa: E4
 from bigmodel_kernels.triton.attention_launch import INTERPRETER  # noqa: E402
 from bigmodel_kernels.triton.attention_launch import attention_launch as ask_attention  # noqa: E402
 from bigmodel_kernels.triton.launch import ProductLaunch, product_launch  # noqa: E402
+from bigmodel_kernels.triton.product import Blocks  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is not set, and there may be no device to run on"
@@ -256,6 +258,66 @@ assert choice._State.source is tuned_launches.launches_on
 assert not [name for name in sys.modules if name.startswith("bigmodel_kernels.tuning")]
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+
+
+class Sizes(NamedTuple):
+    data: torch.Tensor
+    count: int
+
+
+class _Kernel:
+    """Stands for a compiled kernel with one run-time and one compile-time argument, and records its launch."""
+
+    arg_names, constexprs = ["sizes", "BLOCKS"], [1]
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **named: self.launched.append(arguments + tuple(named.values()))
+
+    def __init__(self):
+        self.launched = []
+
+
+def test_fields_of_compile_time_tuples_are_constants_before_triton_3_8_too(monkeypatch):
+    """Those versions hand a field out bare, and refuse a bare number in a shape and a bare string in a call."""
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    blocks = Blocks(64, 32, 16, 8, True, False, True, False, "ieee")
+    kernel = _Kernel()
+    launch.run(kernel, (1,), Sizes(torch.ones(1), 4), blocks)
+    launch.run(kernel, (1,), Sizes(torch.ones(1), 4), BLOCKS=blocks)
+    for sizes, constant, *_ in kernel.launched:
+        assert type(sizes.count) is int, "a run-time value stays one"
+        assert isinstance(constant, Blocks)
+        fields = {name: getattr(constant, name) for name in constant._fields}
+        assert all(isinstance(field, bool | triton.language.constexpr) for field in fields.values()), fields
+        assert tuple(getattr(field, "value", field) for field in constant) == blocks
+    first, second = (constant for _, constant, *_ in kernel.launched)
+    assert first is second, "so that Triton finds the compiled kernel at once"
+
+
+def test_the_audit_compiles_what_is_launched():
+    if triton.knobs.runtime.interpret:
+        pytest.skip("interpreted kernels have no compile-time arguments to look at")
+    from bigmodel_kernels.audit import cases
+
+    tuples = [each for case in cases("sm_80") for each in case.constexprs.values() if isinstance(each, tuple)]
+    assert {type(each).__name__ for each in tuples} == {"Blocks", "Features"}
+    for each in tuples:
+        assert all(isinstance(field, bool | triton.language.constexpr) for field in each), each
+
+
+def _tuples(arguments: tuple) -> list[tuple]:
+    inner = [each for each in arguments if isinstance(each, tuple)]
+    return inner + [found for each in inner for found in _tuples(each)]
+
+
+def test_tuples_of_tuples_hold_nothing_else():
+    """Triton 3.6 forgets in loops which fields of others are compile-time constants."""
+    from bigmodel_kernels.triton.attention_audit import _OPTIONS, _with_option
+
+    for option in _OPTIONS:
+        for _, call in _with_option(option, torch.bfloat16, 64, INTERPRETER):
+            for each in _tuples(call.arguments):
+                assert len({isinstance(field, tuple) for field in each}) == 1, each
 
 
 @pytest.mark.parametrize("fewest", [8, 16])

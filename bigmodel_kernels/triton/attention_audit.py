@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_backward import Gradients, gradient_calls, mask_parts
 from .attention_forward import forward_calls
-from .attention_gradient import Incoming
+from .attention_gradient import Incoming, Terms
 from .attention_inputs import Features, Inputs, padded, prepare, view
 from .attention_launch import Call, Device
 from .attention_weights import weights_call
@@ -32,9 +32,9 @@ _TF32_ARCHITECTURES, _TF32_HEAD_DIMS = (86, 120), (128, 256)
 def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
     causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, with the
-    gradient of an additive mask and, in a type of 16 bits, with each option; fp16, where there is bf16, only attention
-    of up to 128 features, because the code is all but the same; TF32 on two architectures. every: all of these in every
-    dtype and at every size, but for the options other than masks and TF32."""
+    gradient of an additive mask and, in a type of 16 bits, with each option (dropout at 64 too); fp16, where there is
+    bf16, only attention of up to 128 features, because the code is all but the same; TF32 on two architectures.
+    every: all of these in every dtype and at every size, but for the options other than masks and TF32."""
     device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -51,7 +51,9 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
                 plain = _passes(dtype, head_dim, "none", device)
                 plain += [*_one_query(dtype, head_dim, device), *_mask_gradient(dtype, head_dim, device)]
                 calls += [each for each in plain if every or head_dim == _TYPICAL or each[1].name == "weights"]
-            options = _OPTIONS if head_dim == _TYPICAL and name == ("bf16" if arch >= 80 else "fp16") else ()
+            options = ()
+            if name == ("bf16" if arch >= 80 else "fp16"):
+                options = _OPTIONS if head_dim == _TYPICAL else ("causal dropout",) if head_dim < _TYPICAL else ()
             for option in (*options, *(each for each in _MASKS if every and each not in options)):
                 calls += _with_option(option, dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
@@ -87,7 +89,7 @@ def _passes(
 
     inputs, features = _prepared(precision, "attention_weights", x, x, None, None, None, None, None, causal=causal)
     weights = _empty(_BATCH, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
-    incoming = Incoming(lse, lse, view(None), view(weights), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(None), view(weights))
     grads = Gradients(query=x, key=x, lse=lse)
     calls = [weights_call(inputs, features, lse, weights, False, device)]
     calls += gradient_calls(inputs, features, incoming, "weights", (None, None, lse, None), grads, None, device)
@@ -96,8 +98,8 @@ def _passes(
 
 def _forward_and_backward(inputs: Inputs, features: Features, x: Tensor, lse: Tensor, device: Device) -> list[Call]:
     """Attention's launches; x is of the shape of query and output, and the gradients of keys and values are like it."""
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
-    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
+    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks.data)
     calls = forward_calls(inputs, features, x, lse, x.dtype, device)
     return calls + gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
 
@@ -117,7 +119,7 @@ def _mask_gradient(
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     mask = _empty(1, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
     inputs, features = _prepared(precision, "attention", x, x, x, mask, None, None, None, causal="none")
-    incoming = Incoming(lse, lse, view(x), view(None), 1.0)
+    incoming = Incoming(Terms(lse, lse), view(x), view(None))
     grads = Gradients(mask=mask)
     parts = mask_parts(inputs, features, mask, device)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, parts, device)
@@ -133,7 +135,8 @@ def _mask(dtype: torch.dtype) -> dict[str, Tensor]:
 _MASKS = {"bool mask": lambda: _mask(torch.bool), "additive mask": lambda: _mask(torch.float32)}
 _OPTIONS = {
     "softcap": lambda: {"softcap": 30.0},
-    "dropout": lambda: {"dropout_seed": _empty(1, dtype=torch.int64), "dropout_p": 0.1},
+    # Whose random numbers take the most registers, as causal calls do, too.
+    "causal dropout": lambda: {"dropout_seed": _empty(1, dtype=torch.int64), "dropout_p": 0.1, "causal": "top_left"},
     "alibi": lambda: {"alibi_slopes": _empty(_HEADS)},
     "sinks": lambda: {"sinks": _empty(_HEADS)},
     "window": lambda: {"window_left": 512, "window_right": 512},
@@ -146,7 +149,7 @@ def _with_option(option: str, dtype: torch.dtype, head_dim: int, device: Device)
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     given = (_OPTIONS | _MASKS)[option]()
     tensors = (given.pop(name, None) for name in ("mask", "alibi_slopes", "sinks", "dropout_seed"))
-    inputs, features = _prepared(None, "attention", x, x, x, *tensors, causal="none", **given)
+    inputs, features = _prepared(None, "attention", x, x, x, *tensors, **({"causal": "none"} | given))
     calls = _forward_and_backward(inputs, features, x, lse, device)
     changed = ("forward", "grad_sinks") if option == "sinks" else _BANDED
     return [("attention", call._replace(name=f"{call.name} {option}")) for call in calls if call.name in changed]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .attention_gradient import (
     Incoming,
+    Terms,
     grad_key_value_kernel,
     grad_query_kernel,
     grad_sinks_kernel,
@@ -96,7 +97,7 @@ def attention_backward(
     else:
         if grad_output is None and grads.value is not None:
             grads.value.zero_()  # the lse does not depend on the values
-        incoming = Incoming(*empty_row_terms(query), view(grad_output), view(None), 1.0)
+        incoming = Incoming(Terms(*empty_row_terms(query)), view(grad_output), view(None))
         terms = (output, grad_output, lse, grad_lse)
         source = "lse" if grad_output is None else "output"
         run_gradients(inputs, features, incoming, source, terms, grads)
@@ -110,7 +111,7 @@ def empty_mask_gradient(mask: Tensor | None, want: bool) -> Tensor | None:
 
 
 def empty_row_terms(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for Incoming's lse and delta."""
+    """Room for the lse and delta of Terms."""
     return tuple(query.new_empty(query.shape[:3], dtype=torch.float32) for _ in range(2))
 
 
@@ -126,7 +127,7 @@ def run_gradients(
 ) -> None:
     """Computes the gradients that are not None; there is at least one query and one key. terms: (output, grad_output,
     lse, grad_lse), of which only the lse must be there. source: incoming's, as its class says."""
-    device = device_of(incoming.lse)
+    device = device_of(incoming.terms.lse)
     parts = None if grads.mask is None else mask_parts(inputs, features, grads.mask, device)
     for call in gradient_calls(inputs, features, incoming, source, terms, grads, parts, device):
         call.run()
@@ -185,7 +186,7 @@ def gradient_calls(
         grid = (tiles * matrices.numel(),)
         calls.append(_call("grad_mask", grad_mask_kernel, grid, arguments, chosen, blocks))
     if grads.sinks is not None:
-        arguments = (inputs.sinks, incoming.lse, incoming.delta, grads.sinks, sizes, 1024)
+        arguments = (inputs.sinks, incoming.terms.lse, incoming.terms.delta, grads.sinks, sizes, 1024)
         calls.append(Call("grad_sinks", grad_sinks_kernel, (sizes.heads,), arguments))
     return calls
 
@@ -211,7 +212,7 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 def _launch(name: str, inputs: Inputs, features: Features, device: Device) -> Launch:
     width = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
-    return attention_launch(name, device, width, arithmetic, inputs.mask.data)
+    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:
@@ -220,8 +221,9 @@ def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, bloc
 
 
 def _row_terms_call(incoming: Incoming, terms: tuple, sizes, block_v: int) -> Call:
-    output, grad_output, lse, grad_lse = terms
+    output, grad_output, *given = terms
     block = max(1, 2048 // block_v)
-    rows = [View(None, 0, 0, 0, 0) if x is None else View(x, *x.stride(), 0) for x in (lse, grad_lse)]
-    arguments = (view(output), view(grad_output), *rows, incoming.lse, incoming.delta, sizes, block, block_v)
-    return Call("row_terms", row_terms_kernel, (triton.cdiv(incoming.lse.numel(), block),), arguments)
+    rows = [View(None, 0, 0, 0, 0) if x is None else View(x, *x.stride(), 0) for x in given]
+    lse, delta, _ = incoming.terms
+    arguments = (view(output), view(grad_output), *rows, lse, delta, sizes, block, block_v)
+    return Call("row_terms", row_terms_kernel, (triton.cdiv(lse.numel(), block),), arguments)

@@ -193,7 +193,8 @@ def _attention_forward_kernel(
         )
 
     if FEATURES.sinks and not SPLIT:
-        sink = tl.reshape(tl.load(inputs.sinks + head + query * 0), (BLOCK_M,))
+        sinks = inputs.sinks.data + wide_head * inputs.sinks.stride
+        sink = tl.reshape(tl.load(sinks + query * 0), (BLOCK_M,))
         maximum, total, rescale = add_sink(maximum, total, sink)
         accumulator *= rescale[:, None]
     factor, row_lse = finish_softmax(maximum, total)
@@ -238,7 +239,7 @@ def _merge_kernel(
         x = tl.load(partial + at[:, None] * sizes.value_dim + v, mask=exact, other=0.0)
         accumulator = accumulator * rescale[:, None] + weight * x
     if SINKS:
-        maximum, total, rescale = add_sink(maximum, total, tl.load(sinks + head))
+        maximum, total, rescale = add_sink(maximum, total, tl.load(sinks.data + head * sinks.stride))
         accumulator *= rescale[:, None]
     factor, row_lse = finish_softmax(maximum, total)
     pointers = output.data + (batch * output.batch + head * output.head + query * output.row)[:, None] + v
@@ -304,7 +305,7 @@ def forward_calls(
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     arithmetic = arithmetic_of(dtype, features.precision)
-    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data)
+    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data, features.dropout)
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
     group = sizes.group if folded else 1

@@ -28,24 +28,30 @@ from .scores import (
 from .tiles import Rows, index, load_tile, narrow, product, store_tile, take
 
 
-class Incoming(NamedTuple):
-    """What the gradients start from. lse (in units of log2, inf for a row that saw no key) and delta: of
-    row_terms_kernel, [batch, heads, q_len]. output: the gradient of the output; weights: that of the weights, to be
-    multiplied by weights_scale. Which of the two there is, is a constant of the kernels: SOURCE "output", "weights" or,
-    where only the lse was differentiated, "lse"."""
+class Terms(NamedTuple):
+    """lse (in units of log2, inf for a row that saw no key) and delta: of row_terms_kernel, [batch, heads, q_len].
+    weights_scale: what the gradient of the weights is to be multiplied by."""
 
     lse: Any
     delta: Any
+    weights_scale: float = 1.0
+
+
+class Incoming(NamedTuple):
+    """What the gradients start from. output: the gradient of the output; weights: that of the weights. Which of the two
+    there is, is a constant of the kernels: SOURCE "output", "weights" or, where only the lse was differentiated,
+    "lse"."""
+
+    terms: Terms
     output: View
     weights: View
-    weights_scale: float
 
 
 @triton.jit
 def row_terms_kernel(
     output, grad_output, lse, grad_lse, row_lse, row_delta, sizes, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    """Incoming's lse and delta for BLOCK_M rows of [batch, heads, q_len]. lse and grad_lse are Views whose row is a
+    """The lse and delta of Terms for BLOCK_M rows of [batch, heads, q_len]. lse and grad_lse are Views whose row is a
     query; what has no data counts as 0."""
     row_count = tl.cast(sizes.batch, tl.int64) * sizes.heads * sizes.q_len
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -73,7 +79,7 @@ def row_terms_kernel(
 def grad_sinks_kernel(sinks, row_lse, row_delta, grad_sinks, sizes, BLOCK_M: tl.constexpr):
     """A sink's weight is exp(sink - lse), and no value hangs on it. One program per head adds up its rows in order."""
     head = tl.program_id(0)
-    logit = tl.load(sinks + head) * LOG2E
+    logit = tl.load(sinks.data + head.to(tl.int64) * sinks.stride) * LOG2E
     total = tl.zeros((BLOCK_M,), tl.float32)
     for batch in tl.range(0, sizes.batch):
         first = (tl.cast(batch, tl.int64) * sizes.heads + head) * sizes.q_len
@@ -135,7 +141,7 @@ def load_grad_weights(incoming, batch, head, query, key, sizes):
     pointers = given.data + batch * given.batch + tl.cast(head, tl.int64) * given.head
     pointers += query.to(tl.int64) * given.row + key.to(tl.int64) * given.column
     inside = (query < sizes.q_len) & (key < sizes.kv_len)
-    return tl.load(pointers, mask=inside, other=0.0).to(tl.float32) * incoming.weights_scale
+    return tl.load(pointers, mask=inside, other=0.0).to(tl.float32) * incoming.terms.weights_scale
 
 
 @triton.jit
@@ -182,8 +188,8 @@ def _through_queries(
         pointers = query_rows.first + d * inputs.query.column
         q = load_tile(pointers, row, 0, d, sizes.head_dim, False, not FEATURES.head_exact)
         query = start + rows
-        lse = tl.load(incoming.lse + terms + query, mask=query < sizes.q_len, other=float("inf"))[None, :]
-        delta = tl.load(incoming.delta + terms + query, mask=query < sizes.q_len, other=0.0)[None, :]
+        lse = tl.load(incoming.terms.lse + terms + query, mask=query < sizes.q_len, other=float("inf"))[None, :]
+        delta = tl.load(incoming.terms.delta + terms + query, mask=query < sizes.q_len, other=0.0)[None, :]
         query = query[None, :]
         products = feature_products(k, q, key_rows, query_rows, sizes.head_dim, FEATURES.head_exact, BLOCK_D, FEATURES)
         grad_weights = tl.zeros_like(products)
@@ -417,8 +423,8 @@ def grad_query_kernel(
     last_query = tl.minimum(first_query + BLOCK_M, sizes.q_len) - 1
     query = first_query + tl.arange(0, BLOCK_M)
     terms = (batch * sizes.heads + head) * sizes.q_len + query
-    lse = tl.load(incoming.lse + terms, mask=query < sizes.q_len, other=float("inf"))[:, None]
-    delta = tl.load(incoming.delta + terms, mask=query < sizes.q_len, other=0.0)[:, None]
+    lse = tl.load(incoming.terms.lse + terms, mask=query < sizes.q_len, other=float("inf"))[:, None]
+    delta = tl.load(incoming.terms.delta + terms, mask=query < sizes.q_len, other=0.0)[:, None]
     query = query[:, None]
     at = query.to(tl.int64)
     d = index(tl.arange(0, BLOCK_D)[None, :], FEATURES.wide)

@@ -2,6 +2,7 @@
 
 Named tuples, because Triton takes them as kernel arguments and hands their fields to helpers. A field of `Inputs` is a
 run-time value; a field of `Features` is a constant, and code for what is off does not exist in the compiled kernel.
+A tuple that holds tuples holds nothing else: of one that does, Triton 3.6 forgets in loops which strides are 1.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 from .attention_launch import LARGEST_TF32
 from .dropout import dropout_constants
 from .launch import matmul_arithmetic
+from .matrices import Vector, vector
 
 LOG2E = 1 / math.log(2)
 LARGEST_HEAD = 512
@@ -78,7 +80,7 @@ class Inputs(NamedTuple):
     value: View
     mask: View
     slopes: Slopes
-    sinks: Any
+    sinks: Vector
     sizes: Sizes
     band: Band
     rules: Rules
@@ -153,7 +155,7 @@ def prepare(
         value=view(value),
         mask=broadcast_view(mask, (batch, heads, q_len, kv_len)),
         slopes=_slopes(alibi_slopes, batch, heads),
-        sinks=None if sinks is None else sinks.contiguous(),  # kernels read the next head's beside it
+        sinks=vector(sinks),
         sizes=sizes,
         band=Band(0 if causal == "top_left" else kv_len - q_len, before or 0, after or 0),
         rules=_rules(scale, softcap),

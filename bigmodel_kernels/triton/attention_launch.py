@@ -128,6 +128,27 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
+# By family, arithmetic, pass and features: instead of the tables' where there is dropout, whose random numbers take
+# registers beside the scores. Half as many of these at a time spill nothing, causal or not.
+_WITH_DROPOUT = {
+    ("sm_80", "half"): {
+        "forward": {64: (128, 32, 4, 3), 128: (128, 32, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2)},
+        "grad_query": {64: (64, 32, 4, 2)},
+    },
+    ("sm_86", "half"): {
+        "forward": {128: (128, 32, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2)},
+        "grad_query": {64: (64, 32, 4, 2)},
+    },
+    ("sm_90", "half"): {
+        "forward": {64: (128, 64, 8, 3)},
+        "grad_key_value": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2)},
+        "grad_query": {128: (64, 64, 8, 2)},
+    },
+    ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
+}
+_WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
@@ -170,14 +191,21 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-def attention_launch(name: str, device: Device, features: int, arithmetic: str, mask: Tensor | None = None) -> Launch:
+def attention_launch(
+    name: str,
+    device: Device,
+    features: int,
+    arithmetic: str,
+    mask: Tensor | None = None,
+    dropout: bool = False,
+) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
     arithmetic_of; mask: of the scores, boolean or additive."""
 
     def default() -> Launch:
         if triton.knobs.runtime.interpret:
             return _INTERPRETER_LAUNCH
-        return table_launch(name, device.capability, features, arithmetic)
+        return table_launch(name, device.capability, features, arithmetic, dropout)
 
     override = _overrides.get((name, device.capability, features, arithmetic))
     launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
@@ -186,16 +214,18 @@ def attention_launch(name: str, device: Device, features: int, arithmetic: str, 
     return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[family(device.capability)]))
 
 
-def table_launch(name: str, capability: int, features: int, arithmetic: str) -> Launch:
+def table_launch(name: str, capability: int, features: int, arithmetic: str, dropout: bool = False) -> Launch:
     """The default of attention_launch, without a mask."""
-    table = family(capability)
+    table, size = family(capability), min(max(features, 64), 512)
+    if dropout and (blocks := _WITH_DROPOUT.get((table, arithmetic), {}).get(name, {}).get(size)):
+        return _with_enough_terms(name, Launch(*blocks))
     if arithmetic == "half":
         rows = _HALF["sm_75"] if table == "sm_75" else _HALF["sm_80"] | _HALF[table]
     elif arithmetic == "ieee" or table == "sm_75":
         rows = _IEEE | _IEEE_BY_FAMILY.get(table, {})
     else:
         rows = _TF32
-    return _with_enough_terms(name, Launch(*rows[name][min(max(features, 64), 512).bit_length() - 7]))
+    return _with_enough_terms(name, Launch(*rows[name][size.bit_length() - 7]))
 
 
 def features_at_a_time(device: Device, features: int, arithmetic: str) -> int:

@@ -57,8 +57,8 @@ def _score_gradients(
     if SOURCE == "weights":
         grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
     terms = (batch * sizes.heads + head) * sizes.q_len + query
-    lse = tl.load(incoming.lse + terms, mask=query < sizes.q_len, other=float("inf"))
-    delta = tl.load(incoming.delta + terms, mask=query < sizes.q_len, other=0.0)
+    lse = tl.load(incoming.terms.lse + terms, mask=query < sizes.q_len, other=float("inf"))
+    delta = tl.load(incoming.terms.delta + terms, mask=query < sizes.q_len, other=0.0)
     _, grad_scores, _ = tile_gradients(
         products,
         grad_weights,

@@ -154,7 +154,7 @@ def weights_call(
     sizes = inputs.sizes
     block_d = padded(sizes.head_dim)
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
-    launch = attention_launch("weights", device, block_d, arithmetic)
+    launch = attention_launch("weights", device, block_d, arithmetic, dropout=features.dropout)
     features = features._replace(chunk=features_at_a_time(device, block_d, arithmetic))
     heads_added = sizes.heads if average_heads else 1
     tiles = triton.cdiv(sizes.q_len, launch.block_m) * triton.cdiv(sizes.kv_len, launch.block_n)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .attention_backward import Gradients, empty_mask_gradient, empty_row_terms, run_gradients, zero
-from .attention_gradient import Incoming
+from .attention_gradient import Incoming, Terms
 from .attention_inputs import broadcast_view, empty_in_order_of, prepare, view
 
 
@@ -59,7 +59,7 @@ def attention_weights_backward(
         # The gradient of a mean over the heads is the same for each of them: a stride of 0, and a share of 1 / heads.
         given = broadcast_view(grad_weights, (*query.shape[:3], key.shape[2]))
         scale_of_given = 1 / query.shape[1] if average_heads else 1.0
-        incoming = Incoming(*empty_row_terms(query), view(None), given, scale_of_given)
+        incoming = Incoming(Terms(*empty_row_terms(query), scale_of_given), view(None), given)
         run_gradients(inputs, features, incoming, "weights", (None, None, lse, None), grads)
     nothing = query.new_empty(0)
     return tuple(nothing if grad is None else grad for grad in (grads.query, grads.key, grads.lse, grads.mask))

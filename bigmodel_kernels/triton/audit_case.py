@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .launch import as_constexpr
+
 Path = tuple[int, ...]
 
 _POINTERS = {
@@ -81,7 +83,7 @@ def specialization(kernel: Any, arguments: dict[str, Any]) -> tuple[dict[str, An
     for position, parameter in enumerate(kernel.params):
         argument = arguments[parameter.name]
         if parameter.is_constexpr:
-            constexprs[position,] = argument
+            constexprs[position,] = as_constexpr(argument)
             signature[parameter.name] = "constexpr"
         else:
             signature[parameter.name] = type_of(argument, (position,))

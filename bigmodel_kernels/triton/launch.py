@@ -131,10 +131,26 @@ def run(
         bound = dict(zip(kernel.arg_names, arguments, strict=False)) | named
         _Recorder.launches.append(Launch(kernel, grid, bound, num_warps, num_stages, max_registers))
         return
+    options = {"num_warps": num_warps, "num_stages": num_stages}
     if max_registers is not None:
-        named["maxnreg"] = max_registers
+        options["maxnreg"] = max_registers
     with _on_device_of(arguments):
-        kernel[grid](*arguments, **named, num_warps=num_warps, num_stages=num_stages)
+        if not triton.knobs.runtime.interpret:
+            arguments = [as_constexpr(x) if i in kernel.constexprs else x for i, x in enumerate(arguments)]
+            named = {name: as_constexpr(x) for name, x in named.items()}  # run-time arguments come by position
+        kernel[grid](*arguments, **named, **options)
+
+
+def as_constexpr(argument: Any) -> Any:
+    """A constexpr argument as compiled kernels take it: a named tuple's numbers and strings are constexpr themselves,
+    since up to Triton 3.7 its fields are bare values inside of a kernel, and neither shapes take a bare number nor
+    helpers a bare string."""
+    return _fields_as_constexpr(argument) if isinstance(argument, tuple) else argument
+
+
+@functools.cache
+def _fields_as_constexpr(fields: tuple) -> tuple:
+    return type(fields)(*(each if isinstance(each, bool) else triton.language.constexpr(each) for each in fields))
 
 
 @contextlib.contextmanager

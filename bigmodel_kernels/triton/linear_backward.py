@@ -30,11 +30,13 @@ def grad_input_kernel(
     """grad_input = (grad_output * activation'(preactivation)) weight, with weight [depth, columns]."""
     row, column = block_of_program(row_count, column_count, BLOCKS)
     row_end, column_end = row_count - row, column_count - column
+    if preactivation.data is not None:
+        preactivation = from_block(preactivation, row, 0)
     y, _ = accumulate_gradient(
         tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        None,
+        0.0,
         from_block(grad_output, row, 0),
-        from_block(preactivation, row, 0),
+        preactivation,
         from_block(weight, 0, column),
         row_end,
         column_end,
@@ -67,8 +69,9 @@ def grad_weight_kernel(
     row, column = block_of_program(row_count, column_count, BLOCKS)
     row_end, column_end = row_count - row, column_count - column
     sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
-    grad_output, preactivation = from_block(grad_output, row, 0), from_block(preactivation, row, 0)
-    input = from_block(input, 0, column)
+    grad_output, input = from_block(grad_output, row, 0), from_block(input, 0, column)
+    if preactivation.data is not None:
+        preactivation = from_block(preactivation, row, 0)
     if grad_bias is not None and column == 0:
         sums, bias_sums = accumulate_gradient(
             sums,
@@ -89,7 +92,7 @@ def grad_weight_kernel(
     else:
         sums, _ = accumulate_gradient(
             sums,
-            None,
+            0.0,
             grad_output,
             preactivation,
             input,

@@ -56,10 +56,7 @@ def row_pointers(x, rows):
 @triton.jit
 def from_block(x, row, column):
     """The Matrix that begins at a row and a column of another, by 64-bit offsets."""
-    if x.data is None:
-        start = None
-    else:
-        start = x.data + tl.cast(row, tl.int64) * x.row_stride + tl.cast(column, tl.int64) * x.column_stride
+    start = x.data + tl.cast(row, tl.int64) * x.row_stride + tl.cast(column, tl.int64) * x.column_stride
     return Matrix(start, x.row_stride, x.column_stride)
 
 

@@ -129,7 +129,7 @@ def accumulate_gradient(
 ):
     """(sums + g b, row_sums + g ones) for a block, where g is a times the activation's derivative at preactivation, a
     Matrix of a's shape, or a itself where that is absent. The sums of g's rows are a product with ones because the
-    tensor cores have the operand at hand."""
+    tensor cores have the operand at hand; without ROW_SUMS row_sums is a number, which comes back."""
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)

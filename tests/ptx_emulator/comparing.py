@@ -144,7 +144,7 @@ def _attention(dtype: torch.dtype, head_dim: int, causal: bool, backward: bool) 
     def triton_launches() -> list:
         from bigmodel_kernels.triton.attention_backward import Gradients, empty_row_terms, gradient_calls
         from bigmodel_kernels.triton.attention_forward import forward_calls
-        from bigmodel_kernels.triton.attention_gradient import Incoming
+        from bigmodel_kernels.triton.attention_gradient import Incoming, Terms
         from bigmodel_kernels.triton.attention_inputs import prepare, view
         from bigmodel_kernels.triton.attention_launch import Device
 
@@ -156,7 +156,7 @@ def _attention(dtype: torch.dtype, head_dim: int, causal: bool, backward: bool) 
         output, lse = torch.zeros_like(query), torch.zeros(1, 1, LENGTH)
         calls = forward_calls(inputs, features, output, lse, dtype, device)
         if backward:
-            incoming = Incoming(*empty_row_terms(query), view(grad), view(None), 1.0)
+            incoming = Incoming(Terms(*empty_row_terms(query)), view(grad), view(None))
             grads = Gradients(query=torch.empty_like(query), key=torch.empty_like(key), value=torch.empty_like(value))
             calls = gradient_calls(inputs, features, incoming, "output", (output, grad, lse, None), grads, None, device)
         return [

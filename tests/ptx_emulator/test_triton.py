@@ -14,7 +14,7 @@ from bigmodel_kernels import reference  # noqa: E402
 from bigmodel_kernels.testing.tolerance import FORWARD, GRADIENT, assert_as_exact  # noqa: E402
 from bigmodel_kernels.triton.attention_backward import Gradients, empty_row_terms, gradient_calls  # noqa: E402
 from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E402
-from bigmodel_kernels.triton.attention_gradient import Incoming  # noqa: E402
+from bigmodel_kernels.triton.attention_gradient import Incoming, Terms  # noqa: E402
 from bigmodel_kernels.triton.attention_inputs import prepare, view  # noqa: E402
 from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
 from tests.ptx_emulator import Emulator, triton_kernels  # noqa: E402
@@ -102,7 +102,7 @@ def _on_emulator(dtype: torch.dtype, tensors: tuple[torch.Tensor, ...], mask: to
     inputs, features = prepare("attention", query, key, value, mask, None, None, None, **given)
     emulator = Emulator()
     _run_calls(emulator, forward_calls(inputs, features, output, lse, dtype, A100))
-    incoming = Incoming(*empty_row_terms(query), view(grad_output), view(None), 1.0)
+    incoming = Incoming(Terms(*empty_row_terms(query)), view(grad_output), view(None))
     grads = Gradients(query=torch.empty_like(query), key=torch.empty_like(key), value=torch.empty_like(value))
     saved = (output, grad_output, lse, None)
     _run_calls(emulator, gradient_calls(inputs, features, incoming, "output", saved, grads, None, A100))
