@@ -146,6 +146,7 @@ def _cases() -> list[AttentionDecodeCase]:
         case("window_pages", window=9, page_size=4, lengths=(30, 70)),
         case("softcap", softcap=1.5),
         case("sinks", sinks=True, heads=8),
+        case("sinks_long", (1000, 400), sinks=True, heads=4),
         case("scale", scale=0.3),
         case("scale_negative", scale=-0.2, lengths=(45, 3)),
         case("scale_0", scale=0.0),

@@ -19,6 +19,7 @@ from .attention_forward import _merge_kernel, _split_range
 from .attention_inputs import Sizes, View, empty_in_order_of, padded, precision, view
 from .attention_launch import device_of, key_splits
 from .launch import run
+from .matrices import vector
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
 from .scores import LOG2E, tanh
 from .tiles import load_tile, narrow, product, store_tile
@@ -198,7 +199,7 @@ def _attention_decode_kernel(
         accumulator = product(narrow(weights, COMPUTE), _converted(x, COMPUTE), accumulator, PRECISION)
 
     if SINKS and not SPLIT:
-        sink = tl.reshape(tl.load(sinks + head), (BLOCK_M,))
+        sink = tl.reshape(tl.load(sinks.data + head * sinks.stride), (BLOCK_M,))
         maximum, weight_sum, rescale = add_sink(maximum, weight_sum, sink)
         accumulator *= rescale[:, None]
     factor, row_lse = finish_softmax(maximum, weight_sum)
@@ -259,7 +260,6 @@ def attention_decode(
         target_lse = lse.new_empty(splits * batch, heads, q_len)
     scale = head_dim**-0.5 if scale is None else scale
     sizes = Sizes(batch, heads, group, q_len, capacity, head_dim, value_dim)
-    sinks = None if sinks is None else sinks.contiguous()
     compute = query.dtype if key_cache.dtype == torch.int8 else torch.promote_types(query.dtype, key_cache.dtype)
     run(
         _attention_decode_kernel,
@@ -269,7 +269,7 @@ def attention_decode(
         places,
         view(target),
         View(target_lse, *target_lse.stride(), 1),
-        sinks,
+        vector(sinks),
         sizes,
         0 if new_key is None else q_len,
         max(window_left, 0),
@@ -291,7 +291,7 @@ def attention_decode(
     )
     if splits > 1:
         block = max(1, 2048 // block_v)
-        merged = (target, target_lse, view(output), lse, sinks, sizes, splits, block, block_v, sinks is not None)
+        merged = (target, target_lse, view(output), lse, vector(sinks), sizes, splits, block, block_v, sinks is not None)
         run(_merge_kernel, (triton.cdiv(lse.numel(), block),), *merged)
     return output, lse
 
