@@ -134,6 +134,20 @@ def test_packed_sequences_do_not_see_each_other(name, how, calls):
     assert not torch.allclose(packed, model(input_ids=tokens).logits, atol=1e-2)
 
 
+def test_packed_sequences_without_other_masks_build_none(calls, monkeypatch):
+    """cu_seq_lens_q alone says it all: attention_varlen takes them, and no mask of [tokens, tokens] is made."""
+    seen, varlen = [], functional.attention_varlen
+    monkeypatch.setattr(
+        functional, "attention_varlen", lambda *given, **options: seen.append(options) or varlen(*given, **options)
+    )
+    model = FAMILIES["llama"].make("bigmodel")
+    starts = torch.tensor([0, 5, 6, 12], dtype=torch.int32)
+    packing = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts.clone()}
+    model(input_ids=inputs("llama")["input_ids"][:1], use_cache=False, **packing)
+    assert len(seen) == model.config.num_hidden_layers and not calls
+    assert all("mask" not in options and options["causal"] for options in seen)
+
+
 @pytest.mark.parametrize("name", PACKED_BY_POSITIONS)
 def test_outputs_and_gradients_of_packed_sequences(name, calls):
     model = FAMILIES[name].make()

@@ -88,14 +88,6 @@ def attention_decode(
     return (output, lse) if return_lse else output
 
 
-def has_kernel(query: Tensor) -> bool:
-    """Whether attention_decode runs where attention does: on a GPU its reference waits for the device each time."""
-    forced = backends.forced.name
-    if query.is_cpu and forced not in backends.MISSING_OPS:
-        return True
-    return any(_OP not in missing for name, missing in backends.MISSING_OPS.items() if forced in (None, name))
-
-
 def _checked(
     query, key_cache, value_cache, cache_lengths, block_table, new_key, new_value, key_scales, value_scales
 ) -> tuple[Tensor | None, ...]:

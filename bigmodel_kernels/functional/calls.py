@@ -53,6 +53,14 @@ def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
+def has_kernel(op: str, x: Tensor) -> bool:
+    """Whether a kernel computes an op of x, and not the reference, which waits for a GPU to tell it lengths."""
+    forced = backends.forced.name
+    if x.is_cpu and forced not in backends.MISSING_OPS:
+        return True
+    return any(op not in missing for name, missing in backends.MISSING_OPS.items() if forced in (None, name))
+
+
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
+from bigmodel_kernels.functional.calls import has_kernel
 from bigmodel_kernels.integrations.deferred_mask import DeferredMask
 
 NAME = "bigmodel"
@@ -98,8 +99,11 @@ def attention_forward(
             )
     query, key, value = _one_batch(query, key, value)
     options = _mask_options(module, query, attention_mask, is_causal)
-    if kwargs.get("cu_seq_lens_q") is not None:
-        _keep_within_sequences(options, query, key, kwargs["cu_seq_lens_q"], kwargs.get("cu_seq_lens_k"))
+    starts, key_starts = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
+    packed = starts is not None and position_bias is None and _is_self_attention_of(starts, key_starts, query, key)
+    packed = packed and options["mask"] is None and not _wants_weights(kwargs)
+    if starts is not None and not packed:
+        _keep_within_sequences(options, query, key, starts, key_starts)
     if position_bias is not None:
         options["mask"] = _biased(position_bias, options["mask"])
     mask = options["mask"]
@@ -109,6 +113,10 @@ def attention_forward(
     if dropout > 0 and module.training:
         seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
         options |= {"dropout_p": dropout, "dropout_seed": seed}
+    if packed:
+        del options["mask"]
+        tokens = (x[0].transpose(0, 1) for x in (query, key, value))
+        return functional.attention_varlen(*tokens, starts, starts, sinks=s_aux, **options)[None], None
     if not _wants_weights(kwargs):
         output = functional.attention(query, key, value, sinks=s_aux, **options)
         return output.transpose(1, 2).contiguous(), None
@@ -141,6 +149,14 @@ def _mask_options(module: torch.nn.Module, query: Tensor, mask: Tensor | None, i
         return {"mask": mask, "causal": False, "window": None}
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     return {"mask": None, "causal": "top_left" if query.shape[2] > 1 and is_causal else False, "window": None}
+
+
+def _is_self_attention_of(starts: Tensor, key_starts: Tensor | None, query: Tensor, key: Tensor) -> bool:
+    """Whether packed sequences attend to themselves, so that `bmk.attention_varlen` takes them without a mask."""
+    if query.shape[0] != 1 or query.shape[2] != key.shape[2] or not has_kernel("attention_varlen", query):
+        return False
+    same = key_starts is None or key_starts is starts
+    return same or (not torch.compiler.is_compiling() and torch.equal(starts, key_starts))
 
 
 def _keep_within_sequences(

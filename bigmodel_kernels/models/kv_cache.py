@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
-from bigmodel_kernels.functional.attention_decode import has_kernel
+from bigmodel_kernels.functional.calls import has_kernel
 
 
 class KVCache:
@@ -35,7 +35,7 @@ class KVCache:
             keys[:, :, : key.size(2)] = key
             values[:, :, : value.size(2)] = value
             return functional.attention(query, key, value, causal=True)
-        if has_kernel(query):
+        if has_kernel("attention_decode", query):
             return functional.attention_decode(query, keys, values, self.lengths, new_key=key, new_value=value)
         return self._attend_under_mask(keys, values, query, key, value)
 

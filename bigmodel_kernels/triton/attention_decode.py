@@ -291,8 +291,8 @@ def attention_decode(
     )
     if splits > 1:
         block = max(1, 2048 // block_v)
-        merged = (target, target_lse, view(output), lse, vector(sinks), sizes, splits, block, block_v, sinks is not None)
-        run(_merge_kernel, (triton.cdiv(lse.numel(), block),), *merged)
+        parts = (target, target_lse, view(output), lse, vector(sinks), sizes, splits)
+        run(_merge_kernel, (triton.cdiv(lse.numel(), block),), *parts, block, block_v, sinks is not None)
     return output, lse
 
 
