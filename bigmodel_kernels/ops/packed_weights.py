@@ -105,7 +105,7 @@ def lookup(weight: Tensor) -> Tensor | None:
 
 def few_rows(dtype: torch.dtype) -> int:
     """So many rows the kernels multiply by the weight as it lies: csrc/cpu/few_rows.h."""
-    return 8 if dtype == torch.bfloat16 and _C.cpu_target() in ("avx512bf16", "amx", "neon_bf16") else 16
+    return 8 if dtype == torch.bfloat16 and _C.cpu_target() in ("avx512bf16", "amx", "neon_bf16") else 32
 
 
 def clear() -> None:

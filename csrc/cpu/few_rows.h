@@ -8,9 +8,9 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// Up to so many rows; up to the fewer ones where the blocked product has the rhs packed as bfloat16, of which it
-// multiplies twice as many at once.
-inline constexpr std::int64_t most_few_rows = 16, most_few_rows_bfloat16 = 8;
+// Up to so many rows. Up to fewer where the blocked product multiplies pairs of bfloat16, twice as many at once, and up
+// to fewer still where it finds them packed.
+inline constexpr std::int64_t most_few_rows = 32, most_few_rows_pairs = 16, most_few_rows_packed_pairs = 8;
 inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors, of 3 and of 4
 // Up to four rows go along whole columns, as memory likes it. More of them take a few columns piece by piece, and find
 // the piece in L1 from the fifth row on.
@@ -19,8 +19,10 @@ inline constexpr std::int64_t few_rows_at_once = 4, few_rows_group = 6, few_rows
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
   for (int p = 0; p < products; ++p) {
-    const bool packed_pairs = product[p].packed_rhs && Layout<typename Multiply<T>::Element>::group > 1;
-    const std::int64_t most = packed_pairs ? most_few_rows_bfloat16 : most_few_rows;
+    constexpr bool pairs = Layout<typename Multiply<T>::Element>::group > 1;
+    const std::int64_t most = !pairs                  ? most_few_rows
+                              : product[p].packed_rhs ? most_few_rows_packed_pairs
+                                                      : most_few_rows_pairs;
     if (product[p].rhs.row_stride != 1 || product[p].lhs.rows > most) return false;
   }
   return true;
