@@ -47,7 +47,7 @@ class ModelsRecord:
 def _decode_rows(budget_s: float, on_progress: Callable[[str], None], ceiling: Ceiling) -> Iterator[ModelRow]:
     for dtype, length, int8 in DECODE:
         shape = bench_attention_decode.Shape(1, length, int8=int8)
-        cache = "an int8" if int8 else f"a {dtype}"
+        cache = "an int8" if int8 else {"fp32": "an fp32", "bf16": "a bf16"}[dtype]
         what = f"attention_decode, {cache} cache of {length} keys, 32/8 heads of 128"
         on_progress(what)
         row = timed(what, _calls(bench_attention_decode.case(shape, dtype)), budget_s)
