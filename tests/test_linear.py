@@ -177,12 +177,12 @@ class TestPackedWeights:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
     def test_reused(self, dtype, backend):
-        x, weight = torch.randn(17, 130, dtype=dtype), torch.randn(140, 130, dtype=dtype)
+        x, weight = torch.randn(40, 130, dtype=dtype), torch.randn(140, 130, dtype=dtype)
         self.check(x, weight, backend)
         assert packed_weights.packed_bytes() > 0
 
     def test_every_kind_of_change_is_seen(self, backend):
-        x, weight = torch.randn(17, 130), torch.nn.Parameter(torch.randn(140, 130))
+        x, weight = torch.randn(40, 130), torch.nn.Parameter(torch.randn(140, 130))
         self.check(x, weight, backend)
         with torch.no_grad():
             weight.mul_(2)
@@ -236,15 +236,15 @@ class TestPackedWeights:
         assert len(seen) == 8 * len(changes) ** 2 + 1
 
     def test_views_of_one_weight(self, backend):
-        x, weight = torch.randn(17, 130), torch.randn(280, 130)
+        x, weight = torch.randn(40, 130), torch.randn(280, 130)
         for _ in range(3):
             self.check(x, weight[:140], backend)
             self.check(x, weight[140:], backend)
-        self.check(torch.randn(17, 140), weight[:140].t(), backend)
+        self.check(torch.randn(40, 140), weight[:140].t(), backend)
 
     def test_forgets_dead_weights(self, backend):
         weight = torch.randn(140, 130)
-        self.check(torch.randn(17, 130), weight, backend)
+        self.check(torch.randn(40, 130), weight, backend)
         assert packed_weights.packed_bytes() > 0
         del weight
         gc.collect()
@@ -252,18 +252,18 @@ class TestPackedWeights:
 
     def test_is_bounded(self, backend, monkeypatch):
         weights = [torch.randn(128, 128) for _ in range(8)]
-        self.check(torch.randn(17, 128), weights[0], backend)
+        self.check(torch.randn(40, 128), weights[0], backend)
         one = packed_weights.packed_bytes()
         packed_weights.clear()
         monkeypatch.setattr(packed_weights, "LIMIT_BYTES", 3 * one)
         for _ in range(4):
             for weight in weights:
-                self.check(torch.randn(17, 128), weight, backend)
+                self.check(torch.randn(40, 128), weight, backend)
                 assert packed_weights.packed_bytes() <= 3 * one
         assert packed_weights.packed_bytes() == 3 * one
 
     def test_survives_a_change_of_target(self, backend):
-        x, weight = torch.randn(17, 130), torch.randn(140, 130)
+        x, weight = torch.randn(40, 130), torch.randn(140, 130)
         target = bmk.cpu_target()
         for each in bmk.supported_cpu_targets():
             bmk.set_cpu_target(each)
@@ -271,7 +271,7 @@ class TestPackedWeights:
         bmk.set_cpu_target(target)
 
     def test_not_used_for_a_weight_that_learns(self, backend):
-        x, weight = torch.randn(17, 130), torch.randn(140, 130, requires_grad=True)
+        x, weight = torch.randn(40, 130), torch.randn(140, 130, requires_grad=True)
         for _ in range(3):
             bmk.linear(x, weight, backend=backend).sum().backward()
         assert packed_weights.packed_bytes() == 0

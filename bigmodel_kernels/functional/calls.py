@@ -72,6 +72,12 @@ def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
 def packed_weights_of(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:
     """The weights in the kernels' layout where x's rows make that worth keeping; see ops/packed_weights.py."""
     on_cpu = ops is direct.OPS or ops is backends.CPU_OPS
-    if not on_cpu or torch.compiler.is_compiling() or x.numel() <= packed_weights.few_rows(x.dtype) * x.shape[-1]:
+    if not on_cpu or torch.compiler.is_compiling():
         return (None,) * len(weights)
-    return [None if w is None or needs_gradient((w,)) else packed_weights.lookup(w) for w in weights]
+    few = x.numel() <= packed_weights.few_rows(x.dtype) * x.shape[-1]
+
+    def packed(w: Tensor | None) -> Tensor | None:
+        as_it_lies = w is None or (few and w.dim() == 2 and w.stride(1) == 1) or needs_gradient((w,))
+        return None if as_it_lies else packed_weights.lookup(w)
+
+    return [packed(w) for w in weights]

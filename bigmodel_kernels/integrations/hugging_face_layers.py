@@ -155,7 +155,7 @@ class MLPOfGPT2(Computed):
         x, first, last = hidden_states, self.c_fc, self.c_proj
         activation = _fusable_activation(self.act)
         fusable = (
-            x.numel() > linear_choice.FEW_ROWS * x.shape[-1]  # for fewer our kernels would lay out the weights anew
+            x.numel() >= linear_choice.LEAST_TRANSPOSED_ROWS * x.shape[-1]
             and _fusable_conv1d(first, x)
             and _fusable_conv1d(last, x)
             and activation is not None

@@ -6,7 +6,8 @@ valid while the weight's address, version counter, CPU target and a fingerprint 
 push out only what was last used before the newcomer's own previous use, so that a model too large for the limit keeps
 part of its weights packed instead of packing all of them anew in every pass.
 
-Called in eager mode only, for more than `few_rows` rows and weights that take no gradient in the call.
+Called in eager mode only, for weights that take no gradient in the call; for those with contiguous rows only where more
+than `few_rows` rows are multiplied.
 """
 
 import os

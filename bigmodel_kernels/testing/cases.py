@@ -392,7 +392,7 @@ def _linear() -> list[LinearCase]:
         case("weight_strided", weight_layout="strided"),
         case("weight_offset", weight_layout="offset", in_features=64, out_features=48),
         case("deep", leading=(5,), in_features=2053, out_features=19),
-        *(case(f"deep_{rows}_rows", leading=(rows,), in_features=1100, out_features=101) for rows in (1, 8, 9, 31, 32, 33)),
+        *(case(f"deep_{m}_rows", leading=(m,), in_features=1100, out_features=101) for m in (1, 8, 9, 31, 32, 33)),
     ]
 
 
