@@ -172,6 +172,16 @@ def test_no_register_spills(rows):
         assert (row.spills, row.stack) == (0, 0), row
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_kernels_of_generation(arch):
+    """No spills; rows of the cache that lie one after another are read 128 bits at a time."""
+    names = ("append (d128, int8)", "attention_decode (d128, bf16)", "attention_decode (d128, int8, pages)")
+    for row in rows_named(arch, "bf16", (*names, "rotary (halves)", "rotary (interleaved)")):
+        assert (row.spills, row.stack, row.atomics) == (0, 0, 0), row
+        assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
+        assert row.kernel != names[1] or row.global_loads.get("128", 0) > 0, row
+
+
 @pytest.mark.parametrize(("arch", "dtype", "kernel"), SPILLS_ABOVE_128)
 def test_few_register_spills_above_128_features(arch, dtype, kernel):
     (row,) = [row for row in rows_named(arch, dtype, (kernel,)) if row.op == "attention"]

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from . import choice
-from .launch import family, run
+from .launch import device_facts, family, run
 
 PASSES = ("forward", "grad_key_value", "grad_query", "grad_mask", "weights")
 
@@ -165,6 +165,8 @@ _overrides: dict[tuple[str, int, int, str], Launch] = {}
 
 
 def device_of(x: Tensor) -> Device:
+    if x.is_meta:  # for the audit: `launch.recorded` says which device it would be
+        return Device(*device_facts(x.device), l2_bytes=0)
     return INTERPRETER if triton.knobs.runtime.interpret else _device(x.device.index)
 
 

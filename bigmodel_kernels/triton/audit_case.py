@@ -15,6 +15,8 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.bool: "*i1",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }
 

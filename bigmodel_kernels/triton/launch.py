@@ -177,7 +177,7 @@ def product_launches(capability: int, kind: str, arithmetic: str) -> tuple[Produ
 
 def product_launch(device: torch.device, kind: str, arithmetic: str, m: int, n: int, k: int) -> ProductLaunch:
     """The launch of an m x n product of k terms each."""
-    capability, multiprocessors = _device_facts(device)
+    capability, multiprocessors = device_facts(device)
 
     def default() -> ProductLaunch:
         if triton.knobs.runtime.interpret:
@@ -207,7 +207,7 @@ def norm_launch(width: int) -> NormLaunch:
 
 def programs(device: torch.device) -> int:
     """How many programs share the rows where each keeps partial sums of its own."""
-    return 3 if triton.knobs.runtime.interpret else 2 * _device_facts(device)[1]
+    return 3 if triton.knobs.runtime.interpret else 2 * device_facts(device)[1]
 
 
 def matmul_arithmetic(dtype: torch.dtype, device: torch.device) -> str:
@@ -226,7 +226,7 @@ def tf32_allowed(device: torch.device) -> bool:
     """
     if device.type not in ("cuda", "meta") or torch.backends.cuda.matmul.fp32_precision != "tf32":
         return False
-    return (device.type == "meta" and _Recorder.facts is None) or _device_facts(device)[0] >= 80
+    return (device.type == "meta" and _Recorder.facts is None) or device_facts(device)[0] >= 80
 
 
 def _on_device_of(arguments: tuple) -> contextlib.AbstractContextManager:
@@ -243,7 +243,7 @@ def _tensors(arguments: tuple) -> Iterator[Tensor]:
             yield from _tensors(argument)
 
 
-def _device_facts(device: torch.device) -> tuple[int, int]:
+def device_facts(device: torch.device) -> tuple[int, int]:
     """(compute capability as 90, multiprocessors)"""
     if _Recorder.facts is None and triton.knobs.runtime.interpret:
         return _INTERPRETER_FACTS
