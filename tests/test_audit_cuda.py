@@ -53,8 +53,8 @@ def test_products_run_on_the_tensor_cores(rows):
     for row in rows:
         assert {name.split(".")[0] for name in row.mma} == ({"HMMA"} if row.mma_expected else set()), row
         assert row.loop_mma == row.mma_expected, row
-        shape = "1688" if row.arch == "sm_75" else "16816"
-        dtype = {"bf16": "F32.BF16", "fp16": "F32"}.get(row.dtype)
+        shape = "1688" if row.arch == "sm_75" or row.dtype == "tf32" else "16816"
+        dtype = {"bf16": "F32.BF16", "fp16": "F32", "tf32": "F32.TF32"}.get(row.dtype)
         assert set(row.mma) <= {f"HMMA.{shape}.{dtype}"}, row
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tf32 import rounded
 
 from bigmodel_kernels.reference import philox
 from bigmodel_kernels.reference.linear import activate
+from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
 from tests.ptx_emulator import Emulator, building
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,31 +50,59 @@ def call(function, *arguments, **outputs):
     return emulator.counters()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("lying", ["right_rows", "right_depth", "left_depth"])
+# What products multiply: fp16, bf16, and fp32 as TF32.
+NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+LYING = ["right_rows", "right_depth", "left_depth", "accumulators"]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("lying", LYING)
 def test_products_of_tiles(vocabulary, dtype, lying):
-    check_products(vocabulary, dtype, lying, 16)
+    check_products(vocabulary, dtype, lying, 8 if dtype == torch.float32 else 16)
 
 
-@pytest.mark.parametrize("lying", ["right_rows", "right_depth", "left_depth"])
+@pytest.mark.parametrize("lying", LYING)
 def test_products_of_tiles_on_turing(turing, lying):
     check_products(turing, torch.float16, lying, 8)
 
 
 def check_products(vocabulary, dtype, lying, step):
     """Operands in every orientation, from swizzled tiles, without a bank conflict."""
-    left, right = (torch.randn(rows, 96).to(dtype) for rows in (16, 64))
-    given_left, given_right = left, right if lying == "right_rows" else right.T.contiguous()
+    left, right = operands(dtype)
+    given_left, given_right = left, right if lying in ("right_rows", "accumulators") else right.T.contiguous()
     if lying == "left_depth":
         given_left = torch.cat([left, torch.randn(16, 96).to(dtype)]).T.contiguous()
-    c = torch.empty(16, 64)
-    number = ["right_rows", "right_depth", "left_depth"].index(lying)
-    counters = call(vocabulary.run_product, int(dtype == torch.float16), given_left, given_right, number, c=c)
-    torch.testing.assert_close(c, left.float() @ right.float().T, rtol=1e-5, atol=1e-5)
+    c = torch.empty(16, 96 if lying == "accumulators" else 64)
+    number = LYING.index(lying)
+    counters = call(vocabulary.run_product, NUMBERS[dtype], given_left, given_right, number, c=c)
+    truth, reference = left.double() @ right.double().T, left.float() @ right.float().T
+    if lying == "accumulators":
+        again = rounded(reference) if dtype == torch.float32 else reference.to(dtype).float()
+        truth, reference = truth @ right.double(), again @ right.float()
+    assert_as_exact(lying, c, reference, truth, FORWARD, torch.float32)
     (kernel,) = counters.values()
-    ldmatrix = kernel["classes"]["ldmatrix"]
-    assert ldmatrix["wavefronts"] == ldmatrix["ideal_wavefronts"]
-    assert kernel["classes"]["mma"]["issued"] == 96 // step * 64 // 8
+    for name in ("ldmatrix", "ld.shared"):
+        counted = kernel["classes"].get(name)
+        assert counted is None or counted["wavefronts"] == counted["ideal_wavefronts"], name
+    products = 64 // 8 * 96 // step
+    assert kernel["classes"]["mma"]["issued"] == products * (2 if lying == "accumulators" else 1)
+
+
+def operands(dtype):
+    """left [16, 96] and right [64, 96], of which TF32 keeps every bit."""
+    return ((rounded(x) if dtype == torch.float32 else x.to(dtype)) for x in (torch.randn(16, 96), torch.randn(64, 96)))
+
+
+@pytest.mark.parametrize("lying", LYING[:3])
+def test_products_round_to_tf32(vocabulary, lying):
+    """To the nearest: more bits than TF32 has give the products of the rounded operands."""
+    left = torch.randn((96, 32) if lying == "left_depth" else (16, 96))
+    right = torch.randn((64, 96) if lying == "right_rows" else (96, 64))
+    found = []
+    for operands in ((left, right), (rounded(left), rounded(right))):
+        found.append(torch.empty(16, 64))
+        call(vocabulary.run_product, NUMBERS[torch.float32], *operands, LYING.index(lying), c=found[-1])
+    assert not torch.equal(left, rounded(left)) and torch.equal(*found)
 
 
 def test_copies_fill_up_with_zeros(vocabulary):
@@ -94,10 +124,19 @@ def test_online_softmax(vocabulary, plain, spread):
     scale = 0.3 if plain else 1.0
     output, lse = torch.empty(16, 8), torch.empty(16)
     call(vocabulary.run_softmax, plain, scores, 192, ctypes.c_float(scale), output=output, lse=lse)
-    torch.testing.assert_close(lse, torch.logsumexp(scores.double() * scale, -1).float(), rtol=2e-6, atol=2e-6)
-    wanted = torch.ones(16, 8)
+    assert_as_exact("lse", lse, *(f(scores, scale) for f in (log_sum, log_sum_in_double)), FORWARD, torch.float32)
+    wanted = torch.ones(16, 8, dtype=torch.float64)
     wanted[3] = 0
-    torch.testing.assert_close(output, wanted, rtol=2e-6, atol=2e-6)
+    summed = torch.softmax(scores * scale, -1).nan_to_num().sum(-1, keepdim=True).expand(16, 8)
+    assert_as_exact("sums", output, summed, wanted, FORWARD, torch.float32)
+
+
+def log_sum(scores, scale):
+    return torch.logsumexp(scores * scale, -1)
+
+
+def log_sum_in_double(scores, scale):
+    return log_sum(scores.double(), scale)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -105,12 +144,19 @@ def test_activations_and_slopes(vocabulary, activation):
     x = torch.cat([torch.linspace(-12, 12, 200), torch.tensor([-math.inf, -200.0, -30.0, -1e-20, 1e-20, 30.0, 200.0])])
     value, slope = torch.empty_like(x), torch.empty_like(x)
     call(vocabulary.run_activation, x, len(x), ACTIVATIONS.index(activation), value=value, slope=slope)
-    wide = x.double().requires_grad_()
-    true = activate(wide, activation)
-    (true_slope,) = torch.autograd.grad(true.sum(), wide)
-    finite = torch.isfinite(x)
-    torch.testing.assert_close(value[finite].double(), true.detach()[finite], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(slope[finite].double(), true_slope[finite], rtol=1e-6, atol=2e-6)
+    (true, true_slope), (reference, reference_slope) = (value_and_slope(each, activation) for each in (x.double(), x))
+    # By size: an error beside zero must not hide behind a large value.
+    for smallest, largest in ((0, 1), (1, 4), (4, 13), (13, 1000)):
+        some = (x.abs() >= smallest) & (x.abs() < largest)
+        assert some.sum() > 3
+        assert_as_exact("value", value[some], reference[some], true[some], FORWARD, torch.float32)
+        assert_as_exact("slope", slope[some], reference_slope[some], true_slope[some], GRADIENT, torch.float32)
+
+
+def value_and_slope(x, activation):
+    x = x.clone().requires_grad_()
+    y = activate(x, activation)
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
 
 @pytest.mark.parametrize("way", ["alone", "shared", "transposed"])
@@ -128,16 +174,10 @@ def test_dropout_is_the_reference_bit_for_bit(vocabulary, way):
 def test_reductions(vocabulary):
     x, results = torch.randn(256), torch.empty(256, 4)
     call(vocabulary.run_reduction, x, results=results)
-    wanted = torch.stack(
-        [
-            x.sum().expand(256),
-            x.view(8, 32).sum(1).repeat_interleave(32),
-            x.view(64, 4).sum(1).repeat_interleave(4),
-            x.view(64, 4).amax(1).repeat_interleave(4),
-        ],
-        dim=1,
-    )
-    torch.testing.assert_close(results, wanted, rtol=1e-5, atol=1e-5)
+    for column, group in enumerate((256, 32, 4)):
+        truth, reference = (each.view(-1, group).sum(1).repeat_interleave(group) for each in (x.double(), x))
+        assert_as_exact(f"sums of {group}", results[:, column], reference, truth, FORWARD, torch.float32)
+    assert torch.equal(results[:, 3], x.view(64, 4).amax(1).repeat_interleave(4))
     assert all(len(results[group, i].unique()) == 1 for i, group in enumerate([slice(256), slice(32), slice(4)]))
 
 
@@ -146,11 +186,14 @@ def test_products_without_tensor_cores(vocabulary, deep):
     left, right = torch.randn(64, deep), torch.randn(64, deep)
     c, again = torch.empty(64, 64), torch.empty(64, deep)
     call(vocabulary.run_plain_product, left, right, deep, c=c, again=again)
-    torch.testing.assert_close(c, left @ right.T, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(again, left @ right.T @ right, rtol=1e-5, atol=1e-4)
+    wide_left, wide_right = left.double(), right.double()
+    assert_as_exact("c", c, left @ right.T, wide_left @ wide_right.T, FORWARD, torch.float32)
+    truth = wide_left @ wide_right.T @ wide_right
+    assert_as_exact("again", again, left @ right.T @ right, truth, FORWARD, torch.float32)
 
 
 def test_exp2(vocabulary):
+    """Within what the PTX manual says of ex2.approx."""
     x, y = torch.cat([torch.linspace(-140, 100, 254), torch.tensor([-math.inf, 0.0])]), torch.empty(256)
     call(vocabulary.run_exp2, x, y=y)
     true = torch.exp2(x.double())

@@ -3,6 +3,7 @@ compile to tensor-core instructions without a GPU. No GPU has run them."""
 
 import pytest
 import torch
+from tf32 import OFF, ON, restored
 
 triton = pytest.importorskip("triton", reason="the package triton, whose kernels are compiled, is not installed")
 
@@ -14,48 +15,13 @@ from bigmodel_kernels.triton.attention_inputs import Features, precision, prepar
 from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
 from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
-MATMUL = torch.backends.cuda.matmul
 compiled = pytest.mark.skipif(interpreted(), reason="interpreted kernels have no machine code")
 
 
 @pytest.fixture(autouse=True)
 def switch():
-    """torch's switches, put back as they were: the newer one last, for the older ones write it."""
-    before = torch.backends.fp32_precision, MATMUL.fp32_precision
-    yield
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.fp32_precision, MATMUL.fp32_precision = before
-
-
-def set_allow_tf32(value):
-    MATMUL.allow_tf32 = value
-
-
-def set_fp32_precision(value):
-    MATMUL.fp32_precision = value
-
-
-def set_for_all_backends(value):
-    torch.backends.fp32_precision = value
-
-
-ON = {
-    "allow_tf32": lambda: set_allow_tf32(True),
-    "high": lambda: torch.set_float32_matmul_precision("high"),
-    "medium": lambda: torch.set_float32_matmul_precision("medium"),
-    "fp32_precision": lambda: set_fp32_precision("tf32"),
-    "all backends": lambda: set_for_all_backends("tf32"),
-    "the newer one last": lambda: (set_allow_tf32(False), set_fp32_precision("tf32")),
-}
-OFF = {
-    "untouched": lambda: None,
-    "allow_tf32": lambda: (set_allow_tf32(True), set_allow_tf32(False)),
-    "highest": lambda: torch.set_float32_matmul_precision("highest"),
-    "fp32_precision": lambda: set_fp32_precision("ieee"),
-    # allow_tf32 and get_float32_matmul_precision raise here: the two interfaces disagree.
-    "the newer one last": lambda: (torch.set_float32_matmul_precision("high"), set_fp32_precision("ieee")),
-    "matmul apart": lambda: (set_for_all_backends("tf32"), set_fp32_precision("ieee")),
-}
+    with restored():
+        yield
 
 
 def arithmetic() -> tuple[str, str]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from .architectures import BY_CAPABILITY, Architecture
 
 HEAD_DIMS = (64, 128, 256)
+LARGEST_TF32 = 128  # head size on tensor cores
 MORE_HEAD_DIMS = (32, 96, 192)
-_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half"}  # as mangled names have them
+# As mangled names have them.
+_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half", "tf32": "NS0_4tf32E"}
 _WARP_ROWS = 16
 
 
@@ -40,7 +42,7 @@ class CudaCase:
 
 def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
     """The kernels as they are launched on an architecture (80 is sm_80). every: also in fp16 where there is bf16, at
-    head sizes that pad others, and kernels whose code hardly differs from another's."""
+    head sizes that pad others, and kernels whose code hardly differs from another's. TF32 from sm_80 on."""
     architecture = BY_CAPABILITY[capability]
     halves = ("fp16",) if capability < 80 else ("bf16", "fp16") if every else ("bf16",)
     cases = []
@@ -48,6 +50,10 @@ def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
         for head_dim in (*HEAD_DIMS, *(MORE_HEAD_DIMS if every else ())):
             cases += _attention(architecture, capability, dtype, head_dim)
         cases += _products(capability, dtype)
+    if capability >= 80:
+        for head_dim in (*HEAD_DIMS, *(MORE_HEAD_DIMS if every else ())):
+            cases += _attention(architecture, capability, "tf32", head_dim) if head_dim <= LARGEST_TF32 else []
+        cases += _products(capability, "tf32")
     for dtype in ("fp32", *halves):
         cases += _without_products(dtype)
     return cases + _plain()
@@ -57,8 +63,8 @@ def _attention(architecture: Architecture, capability: int, dtype: str, head_dim
     """Forward and backward, causal; `options`: the kernels for any of softcap, ALiBi, mask and dropout."""
     cases = []
     for plain in (True, False):
-        warps, shared = forward_launch(head_dim, capability, architecture.block_shared_bytes)
-        rows, keys = warps * _WARP_ROWS, _tile_keys(head_dim)
+        warps, shared = forward_launch(head_dim, capability, architecture.block_shared_bytes, dtype)
+        rows, keys = warps * _WARP_ROWS, _tile_keys(head_dim, dtype)
         dots = (rows, keys, head_dim), (rows, head_dim, keys)
         launch = warps, shared, rows * keys, keys
         cases.append(
@@ -70,8 +76,8 @@ def _attention(architecture: Architecture, capability: int, dtype: str, head_dim
 
 
 def _backward(architecture: Architecture, plain: bool, dtype: str, head_dim: int) -> list[CudaCase]:
-    warps, shared = gradient_launch(head_dim, plain, architecture.block_shared_bytes)
-    own, passing = warps * _WARP_ROWS, _passing_rows(head_dim, plain)
+    warps, shared = gradient_launch(head_dim, plain, architecture.block_shared_bytes, dtype)
+    own, passing = warps * _WARP_ROWS, _passing_rows(head_dim, plain, dtype)
     launch = warps, shared, own * passing, passing
     scores, sums = (own, passing, head_dim), (own, head_dim, passing)
     passes = [("grad_query", "", (scores, scores, sums))]
@@ -105,36 +111,41 @@ def _attention_case(name: str, source: str, kernel: str, template: str, plain: b
         head_dim=head_dim,
         dots=dots,
         exps=exps,
-        bytes_loaded=2 * 2 * loaded * head_dim,
+        bytes_loaded=2 * _item_bytes(dtype) * loaded * head_dim,
     )
 
 
-def _tile_keys(head_dim: int) -> int:
-    return 32 if head_dim > 128 else 64
+def _item_bytes(dtype: str) -> int:
+    return 4 if dtype in ("fp32", "tf32") else 2
 
 
-def forward_launch(head_dim: int, capability: int, shared_bytes: int) -> tuple[int, int]:
+def _tile_keys(head_dim: int, dtype: str) -> int:
+    return (64 if head_dim > 128 else 128) // _item_bytes(dtype)
+
+
+def forward_launch(head_dim: int, capability: int, shared_bytes: int, dtype: str = "fp16") -> tuple[int, int]:
     """(warps, dynamic shared memory) of attention's forward kernel where tiles are full and fill the device.
     shared_bytes: what a block may have."""
 
     def needed(warps: int, stages: int) -> int:
-        return 2 * head_dim * (warps * _WARP_ROWS + stages * _tile_keys(head_dim))
+        return _item_bytes(dtype) * head_dim * (warps * _WARP_ROWS + stages * _tile_keys(head_dim, dtype))
 
     warps = 8 if head_dim in (32, 96, 128) and needed(8, 2) <= shared_bytes else 4
     stages = 3 if capability >= 80 and needed(warps, 3) <= shared_bytes else 2
     return warps, needed(warps, stages)
 
 
-def _passing_rows(head_dim: int, plain: bool) -> int:
+def _passing_rows(head_dim: int, plain: bool, dtype: str) -> int:
     rows = 64 if head_dim <= 64 else 32 if head_dim <= 128 else 16
-    return rows if plain or head_dim > 128 else rows // 2
+    return max(rows * 2 // _item_bytes(dtype) // (1 if plain else 2), 16)
 
 
-def gradient_launch(head_dim: int, plain: bool, shared_bytes: int) -> tuple[int, int]:
+def gradient_launch(head_dim: int, plain: bool, shared_bytes: int, dtype: str = "fp16") -> tuple[int, int]:
     """The same of its backward kernels."""
 
     def needed(warps: int) -> int:
-        return 4 * head_dim * (warps * _WARP_ROWS + 2 * _passing_rows(head_dim, plain))
+        passing = _passing_rows(head_dim, plain, dtype)
+        return 2 * _item_bytes(dtype) * head_dim * (warps * _WARP_ROWS + 2 * passing)
 
     warps = 4 if needed(4) <= shared_bytes else 2
     return warps, needed(warps)
@@ -142,7 +153,7 @@ def gradient_launch(head_dim: int, plain: bool, shared_bytes: int) -> tuple[int,
 
 # Of a tile of c: rows, columns, those of a warp, products that share the left operand.
 LARGE, SMALL, GATED = (128, 128, 64, 32, 1), (64, 64, 32, 32, 1), (128, 64, 32, 32, 2)
-_DEPTH, _WIDTH = 32, 4096
+_DEPTH_BYTES, _WIDTH = 64, 4096
 _ALONG = {"depth": 0, "rows": 1}
 
 
@@ -154,10 +165,11 @@ def _products(capability: int, dtype: str) -> list[CudaCase]:
         warps, shared = product_launch(shape, capability)
         sizes = "".join(f"Li{size}E" for size in shape)
         inside = rf"\w*?InsideE{_ALONG[left]}ELS\d*_{_ALONG[right]}E"
+        depth = _DEPTH_BYTES // _item_bytes(dtype)
         kernel = rf"gemm_kernelI{_TYPES[dtype]}L{inside}NS0_9GemmShapeI{sizes}EENS0_\d+{epilogue}I"
         return CudaCase(op, name, "matrix_product", kernel, warps, dtype, shared_bytes=shared,
-                        dots=((rows, columns, _DEPTH),) * rights, bytes_loaded=2 * _DEPTH * (rows + rights * columns),
-                        iterations=_WIDTH // _DEPTH)  # fmt: skip
+                        dots=((rows, columns, depth),) * rights, bytes_loaded=_DEPTH_BYTES * (rows + rights * columns),
+                        iterations=_WIDTH // depth)  # fmt: skip
 
     return [
         case("linear", "linear", LARGE, "depth", "depth", "Epilogue"),
@@ -173,7 +185,7 @@ def product_launch(shape: tuple[int, int, int, int, int], capability: int) -> tu
     """(warps, dynamic shared memory) of a matrix product with tiles of this shape."""
     rows, columns, warp_rows, warp_columns, rights = shape
     warps = rows // warp_rows * (columns // warp_columns)
-    ring = 2 * (3 if capability >= 80 else 2) * _DEPTH * (rows + rights * columns)
+    ring = (3 if capability >= 80 else 2) * _DEPTH_BYTES * (rows + rights * columns)
     return warps, max(ring, 4 * rights * warps * _WARP_ROWS * warp_columns)
 
 

@@ -1,5 +1,4 @@
 // attention_backward: the terms of each query, the sinks' gradient, and the choice of kernels.
-#include <algorithm>
 #include <cmath>
 
 #include "cuda/attention_gradient.cuh"
@@ -102,7 +101,7 @@ void launch_terms(const AttentionBackwardArgs& args, const RowTermsView& terms, 
   constexpr int rows = term_threads / term_lanes;
   const Launch shape{(p.rows + rows - 1) / rows, term_threads};
   if (has_packed_rows(args.output) && has_packed_rows(args.grad_output)) {
-    launch(&row_terms_kernel<T, chunk_elements>, shape, place, p);
+    launch(&row_terms_kernel<T, chunk_elements<T>>, shape, place, p);
   } else {
     launch(&row_terms_kernel<T, 1>, shape, place, p);
   }
@@ -114,7 +113,7 @@ void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Wor
   const AttentionInputs inputs = packed_inputs(args.inputs, workspace, place);
   const TensorView grad_output = packed_rows(args.grad_output, workspace, place);
   if (!place) return;
-  check_products(args.inputs.query.dtype, *place);
+  check_products<T>(*place);
   const GradientParams<T> p{.in = AttentionTensors<T>(inputs),
                             .grad_output = View<const T>(grad_output),
                             .terms = terms,
@@ -131,12 +130,11 @@ void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Wor
   if (args.grad_key.data || args.grad_value.data) run_grad_key(p, *place);
 }
 
-void run_all(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place) {
+void run_all(const AttentionBackwardArgs& args, bool on_tensor_cores, Workspace& workspace, const Place* place) {
   const RowTermsView terms = row_terms(args, workspace, place);
   const PlainBackward plain{.inputs = args.inputs, .grad_output = args.grad_output, .terms = terms};
-  const bool half_dtype = args.inputs.query.dtype != DType::float32;
-  if (half_dtype && std::max(args.inputs.query.size[3], args.inputs.value.size[3]) <= largest_head) {
-    with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) { run_tiles<T>(args, terms, workspace, place); });
+  if (on_tensor_cores) {
+    with_tile_type(args.inputs.query.dtype, [&]<class T>(T) { run_tiles<T>(args, terms, workspace, place); });
   } else if (place) {
     if (args.grad_query.data) run_plain(plain, PlainGradient::query, args.grad_query, *place);
     if (args.grad_key.data) run_plain(plain, PlainGradient::key, args.grad_key, *place);
@@ -163,15 +161,15 @@ RowTermsView row_terms(const AttentionBackwardArgs& args, Workspace& workspace, 
   return terms;
 }
 
-std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place&) {
+std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place& place) {
   Workspace workspace;
-  run_all(args, workspace, nullptr);
+  run_all(args, uses_tiles(args.inputs, place), workspace, nullptr);
   return workspace.used();
 }
 
 void run(const AttentionBackwardArgs& args, const Place& place) {
   Workspace workspace(args.workspace);
-  run_all(args, workspace, &place);
+  run_all(args, uses_tiles(args.inputs, place), workspace, &place);
 }
 
 }  // namespace bigmodel::cuda

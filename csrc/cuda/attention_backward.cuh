@@ -27,7 +27,7 @@ struct RowTermsView {
 // Computes them, and the sinks' gradient. place null: only the memory is counted.
 RowTermsView row_terms(const AttentionBackwardArgs& args, Workspace& workspace, const Place* place);
 
-// Without tensor cores: fp32, heads of more than largest_head features; for every dtype the mask's gradient, and all
+// Without tensor cores: exact fp32 and large heads; for every dtype the mask's gradient, and all
 // gradients of attention_weights, whose dP is given instead of dO, as grad_weights, and whose delta is 0.
 enum class PlainGradient { query, key, value, mask, lse };
 

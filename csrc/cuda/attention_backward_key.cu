@@ -68,7 +68,7 @@ __device__ void store_gradient(Accumulators<Head>& sums, float scale, const View
 template <class T, int Head, bool Plain, bool Keys, bool Values>
 __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
     const __grid_constant__ GradientParams<T> p) {
-  constexpr int queries = passing_rows<Head, Plain>;
+  constexpr int queries = passing_rows<T, Head, Plain>;
   using Tile = SharedTile<T, queries, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -107,7 +107,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
     const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
-    multiply<T, Head>(s, query, [&](std::uint32_t (&a)[4], int step) { load_left(a, key, 0, 16 * step); });  // K Q^T
+    multiply<T, Head>(s, query,
+                      [&](std::uint32_t (&a)[4], int step) { load_left(a, key, 0, step_depth<T> * step); });  // K Q^T
     make_probabilities<T, Plain>(
         in, work.full(first_query), s, slope,
         [&](int, int column) { return column_query(in, head_row, first_query + column); },
@@ -122,19 +123,13 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
     if constexpr (Keys) {
       grad.clear();
       multiply<T, Head>(grad, grad_output,  // V dO^T
-                        [&](std::uint32_t (&a)[4], int step) { load_left(a, value, 0, 16 * step); });
+                        [&](std::uint32_t (&a)[4], int step) { load_left(a, value, 0, step_depth<T> * step); });
     }
     make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int, int column) {
       return column % 2 ? terms[unsigned(column) / 2].w : terms[unsigned(column) / 2].y;
     });
-    if constexpr (Values) {
-      multiply_transposed<T, queries>(grad_value, grad_output,  // dV += P^T dO
-                                      [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, s, step); });
-    }
-    if constexpr (Keys) {
-      multiply_transposed<T, queries>(grad_key, query,  // dK += dS^T Q
-                                      [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, grad, step); });
-    }
+    if constexpr (Values) multiply_transposed<T>(grad_value, s, grad_output);  // dV += P^T dO
+    if constexpr (Keys) multiply_transposed<T>(grad_key, grad, query);         // dK += dS^T Q
   }
 
   ptx::wait_for_copies<0>();
@@ -151,7 +146,7 @@ template <class T, int Head, bool Plain>
 void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = (p.in.kv_len + 16 * warps - 1) / (16 * warps);
   const Launch shape{std::int64_t(p.in.batch) * p.in.kv_heads * p.row_tiles, warps * warp_size,
-                     gradient_shared_bytes<Head, Plain>(warps, p.stages)};
+                     gradient_shared_bytes<T, Head, Plain>(warps, p.stages)};
   if constexpr (Head <= 128) {
     launch(&grad_key_kernel<T, Head, Plain, true, true>, shape, place, p);
   } else {  // the sums of both do not fit into registers: each has a pass of its own
@@ -171,5 +166,6 @@ void run_grad_key(const GradientParams<T>& p, const Place& place) {
 
 template void run_grad_key<half>(const GradientParams<half>&, const Place&);
 template void run_grad_key<bf16>(const GradientParams<bf16>&, const Place&);
+template void run_grad_key<tf32>(const GradientParams<tf32>&, const Place&);
 
 }  // namespace bigmodel::cuda

@@ -8,7 +8,7 @@ namespace {
 template <class T, int Head, bool Plain>
 __global__ __launch_bounds__(gradient_warps* warp_size,
                              2) void grad_query_kernel(const __grid_constant__ GradientParams<T> p) {
-  constexpr int keys = passing_rows<Head, Plain>;
+  constexpr int keys = passing_rows<T, Head, Plain>;
   using Tile = SharedTile<T, keys, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -57,22 +57,22 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     const Tile key(ring + 2 * slot * Tile::elements), value(ring + (2 * slot + 1) * Tile::elements);
     Accumulators<keys> s, grad, factors, slope;
     s.clear();
-    multiply<T, Head>(s, key, [&](std::uint32_t (&a)[4], int step) { load_left(a, query, 0, 16 * step); });  // Q K^T
+    multiply<T, Head>(s, key,
+                      [&](std::uint32_t (&a)[4], int step) { load_left(a, query, 0, step_depth<T> * step); });  // Q K^T
     make_probabilities<T, Plain>(
         in, tile >= full_begin && tile < full_end, s, slope,
         [&](int half, int) -> const QueryRow& { return row[half]; },
         [&](int, int column) { return first_key + column; }, [&](int half, int) { return terms[half].lse; });
     grad.clear();
     multiply<T, Head>(grad, value,  // dO V^T
-                      [&](std::uint32_t (&a)[4], int step) { load_left(a, grad_output, 0, 16 * step); });
+                      [&](std::uint32_t (&a)[4], int step) { load_left(a, grad_output, 0, step_depth<T> * step); });
     if constexpr (!Plain) {
       if (in.rules.dropout.seed) {
         for_each_dropout(dropout, row, first_key, factors, [](float& x, float factor) { x = factor; });
       }
     }
     make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int half, int) { return terms[half].delta; });
-    multiply_transposed<T, keys>(result, key,  // dQ += dS K
-                                 [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, grad, step); });
+    multiply_transposed<T>(result, grad, key);  // dQ += dS K
   }
 
   ptx::wait_for_copies<0>();
@@ -87,7 +87,7 @@ void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = (p.in.q_len + 16 * warps - 1) / (16 * warps);
   launch(&grad_query_kernel<T, Head, Plain>,
          {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, warps * warp_size,
-          gradient_shared_bytes<Head, Plain>(warps, p.stages)},
+          gradient_shared_bytes<T, Head, Plain>(warps, p.stages)},
          place, p);
 }
 
@@ -102,5 +102,6 @@ void run_grad_query(const GradientParams<T>& p, const Place& place) {
 
 template void run_grad_query<half>(const GradientParams<half>&, const Place&);
 template void run_grad_query<bf16>(const GradientParams<bf16>&, const Place&);
+template void run_grad_query<tf32>(const GradientParams<tf32>&, const Place&);
 
 }  // namespace bigmodel::cuda

@@ -1,5 +1,5 @@
-// attention in fp16 and bf16: tensor cores, scores and probabilities in registers (Dao, "FlashAttention-2", 2023). A
-// block takes a tile of queries, each warp sixteen of them, and walks over tiles of keys.
+// attention in fp16, bf16 and TF32: tensor cores, scores and probabilities in registers (Dao, "FlashAttention-2",
+// 2023). A block takes a tile of queries, each warp sixteen of them, and walks over tiles of keys.
 #include <algorithm>
 #include <cmath>
 
@@ -32,8 +32,8 @@ struct Params {
 constexpr int warp_rows = 16, fewest_warps = 4, most_warps = 8;
 
 // Keys of one tile, so that two or three tiles fit beside the queries.
-template <int Head>
-constexpr int tile_keys = Head > 128 ? 32 : 64;
+template <class T, int Head>
+constexpr int tile_keys = (Head > 128 ? 32 : 64) / (sizeof(T) / 2);
 
 // Queries stay in registers where there is room beside the output.
 template <int Head, bool Plain>
@@ -44,9 +44,9 @@ constexpr bool queries_in_registers = Head <= (Plain ? 128 : 64);
 template <int Head>
 constexpr bool has_large_tiles = Head == 32 || Head == 96 || Head == 128;
 
-template <int Head>
+template <class T, int Head>
 std::int64_t shared_bytes(int warps, int stages) {
-  return 2 * std::int64_t(Head) * (warps * warp_rows + stages * tile_keys<Head>);
+  return std::int64_t(sizeof(T)) * Head * (warps * warp_rows + stages * tile_keys<T, Head>);
 }
 
 // A block's place in the work.
@@ -129,7 +129,7 @@ __device__ void copy_queries(const Params<T>& p, const Work<T>& work, int warps,
 // Fetches the pipeline's items: keys and values of every tile, in turn.
 template <class T, int Head>
 struct FetchKeysAndValues {
-  using Tile = SharedTile<T, tile_keys<Head>, Head>;
+  using Tile = SharedTile<T, tile_keys<T, Head>, Head>;
 
   const AttentionTensors<T>& in;
   const T *keys, *values;  // of the block's head
@@ -163,12 +163,12 @@ struct FetchKeysAndValues {
 template <class T, int Head, bool InRegisters>
 struct QueryOperand {
   SharedTile<T, warp_rows, Head> queries;
-  std::uint32_t q[InRegisters ? Head / 16 : 1][4];
+  std::uint32_t q[InRegisters ? Head / step_depth<T> : 1][4];
 
   __device__ void take() {
     if constexpr (InRegisters) {
 #pragma unroll
-      for (int step = 0; step < Head / 16; ++step) load_left(q[step], queries, 0, 16 * step);
+      for (int step = 0; step < Head / step_depth<T>; ++step) load_left(q[step], queries, 0, step_depth<T> * step);
     }
   }
   __device__ void operator()(std::uint32_t (&a)[4], int step) const {
@@ -176,7 +176,7 @@ struct QueryOperand {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = q[step][i];
     } else {
-      load_left(a, queries, 0, 16 * step);
+      load_left(a, queries, 0, step_depth<T> * step);
     }
   }
 };
@@ -211,7 +211,7 @@ __device__ void store_result(const Params<T>& p, const Work<T>& work, const Quer
 
 template <class T, int Head, bool Plain>
 __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(const __grid_constant__ Params<T> p) {
-  constexpr int keys = tile_keys<Head>;
+  constexpr int keys = tile_keys<T, Head>;
   using Tile = SharedTile<T, keys, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
   const AttentionTensors<T>& in = p.in;
@@ -255,8 +255,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
       if (in.rules.dropout.seed) drop(dropout, row, first_key, s);
     }
     const Tile value_tile(ring + pipeline.step(fetch) * Tile::elements);
-    multiply_transposed<T, keys>(output, value_tile,  // O += P V
-                                 [&](std::uint32_t (&a)[4], int step) { as_left<T>(a, s, step); });
+    multiply_transposed<T>(output, s, value_tile);  // O += P V
   }
   store_result<T, Head, Plain>(p, work, row, first_row, softmax, output, my_queries);
 }
@@ -287,7 +286,7 @@ struct Division {
   std::int64_t shared;
 };
 
-template <int Head>
+template <class T, int Head>
 Division divide(const AttentionForwardArgs& args, const Place& place) {
   const TensorView &query = args.inputs.query, &key = args.inputs.key;
   const auto batch = static_cast<int>(query.size[0]), heads = static_cast<int>(query.size[1]),
@@ -297,24 +296,25 @@ Division divide(const AttentionForwardArgs& args, const Place& place) {
   d.unit_rows = d.folded ? heads / kv_heads * q_len : q_len;
   d.units = batch * (d.folded ? kv_heads : heads);
   // Larger tiles read the keys less often, but only where they are full and leave no part of the device idle.
-  const auto fits = [&](int warps, int stages) { return shared_bytes<Head>(warps, stages) <= place.shared_memory; };
+  const auto fits = [&](int warps, int stages) { return shared_bytes<T, Head>(warps, stages) <= place.shared_memory; };
   const std::int64_t large_tiles =
       std::int64_t(d.units) * ((d.unit_rows + most_warps * warp_rows - 1) / (most_warps * warp_rows));
   const bool large =
       has_large_tiles<Head> && d.unit_rows > fewest_warps * warp_rows && large_tiles >= place.multiprocessors;
   d.warps = large && fits(most_warps, 2) ? most_warps : fewest_warps;
   d.stages = place.capability >= 80 && fits(d.warps, 3) ? 3 : 2;
-  d.shared = shared_bytes<Head>(d.warps, d.stages);
+  d.shared = shared_bytes<T, Head>(d.warps, d.stages);
   const int rows = d.warps * warp_rows;
   d.row_tiles = (d.unit_rows + rows - 1) / rows;
-  const auto key_tiles = static_cast<int>((key.size[2] + tile_keys<Head> - 1) / tile_keys<Head>);
+  const auto key_tiles = static_cast<int>((key.size[2] + tile_keys<T, Head> - 1) / tile_keys<T, Head>);
   d.splits = choose_splits(std::int64_t(d.units) * d.row_tiles, key_tiles, place);
   return d;
 }
 
 template <class T, int Head>
 void run_tiles(const AttentionForwardArgs& args, const Place& place) {
-  const Division d = divide<Head>(args, place);
+  check_products<T>(place);
+  const Division d = divide<T, Head>(args, place);
   Workspace workspace(args.workspace);
   const Params<T> p{.in = AttentionTensors<T>(packed_inputs(args.inputs, workspace, &place)),
                     .output = View<T>(args.output),
@@ -337,36 +337,29 @@ void run_tiles(const AttentionForwardArgs& args, const Place& place) {
   if (d.splits > 1) merge_splits(args, p.splits, place);
 }
 
-bool uses_tiles(const AttentionInputs& inputs) {
-  const bool half_dtype = inputs.query.dtype != DType::float32;
-  return half_dtype && std::max(inputs.query.size[3], inputs.value.size[3]) <= largest_head;
-}
-
-int head_size(const AttentionInputs& inputs) {
-  return static_cast<int>(std::max(inputs.query.size[3], inputs.value.size[3]));
+// Calls body with the element type and the head size of a call that the kernels take.
+template <class Body>
+void with_kernel(const AttentionInputs& inputs, Body body) {
+  with_tile_type(inputs.query.dtype, [&]<class T>(T) {
+    with_head_size<T>(head_size(inputs),
+                      [&]<int head>(std::integral_constant<int, head>) { body.template operator()<T, head>(); });
+  });
 }
 
 }  // namespace
 
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place) {
-  if (!uses_tiles(args.inputs)) return 0;
-  std::int64_t bytes = 0;
-  with_head_size(head_size(args.inputs), [&]<int head>(std::integral_constant<int, head>) {
-    Workspace workspace;
-    packed_inputs(args.inputs, workspace, nullptr);
-    Splits::in(workspace, divide<head>(args, place).splits, args);
-    bytes = workspace.used();
-  });
-  return bytes;
+  if (!uses_tiles(args.inputs, place)) return 0;
+  Workspace workspace;
+  packed_inputs(args.inputs, workspace, nullptr);
+  with_kernel(args.inputs,
+              [&]<class T, int head>() { Splits::in(workspace, divide<T, head>(args, place).splits, args); });
+  return workspace.used();
 }
 
 void run(const AttentionForwardArgs& args, const Place& place) {
-  if (!uses_tiles(args.inputs)) return run_plain(args, place);
-  check_products(args.inputs.query.dtype, place);
-  with_half_dtype(args.inputs.query.dtype, [&]<class T>(T) {
-    with_head_size(head_size(args.inputs),
-                   [&]<int head>(std::integral_constant<int, head>) { run_tiles<T, head>(args, place); });
-  });
+  if (!uses_tiles(args.inputs, place)) return run_plain(args, place);
+  with_kernel(args.inputs, [&]<class T, int head>() { run_tiles<T, head>(args, place); });
 }
 
 }  // namespace bigmodel::cuda

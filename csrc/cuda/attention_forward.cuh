@@ -19,7 +19,7 @@ struct Splits {
 
 void merge_splits(const AttentionForwardArgs& args, const Splits& splits, const Place& place);
 
-// fp32, and heads of more than largest_head features.
+// What uses_tiles refuses: exact fp32, and large heads.
 void run_plain(const AttentionForwardArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

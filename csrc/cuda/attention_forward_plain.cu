@@ -172,7 +172,7 @@ Splits Splits::in(Workspace& workspace, int count, const AttentionForwardArgs& a
 
 void merge_splits(const AttentionForwardArgs& args, const Splits& splits, const Place& place) {
   const TensorView& output = args.output;
-  with_half_dtype(output.dtype, [&]<class T>(T) {
+  with_dtype(output.dtype, [&]<class T>(T) {
     constexpr int rows = merge_threads / warp_size;
     launch(&merge_kernel<T>, {(splits.rows + rows - 1) / rows, merge_threads}, place, splits, View<T>(output),
            static_cast<float*>(args.lse.data), static_cast<const float*>(args.inputs.sinks.data),

@@ -23,16 +23,16 @@ inline constexpr int gradient_warps = 4;
 
 // Keys (or queries) of the tiles that pass by, so that two pairs of tiles fit beside the block's own pair; and, where
 // scores have options, the terms of these fit into registers.
-template <int Head, bool Plain>
-constexpr int passing_rows = (Head <= 64    ? 64
-                              : Head <= 128 ? 32
-                                            : 16) /
-                             (Plain || Head > 128 ? 1 : 2);
+template <class T, int Head, bool Plain>
+constexpr int passing_rows = [] {
+  constexpr int rows = (Head <= 64 ? 64 : Head <= 128 ? 32 : 16) / (sizeof(T) / 2) / (Plain ? 1 : 2);
+  return rows < 16 ? 16 : rows;
+}();
 
 // The block's own pair of tiles and the ring of pairs.
-template <int Head, bool Plain>
+template <class T, int Head, bool Plain>
 constexpr std::int64_t gradient_shared_bytes(int warps, int stages) {
-  return 2 * std::int64_t(Head) * 2 * (16 * warps + stages * passing_rows<Head, Plain>);
+  return std::int64_t(sizeof(T)) * Head * 2 * (16 * warps + stages * passing_rows<T, Head, Plain>);
 }
 
 // Groups of threads that copy together: blocks of large heads may have half as many warps as others.
@@ -122,16 +122,16 @@ struct GradientKernel {};
 template <class T, class Body>
 void with_gradient_kernel(const GradientParams<T>& p, const Place& place, Body body) {
   const auto sized = [&]<int head, bool plain>(GradientKernel<head, plain> kernel) {
-    const bool fits = gradient_shared_bytes<head, plain>(gradient_warps, p.stages) <= place.shared_memory;
+    const bool fits = gradient_shared_bytes<T, head, plain>(gradient_warps, p.stages) <= place.shared_memory;
     body(kernel, fits ? gradient_warps : gradient_warps / 2);
   };
-  with_head_size(p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim,
-                 [&]<int head>(std::integral_constant<int, head>) {
-                   if constexpr (head <= 128) {
-                     if (p.in.rules.plain()) return sized(GradientKernel<head, true>{});
-                   }
-                   sized(GradientKernel<head, false>{});
-                 });
+  with_head_size<T>(p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim,
+                    [&]<int head>(std::integral_constant<int, head>) {
+                      if constexpr (head <= 128) {
+                        if (p.in.rules.plain()) return sized(GradientKernel<head, true>{});
+                      }
+                      sized(GradientKernel<head, false>{});
+                    });
 }
 
 template <class T>

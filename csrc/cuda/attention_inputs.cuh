@@ -145,17 +145,41 @@ void with_half_dtype(DType dtype, Body body) {
   }
 }
 
-inline constexpr int largest_head = 256;  // of the kernels that use tensor cores
+// Of the kernels that use tensor cores. Larger heads in TF32 would need more shared memory than most devices have.
+template <class T>
+inline constexpr int largest_head = sizeof(T) == 2 ? 256 : 128;
+
+inline int head_size(const AttentionInputs& inputs) {
+  const std::int64_t head_dim = inputs.query.size[3], value_dim = inputs.value.size[3];
+  return static_cast<int>(head_dim > value_dim ? head_dim : value_dim);
+}
+
+// Whether the kernels that use tensor cores take a call.
+inline bool uses_tiles(const AttentionInputs& inputs, const Place& place) {
+  const bool exact = inputs.query.dtype == DType::float32;
+  return exact ? place.tf32 && head_size(inputs) <= largest_head<tf32> : head_size(inputs) <= largest_head<half>;
+}
+
+// Calls body with what those kernels multiply.
+template <class Body>
+void with_tile_type(DType dtype, Body body) {
+  if (dtype == DType::float32) return body(tf32{});
+  with_half_dtype(dtype, body);
+}
 
 // Calls body with the smallest compiled head size that holds `features` of at most largest_head.
-template <class Body>
+template <class T, class Body>
 void with_head_size(int features, Body body) {
   if (features <= 32) return body(std::integral_constant<int, 32>{});
   if (features <= 64) return body(std::integral_constant<int, 64>{});
   if (features <= 96) return body(std::integral_constant<int, 96>{});
-  if (features <= 128) return body(std::integral_constant<int, 128>{});
-  if (features <= 192) return body(std::integral_constant<int, 192>{});
-  return body(std::integral_constant<int, 256>{});
+  if constexpr (largest_head<T> == 128) {
+    return body(std::integral_constant<int, 128>{});
+  } else {
+    if (features <= 128) return body(std::integral_constant<int, 128>{});
+    if (features <= 192) return body(std::integral_constant<int, 192>{});
+    return body(std::integral_constant<int, 256>{});
+  }
 }
 
 }  // namespace bigmodel::cuda

@@ -24,10 +24,11 @@ struct Place {
   int capability = 0;      // compute capability, major * 10 + minor
   int multiprocessors = 0;
   int shared_memory = 0;  // bytes that one block may have
+  bool tf32 = false;      // whether products of fp32 may round their operands to TF32, on tensor cores
 };
 
-// Asks the device once per process. Throws Error.
-Place place(int device, void* stream);
+// Of the current device. tf32_allowed: by the caller; devices before sm_80 have none. Throws Error.
+Place place(int device, void* stream, bool tf32_allowed);
 
 // Bytes of device memory at args.workspace, aligned to 256.
 std::int64_t workspace_bytes(const AddNormForwardArgs& args, const Place& place);

@@ -1,4 +1,5 @@
-// Elements as kernels hold them: the device's own 16-bit types, conversion to and from fp32, packs of 128 bits.
+// Elements as kernels hold them: the device's own 16-bit types, fp32 that products may round, conversion to and from
+// fp32, packs of 128 bits.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,9 +14,15 @@ namespace bigmodel::cuda {
 using half = __half;
 using bf16 = __nv_bfloat16;
 
+// fp32 in memory, of which tensor cores multiply the first ten bits of the mantissa (TF32).
+struct tf32 {
+  float value;
+};
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(half x) { return __half2float(x); }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(tf32 x) { return x.value; }
 
 template <class T>
 __device__ T from_float(float x);
@@ -30,6 +37,10 @@ __device__ inline half from_float<half>(float x) {
 template <>
 __device__ inline bf16 from_float<bf16>(float x) {
   return __float2bfloat16_rn(x);
+}
+template <>
+__device__ inline tf32 from_float<tf32>(float x) {
+  return {x};
 }
 
 // Two neighbours as one register, the first in the low half.

@@ -8,6 +8,9 @@
 
 namespace bigmodel::cuda {
 
+// N where rows are packed, for every element type.
+inline constexpr int epilogue_elements = 8;
+
 template <int N, class Body>
 __device__ inline void for_each_of(Body body) {
 #pragma unroll

@@ -1,6 +1,8 @@
 // The first layer of feed_forward, which the backward pass computes again where the forward pass saved nothing.
 #pragma once
 
+#include <type_traits>
+
 #include "bigmodel/feed_forward.h"
 #include "cuda/matrix_product.cuh"
 
@@ -75,7 +77,7 @@ TensorView run_first_layer(const FirstLayer& layer, const TensorView& preactivat
   const TensorView bias = as_row(layer.weights.b1), gate_bias = as_row(layer.weights.b_gate);
   const auto columns = static_cast<int>(hidden.size[1]);
   if (layer.gate == Gate::hidden) {
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (!std::is_same_v<T, float>) {
       const GatedEpilogue<T> epilogue{
           .bias = Rows<T>(bias),
           .gate_bias = Rows<T>(gate_bias),

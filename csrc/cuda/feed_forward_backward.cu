@@ -127,15 +127,15 @@ class Backward {
 
 }  // namespace
 
-std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place&) {
+std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place) {
   Workspace workspace;
-  with_dtype(args.input.dtype, [&]<class T>(T) { Backward<T>(args, workspace, nullptr).run(); });
+  with_product_type(args.input.dtype, place, [&]<class T>(T) { Backward<T>(args, workspace, nullptr).run(); });
   return workspace.used();
 }
 
 void run(const FeedForwardBackwardArgs& args, const Place& place) {
   Workspace workspace(args.workspace);
-  with_dtype(args.input.dtype, [&]<class T>(T) { Backward<T>(args, workspace, &place).run(); });
+  with_product_type(args.input.dtype, place, [&]<class T>(T) { Backward<T>(args, workspace, &place).run(); });
 }
 
 }  // namespace bigmodel::cuda

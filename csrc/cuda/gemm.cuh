@@ -4,6 +4,7 @@
 #pragma once
 
 #include "bigmodel/tensor.h"
+#include "cuda/epilogue.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/pack_rows.h"
 #include "cuda/pipeline.cuh"
@@ -66,14 +67,15 @@ struct Slice {
 template <int Rows, int Columns, int WarpRows, int WarpColumns, int Rights>
 struct GemmShape {
   static constexpr int rows = Rows, columns = Columns, warp_rows = WarpRows, warp_columns = WarpColumns;
-  static constexpr int rights = Rights, depth = 32, stages = 3;
+  static constexpr int rights = Rights, stages = 3;
+  static constexpr int depth_bytes = 64;  // of a row of a slice
   static constexpr int warps_across = Columns / WarpColumns, warps = Rows / WarpRows * warps_across;
   static constexpr int threads = warps * warp_size;
-  static constexpr int stage_elements = (Rows + Rights * Columns) * depth;
+  static constexpr int stage_bytes = (Rows + Rights * Columns) * depth_bytes;
   // Each warp turns its accumulators from the tensor cores' order into rows, sixteen at a time.
   static constexpr int room_size = 16 * WarpColumns;
   static constexpr int shared_bytes(int stages) {
-    const int ring = 2 * stages * stage_elements, turning = 4 * Rights * warps * room_size;
+    const int ring = stages * stage_bytes, turning = 4 * Rights * warps * room_size;
     return ring > turning ? ring : turning;
   }
   // Where the room holds an element. Chunks of four are exclusive-ored with the row, so that neither the pairs that
@@ -165,7 +167,7 @@ __device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, War
     }
     __syncwarp();
     if (p.epilogue.packed) {
-      finish_rows<chunk_elements, Shape>(p.epilogue, room, first_row + 16 * block, p.rows, first_column);
+      finish_rows<epilogue_elements, Shape>(p.epilogue, room, first_row + 16 * block, p.rows, first_column);
     } else {
       finish_rows<1, Shape>(p.epilogue, room, first_row + 16 * block, p.rows, first_column);
     }
@@ -176,23 +178,24 @@ __device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, War
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
     const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
-  using LeftSlice = Slice<T, Left, Shape::rows, Shape::depth, Shape::threads>;
-  using RightSlice = Slice<T, Right, Shape::columns, Shape::depth, Shape::threads>;
+  constexpr int slice_depth = Shape::depth_bytes / sizeof(T);
+  using LeftSlice = Slice<T, Left, Shape::rows, slice_depth, Shape::threads>;
+  using RightSlice = Slice<T, Right, Shape::columns, slice_depth, Shape::threads>;
   constexpr int row_blocks = Shape::warp_rows / 16;
   extern __shared__ __align__(128) unsigned char shared[];
-  T* const ring = reinterpret_cast<T*>(shared);
+  const std::uint32_t ring = ptx::shared_address(shared);
   const TilePlace tile(p.row_tiles, p.column_tiles);
   const std::int64_t first_row = tile.row * Shape::rows, first_column = tile.column * Shape::columns;
   const int warp_row = warp_id() / Shape::warps_across * Shape::warp_rows;
   const int warp_column = warp_id() % Shape::warps_across * Shape::warp_columns;
 
-  const auto left_at = [&](int slot) { return typename LeftSlice::Tile(ring + slot * Shape::stage_elements); };
+  const auto left_at = [&](int slot) { return typename LeftSlice::Tile(ring + slot * Shape::stage_bytes); };
   const auto right_at = [&](int slot, int which) {
-    const int before = (Shape::rows + which * Shape::columns) * Shape::depth;
-    return typename RightSlice::Tile(ring + slot * Shape::stage_elements + before);
+    const int before = (Shape::rows + which * Shape::columns) * Shape::depth_bytes;
+    return typename RightSlice::Tile(ring + slot * Shape::stage_bytes + before);
   };
   const auto fetch = [&](int item, int slot) {
-    const std::int64_t depth = std::int64_t(item) * Shape::depth;
+    const std::int64_t depth = std::int64_t(item) * slice_depth;
     if (depth >= p.depth) return;
     LeftSlice(p.left, first_row, p.rows).copy(left_at(slot), depth, p.depth);
 #pragma unroll
@@ -208,10 +211,10 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
 #pragma unroll
     for (int block = 0; block < row_blocks; ++block) c.at[which][block].clear();
   }
-  for (std::int64_t depth = 0; depth < p.depth; depth += Shape::depth) {
+  for (std::int64_t depth = 0; depth < p.depth; depth += slice_depth) {
     const int slot = pipeline.step(fetch);
-#pragma unroll
-    for (int step = 0; step < Shape::depth; step += 16) {
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)  // TF32's addresses of both steps would not fit into registers
+    for (int step = 0; step < slice_depth; step += step_depth<T>) {
       std::uint32_t a[row_blocks][4];
 #pragma unroll
       for (int block = 0; block < row_blocks; ++block) {

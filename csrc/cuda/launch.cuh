@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/cuda.h"
+#include "cuda/element.cuh"
 
 namespace bigmodel::cuda {
 
@@ -17,9 +18,10 @@ inline void check(cudaError_t code, const char* what) {
   throw Error(std::string("CUDA refused ") + what + ": " + cudaGetErrorString(code));
 }
 
-// Products of bf16 on tensor cores came with sm_80.
-inline void check_products(DType dtype, const Place& place) {
-  if (dtype == DType::bfloat16 && place.capability < 80) {
+// Products of bf16 and TF32 on tensor cores came with sm_80; where TF32 is missing, Place does not allow it.
+template <class T>
+void check_products(const Place& place) {
+  if (std::is_same_v<T, bf16> && place.capability < 80) {
     throw Error("products of bfloat16 need compute capability 8.0 or more, and this device has " +
                 std::to_string(place.capability / 10) + '.' + std::to_string(place.capability % 10));
   }

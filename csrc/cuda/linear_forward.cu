@@ -19,15 +19,15 @@ void run_as(const LinearForwardArgs& args, Workspace& workspace, const Place* pl
 
 }  // namespace
 
-std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place&) {
+std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place) {
   Workspace workspace;
-  with_dtype(args.input.dtype, [&]<class T>(T) { run_as<T>(args, workspace, nullptr); });
+  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, nullptr); });
   return workspace.used();
 }
 
 void run(const LinearForwardArgs& args, const Place& place) {
   Workspace workspace(args.workspace);
-  with_dtype(args.input.dtype, [&]<class T>(T) { run_as<T>(args, workspace, &place); });
+  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, &place); });
 }
 
 }  // namespace bigmodel::cuda

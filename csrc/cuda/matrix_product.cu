@@ -41,7 +41,7 @@ Operand<T> along_rows(const TensorView& matrix, Workspace& workspace, const Plac
 
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
 void launch_gemm(GemmParams<T, Shape::rights, Epilogue> p, const Place& place) {
-  check_products(std::is_same_v<T, bf16> ? DType::bfloat16 : DType::float16, place);
+  check_products<T>(place);
   p.row_tiles = static_cast<int>(ceil_div(p.rows, Shape::rows));
   p.column_tiles = static_cast<int>(ceil_div(p.columns, Shape::columns));
   p.stages = place.capability >= 80 ? Shape::stages : 2;
@@ -146,7 +146,7 @@ void launch_epilogue(const TensorView& product, const Epilogue<T>& epilogue, con
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue,
                        Workspace& workspace, const Place* place) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (!std::is_same_v<T, float>) {
     multiply_tiles(left, right, epilogue, workspace, place);
   } else if (place) {
     multiply_plain(left, right, epilogue, *place);
@@ -156,7 +156,7 @@ void multiply_matrices(const TensorView& left, const TensorView& right, const Ep
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
                        Workspace& workspace, const Place* place) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (!std::is_same_v<T, float>) {
     const Operand<T> a = along_depth<T>(left, workspace, place), b = along_rows<T>(right, workspace, place);
     if (place) launch_shape<T, Inside::depth, Inside::rows>(params(left, right, a, b, epilogue), *place);
   } else if (place) {
@@ -181,8 +181,8 @@ void multiply_gated(const TensorView& left, const TensorView& right, const Tenso
 template <class T>
 void apply_epilogue(const TensorView& product, const Epilogue<T>& epilogue, const Place* place) {
   if (!place) return;
-  if (epilogue.packed && is_packed(product, 8)) {
-    launch_epilogue<T, 8>(product, epilogue, *place);
+  if (epilogue.packed && is_packed(product, epilogue_elements)) {
+    launch_epilogue<T, epilogue_elements>(product, epilogue, *place);
   } else {
     launch_epilogue<T, 1>(product, epilogue, *place);
   }
@@ -196,11 +196,15 @@ void apply_epilogue(const TensorView& product, const Epilogue<T>& epilogue, cons
 BIGMODEL_INSTANTIATE(half)
 BIGMODEL_INSTANTIATE(bf16)
 BIGMODEL_INSTANTIATE(float)
+BIGMODEL_INSTANTIATE(tf32)
 #undef BIGMODEL_INSTANTIATE
 
-template void multiply_gated(const TensorView&, const TensorView&, const TensorView&, const GatedEpilogue<half>&,
-                             Workspace&, const Place*);
-template void multiply_gated(const TensorView&, const TensorView&, const TensorView&, const GatedEpilogue<bf16>&,
-                             Workspace&, const Place*);
+#define BIGMODEL_INSTANTIATE_GATED(T)                                                                            \
+  template void multiply_gated(const TensorView&, const TensorView&, const TensorView&, const GatedEpilogue<T>&, \
+                               Workspace&, const Place*);
+BIGMODEL_INSTANTIATE_GATED(half)
+BIGMODEL_INSTANTIATE_GATED(bf16)
+BIGMODEL_INSTANTIATE_GATED(tf32)
+#undef BIGMODEL_INSTANTIATE_GATED
 
 }  // namespace bigmodel::cuda

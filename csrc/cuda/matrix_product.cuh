@@ -1,5 +1,5 @@
-// c = left right^T with an epilogue, for any strides: on tensor cores in 16 bits, exactly in fp32. Hosts call this; the
-// kernels are compiled once, in matrix_product.cu.
+// c = left right^T with an epilogue, for any strides: on tensor cores in 16 bits and in TF32, exactly in fp32. Hosts
+// call this; the kernels are compiled once, in matrix_product.cu.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -7,15 +7,22 @@
 
 namespace bigmodel::cuda {
 
+// Calls body with a value of what products multiply: the element type, or tf32 where fp32 may be rounded.
+template <class Body>
+void with_product_type(DType dtype, const Place& place, Body body) {
+  if (dtype == DType::float32 && place.tf32) return body(tf32{});
+  with_dtype(dtype, body);
+}
+
 // left [rows, depth], right [columns, depth]. What must be copied first takes memory from `workspace`; `place` null:
-// only the memory is counted. T is the element type of all.
+// only the memory is counted. T: as with_product_type gives it, for all.
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue,
                        Workspace& workspace, const Place* place);
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
                        Workspace& workspace, const Place* place);
-// Two products at once.
+// Two products at once, for all T but float.
 template <class T>
 void multiply_gated(const TensorView& left, const TensorView& right, const TensorView& gate,
                     const GatedEpilogue<T>& epilogue, Workspace& workspace, const Place* place);
@@ -49,7 +56,7 @@ inline TensorView matrix_at(void* data, DType dtype, std::int64_t rows, std::int
 // Whether the epilogue may access these matrices in chunks of 128 bits.
 template <class T, class... Views>
 bool all_packed(const Views&... views) {
-  return (is_packed(views, 8) && ...);
+  return (is_packed(views, epilogue_elements) && ...);
 }
 
 }  // namespace bigmodel::cuda

@@ -1,5 +1,5 @@
-// Tensors of 16-bit elements whose rows the tensor-core kernels cannot copy in chunks of 128 bits are copied once into
-// the workspace, where they can: so no kernel has a slow path.
+// Tensors whose rows the tensor-core kernels cannot copy in chunks of 128 bits are copied once into the workspace,
+// where they can: so no kernel has a slow path.
 #pragma once
 
 #include <cstdint>

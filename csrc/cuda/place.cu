@@ -12,12 +12,14 @@ int attribute(cudaDeviceAttr which, int device) {
 }  // namespace
 
 // The runtime answers from memory: faster than a table of our own with its lock.
-Place place(int device, void* stream) {
+Place place(int device, void* stream, bool tf32_allowed) {
+  const int capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
   return {.stream = stream,
-          .capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                        attribute(cudaDevAttrComputeCapabilityMinor, device),
+          .capability = capability,
           .multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device),
-          .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+          .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          .tf32 = tf32_allowed && capability >= 80};
 }
 
 }  // namespace bigmodel::cuda

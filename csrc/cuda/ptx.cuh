@@ -1,5 +1,5 @@
 // The only inline assembly: what CUDA C++ has no words for. Each instruction is one function; where an architecture
-// lacks it, the function does the same by other means, or is never called there (bf16 products before sm_80).
+// lacks it, the function does the same by other means, or is never called there (bf16 and TF32 products before sm_80).
 #pragma once
 
 #include <cstdint>
@@ -47,8 +47,8 @@ __device__ inline void wait_for_copies() {
 #endif
 }
 
-// Four 8x8 matrices of 16-bit elements. Lane 8 m + r passes the address of row r of matrix m, and receives of each
-// matrix the elements 2 (lane % 4) and its neighbour in row lane / 4.
+// Four 8x8 matrices of 16-bit elements, or 8x4 of 32 bits. Lane 8 m + r passes the address of row r of matrix m, and
+// receives of each matrix the elements 2 (lane % 4) and its neighbour, or element lane % 4, in row lane / 4.
 __device__ inline void load_matrices(std::uint32_t (&m)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -56,7 +56,7 @@ __device__ inline void load_matrices(std::uint32_t (&m)[4], std::uint32_t row) {
                : "memory");
 }
 
-// The same of the transposed matrices.
+// The same of the transposed matrices, of 16 bits.
 __device__ inline void load_matrices_transposed(std::uint32_t (&m)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
@@ -64,7 +64,21 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&m)[4], std::uint
                : "memory");
 }
 
-// c += a b with a 16x16, b 16x8, c 16x8 in fp32.
+__device__ inline std::uint32_t load_word(std::uint32_t shared) {
+  std::uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(shared) : "memory");
+  return word;
+}
+
+// To the nearest TF32, which products take; of other bits they would take no notice.
+__device__ inline std::uint32_t round_to_tf32(std::uint32_t x) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(x) : "f"(__uint_as_float(x)));
+#endif
+  return x;
+}
+
+// c += a b with a 16x16, b 16x8 (of 32-bit elements 16x8 and 8x8), c 16x8 in fp32.
 template <class T>
 __device__ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
 
@@ -94,6 +108,20 @@ __device__ inline void multiply_add<bf16>(float (&c)[4], const std::uint32_t (&a
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  __trap();
+#endif
+}
+
+template <>
+__device__ inline void multiply_add<tf32>(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                          std::uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

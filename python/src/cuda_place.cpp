@@ -2,8 +2,26 @@
 
 #include <dlfcn.h>
 
+#include "python_objects.h"
+
 namespace bigmodel::binding {
 namespace {
+
+// torch's switch for TF32, which its C interface does not tell: fp32_precision knows of the older switches too, which
+// write it. Read for each call, as torch's own products do.
+bool tf32_allowed(const Call& call) {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  static PyObject* matmul;  // torch.backends.cuda.matmul, found under Python's lock
+  if (!matmul) matmul = direct::find("torch.backends.cuda", "matmul");
+  PyObject* precision = matmul ? PyObject_GetAttrString(matmul, "fp32_precision") : nullptr;
+  const bool found = precision && PyUnicode_Check(precision);
+  const bool allowed = found && PyUnicode_CompareWithASCIIString(precision, "tf32") == 0;
+  Py_XDECREF(precision);
+  PyErr_Clear();
+  PyGILState_Release(state);
+  call.check(found, "this torch has no torch.backends.cuda.matmul.fp32_precision, which says whether TF32 is allowed");
+  return allowed;
+}
 
 #if !defined(BIGMODEL_EMULATED)
 // A torch without CUDA lacks this function, and this library must load beside it: so it is looked up in the library
@@ -33,8 +51,9 @@ CudaPlace::CudaPlace(const Call& call) {
   guard_.emplace(device);
   void* const stream = current_stream(call);
 #endif
+  const bool tf32 = call.dtype() == DType::float32 && tf32_allowed(call);
   try {
-    place_ = cuda::place(device, stream);
+    place_ = cuda::place(device, stream, tf32);
   } catch (const cuda::Error& error) {
     call.fail(error.what());
   }

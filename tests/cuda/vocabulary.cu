@@ -12,10 +12,11 @@ namespace {
 
 constexpr int depth = 96, columns = 64;
 
-enum Lying : int { right_rows, right_depth, left_depth };
+enum Lying : int { right_rows, right_depth, left_depth, accumulators };
 
 // c [16, columns] = left [16, depth] right^T, by one warp; right lies as [columns, depth] or as [depth, columns], left
-// as [16, depth] or as [depth, 32], of which the first sixteen columns count.
+// as [16, depth] or as [depth, 32], of which the first sixteen columns count. accumulators: c [16, depth] is that
+// product, as it lies in registers, times right.
 template <class T>
 __global__ void product_kernel(const T* left, const T* right, int lying, float* c) {
   __shared__ __align__(128) T left_memory[32 * depth], right_memory[columns * depth];
@@ -23,12 +24,13 @@ __global__ void product_kernel(const T* left, const T* right, int lying, float* 
   const SharedTile<T, depth, 32> left_deep(left_memory);
   const SharedTile<T, columns, depth> right_tile(right_memory);
   const SharedTile<T, depth, columns> right_deep(right_memory);
+  const bool along_depth = lying == right_rows || lying == accumulators;
   if (lying == left_depth) {
     copy_tile(left_deep, 32, left, [&](int row) { return left + row * 32; });
   } else {
     copy_tile(left_tile, depth, left, [&](int row) { return left + row * depth; });
   }
-  if (lying == right_rows) {
+  if (along_depth) {
     copy_tile(right_tile, depth, right, [&](int row) { return right + row * depth; });
   } else {
     copy_tile(right_deep, columns, right, [&](int row) { return right + row * columns; });
@@ -40,17 +42,25 @@ __global__ void product_kernel(const T* left, const T* right, int lying, float* 
   sums.clear();
   const auto operand = [&](std::uint32_t (&a)[4], int step) {
     if (lying == left_depth) {
-      load_left_transposed(a, left_deep, 0, 16 * step);
+      load_left_transposed(a, left_deep, 0, step_depth<T> * step);
     } else {
-      load_left(a, left_tile, 0, 16 * step);
+      load_left(a, left_tile, 0, step_depth<T> * step);
     }
   };
-  if (lying == right_rows) {
+  if (along_depth) {
     multiply<T, depth>(sums, right_tile, operand);
   } else {
-    multiply_transposed<T, depth>(sums, right_deep, operand);
+    multiply_transposed<T, depth, DepthOrder::natural>(sums, right_deep, operand);
   }
-  sums.for_each([&](float x, int half, int column) { c[(lane_id() / 4 + 8 * half) * columns + column] = x; });
+  const auto store = [&](auto& found) {
+    constexpr int width = 8 * std::remove_reference_t<decltype(found)>::blocks;
+    found.for_each([&](float x, int half, int column) { c[(lane_id() / 4 + 8 * half) * width + column] = x; });
+  };
+  if (lying != accumulators) return store(sums);
+  Accumulators<depth> again;
+  again.clear();
+  multiply_transposed<T>(again, sums, right_tile);
+  store(again);
 }
 
 // Columns from `width` on and rows that are null are zeros.
@@ -173,13 +183,16 @@ DropoutRule rule_of(double p, const std::int64_t* seed) { return DropoutRule(Dro
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) void
 
-EXPORT run_product(int is_half, const void* left, const void* right, int lying, float* c) {
-  if (is_half) {
-    launch(&product_kernel<half>, {1, 32}, here, static_cast<const half*>(left), static_cast<const half*>(right), lying,
-           c);
+EXPORT run_product(int dtype, const void* left, const void* right, int lying, float* c) {
+  const auto run = [&]<class T>(T) {
+    launch(&product_kernel<T>, {1, 32}, here, static_cast<const T*>(left), static_cast<const T*>(right), lying, c);
+  };
+  if (dtype == 0) {
+    run(bf16{});
+  } else if (dtype == 1) {
+    run(half{});
   } else {
-    launch(&product_kernel<bf16>, {1, 32}, here, static_cast<const bf16*>(left), static_cast<const bf16*>(right), lying,
-           c);
+    run(tf32{});
   }
 }
 EXPORT run_copy(const void* from, int width, int rows, void* to) {

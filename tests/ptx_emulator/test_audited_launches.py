@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import tf32
 import torch
 
 from bigmodel_kernels.audit import cuda_cases
@@ -21,18 +22,21 @@ CAPABILITIES = (75, 80, 86)  # of which the shared memory differs
 SIZES = (*cuda_cases.HEAD_DIMS, *cuda_cases.MORE_HEAD_DIMS)
 
 
-def launches(case, capability: int, multiprocessors: int, backward: bool = False) -> dict[str, tuple[int, int]]:
-    """(warps, dynamic shared memory) by kernel, of a case on such a device."""
+def launches(
+    case, capability: int, multiprocessors: int, backward: bool = False, dtype: torch.dtype = torch.float16
+) -> dict[str, tuple[int, int]]:
+    """(warps, dynamic shared memory) by kernel, of a case on such a device. fp32 as TF32."""
     version = divmod(capability, 10)
     with emulated.cuda_backend(version) as emulator:
         shared = BY_CAPABILITY[capability].block_shared_bytes
         emulator.device(version, multiprocessors=multiprocessors, shared_bytes=shared)
         emulator.counters()
-        inputs = case.inputs(torch.float16)
+        inputs = case.inputs(dtype)
         leaves = {name: x if x is None else x.detach().requires_grad_(backward) for name, x in inputs.items()}
-        outputs = list(case.run(leaves, "cuda").values())
-        if backward:
-            outputs[0].sum().backward()
+        with tf32.allowed():
+            outputs = list(case.run(leaves, "cuda").values())
+            if backward:
+                outputs[0].sum().backward()
         emulator.check()
         found = emulator.counters()
         emulator.device()
@@ -57,14 +61,28 @@ def test_attention(capability, head_dim):
     assert of_gradients == {cuda_cases.gradient_launch(head_dim, head_dim <= 128, shared)}, found
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES[:2])
-def test_products(capability):
+@pytest.mark.parametrize("head_dim", [size for size in SIZES if size <= cuda_cases.LARGEST_TF32])
+@pytest.mark.parametrize("capability", CAPABILITIES[1:])
+def test_attention_in_tf32(capability, head_dim):
+    case = replace(CAUSAL, batch=1, heads=1, kv_heads=1, q_len=130, kv_len=130, head_dim=head_dim)
+    found = launches(case, capability, 1, backward=True, dtype=torch.float32)
+    shared = BY_CAPABILITY[capability].block_shared_bytes
+    forward = found[f"attention_kernel<tf32, {head_dim}, true>"]
+    assert forward == cuda_cases.forward_launch(head_dim, capability, shared, "tf32")
+    of_gradients = {launch for name, launch in found.items() if name.startswith("grad_")}
+    assert of_gradients == {cuda_cases.gradient_launch(head_dim, True, shared, "tf32")}, found
+
+
+@pytest.mark.parametrize("capability, dtype", [(75, torch.float16), (80, torch.float16), (80, torch.float32)])
+def test_products(capability, dtype):
     """Of each shape of tiles that the audit knows, and no other."""
     (linear,) = (case for case in LINEAR_CASES if case.name == "130x100x70")
     (gated,) = (case for case in FEED_FORWARD_CASES if case.name == "silu_hidden")
     shapes = {"128, 128, 64, 32, 1": cuda_cases.LARGE, "64, 64, 32, 32, 1": cuda_cases.SMALL,
               "128, 64, 32, 32, 2": cuda_cases.GATED}  # fmt: skip
-    found = launches(linear, capability, 1) | launches(linear, capability, 108) | launches(gated, capability, 1)
+    found = {}
+    for case, multiprocessors in ((linear, 1), (linear, 108), (gated, 1)):
+        found |= launches(case, capability, multiprocessors, dtype=dtype)
     products = {name: launch for name, launch in found.items() if "GemmShape" in name}
     seen = set()
     for name, launch in products.items():
