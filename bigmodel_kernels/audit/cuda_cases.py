@@ -165,10 +165,11 @@ def _products(capability: int, dtype: str) -> list[CudaCase]:
         warps, shared = product_launch(shape, capability)
         sizes = "".join(f"Li{size}E" for size in shape)
         inside = rf"\w*?InsideE{_ALONG[left]}ELS\d*_{_ALONG[right]}E"
-        depth = _DEPTH_BYTES // _item_bytes(dtype)
+        depth_bytes = _DEPTH_BYTES // 2 if dtype == "tf32" else _DEPTH_BYTES  # TF32 loops over the two steps of a slice
+        depth = depth_bytes // _item_bytes(dtype)
         kernel = rf"gemm_kernelI{_TYPES[dtype]}L{inside}NS0_9GemmShapeI{sizes}EENS0_\d+{epilogue}I"
         return CudaCase(op, name, "matrix_product", kernel, warps, dtype, shared_bytes=shared,
-                        dots=((rows, columns, depth),) * rights, bytes_loaded=_DEPTH_BYTES * (rows + rights * columns),
+                        dots=((rows, columns, depth),) * rights, bytes_loaded=depth_bytes * (rows + rights * columns),
                         iterations=_WIDTH // depth)  # fmt: skip
 
     return [
