@@ -236,6 +236,16 @@ def test_compiles_whole(compiler, backend):
         torch.testing.assert_close(ours, eager)
 
 
+def test_what_cannot_be_read_is_refused(backend):
+    query, starts = torch.randn(9, 2, 8), torch.tensor([0, 4, 9])
+    with pytest.raises(ValueError, match=r"^\[attention_varlen\] cu_seqlens_q is nested or sparse"):
+        bmk.attention_varlen(query, query, query, starts.to_sparse(), starts, backend=backend)
+    meta = [x.to("meta") for x in (query, query, query, starts, starts)]
+    with pytest.raises(ValueError, match=r"^\[attention_varlen\] query is on meta, and the reference needs"):
+        bmk.attention_varlen(*meta, backend="reference")
+    assert bmk.attention_varlen(*meta).shape == query.shape
+
+
 def test_autocast(backend):
     query, starts = torch.randn(9, 2, 8, requires_grad=True), torch.tensor([0, 4, 9])
     with torch.autocast("cpu", torch.bfloat16):

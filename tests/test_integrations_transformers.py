@@ -148,6 +148,22 @@ def test_packed_sequences_without_other_masks_build_none(calls, monkeypatch):
     assert all("mask" not in options and options["causal"] for options in seen)
 
 
+def test_packed_sequences_may_end_before_the_row_does(calls):
+    """Padding behind the last sequence sees itself, as under the mask that a call for the weights gets."""
+    module = torch.nn.Module()
+    query, key, value = torch.randn(3, 1, 2, 8, 4)
+    starts = torch.tensor([0, 3, 6], dtype=torch.int32)
+    plain, weighed = (
+        integration.attention_forward(module, query, key, value, None, cu_seq_lens_q=starts, output_attentions=wanted)[
+            0
+        ]
+        for wanted in (False, True)
+    )
+    torch.testing.assert_close(plain, weighed)
+    whole = torch.tensor([0, 3, 8], dtype=torch.int32)
+    assert integration.attention_forward(module, query, key, value, None, cu_seq_lens_q=whole)[0].is_contiguous()
+
+
 @pytest.mark.parametrize("name", PACKED_BY_POSITIONS)
 def test_outputs_and_gradients_of_packed_sequences(name, calls):
     model = FAMILIES[name].make()

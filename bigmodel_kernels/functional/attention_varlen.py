@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import backends, checks
+from .. import backends, checks, reference
 from ..ops import direct, repeats
 from .calls import call, straight_to_kernels
 from .scores import autocast_attention, score_options, statistics_dtype
@@ -79,6 +79,10 @@ def attention_varlen(
         checks.is_tensor(_OP, "mask", mask)
         mask = mask[(None,) * (4 - mask.dim())] if mask.dim() < 4 else mask
     ops = direct.OPS if straight else backends.resolve_for(_OP, query, backend)
+    if ops is reference and query.is_meta:
+        raise ValueError(
+            f"[{_OP}] query is on meta, and the reference needs the numbers of cu_seqlens_q; expected data"
+        )
     inputs = (*inputs[:5], mask, alibi_slopes, sinks, dropout_seed)
     outputs = call(ops, ops.attention_varlen, inputs, options, returned=2 if return_lse else 1)
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
@@ -116,6 +120,8 @@ def _checked(query, key, value, cu_seqlens_q, cu_seqlens_k, mask) -> tuple[Tenso
 def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor) -> int | None:
     """The most tokens of a sequence; None where values cannot be seen, while a graph is traced."""
     checks.is_tensor(_OP, name, cu_seqlens)
+    if cu_seqlens.layout != torch.strided or cu_seqlens.is_nested:
+        raise ValueError(f"[{_OP}] {name} is nested or sparse; expected a dense tensor")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"[{_OP}] {name} has dtype {cu_seqlens.dtype}; expected int32 or int64")
     if cu_seqlens.device != tokens.device:

@@ -54,7 +54,10 @@ def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def has_kernel(op: str, x: Tensor) -> bool:
-    """Whether a kernel computes an op of x, and not the reference, which waits for a GPU to tell it lengths."""
+    """Whether an op of x need not be avoided: False where a GPU, or its backend that is forced, has no kernel for it.
+
+    The reference would wait for the device to tell it lengths.
+    """
     forced = backends.forced.name
     if x.is_cpu and forced not in backends.MISSING_OPS:
         return True

@@ -116,7 +116,7 @@ def attention_forward(
     if packed:
         del options["mask"]
         tokens = (x[0].transpose(0, 1) for x in (query, key, value))
-        return functional.attention_varlen(*tokens, starts, starts, sinks=s_aux, **options)[None], None
+        return functional.attention_varlen(*tokens, starts, starts, sinks=s_aux, **options)[None].contiguous(), None
     if not _wants_weights(kwargs):
         output = functional.attention(query, key, value, sinks=s_aux, **options)
         return output.transpose(1, 2).contiguous(), None
@@ -153,10 +153,12 @@ def _mask_options(module: torch.nn.Module, query: Tensor, mask: Tensor | None, i
 
 def _is_self_attention_of(starts: Tensor, key_starts: Tensor | None, query: Tensor, key: Tensor) -> bool:
     """Whether packed sequences attend to themselves, so that `bmk.attention_varlen` takes them without a mask."""
-    if query.shape[0] != 1 or query.shape[2] != key.shape[2] or not has_kernel("attention_varlen", query):
+    if torch.compiler.is_compiling() or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         return False
-    same = key_starts is None or key_starts is starts
-    return same or (not torch.compiler.is_compiling() and torch.equal(starts, key_starts))
+    if starts.device != query.device or not has_kernel("attention_varlen", query):
+        return False
+    # They may leave padding at the end to nobody.
+    return int(starts[-1]) == query.shape[2] and (key_starts is None or torch.equal(starts, key_starts))
 
 
 def _keep_within_sequences(

@@ -17,7 +17,8 @@ CACHES = ("key_cache", "value_cache", "key_scales", "value_scales")
 class AttentionDecodeCase:
     """One call of attention_decode. lengths: keys of each sequence before it; new: whether the call appends its own;
     cache_dtype: None for the query's; page_size: None for contiguous caches; layout: of query and the new rows;
-    heads_inside: contiguous caches as [batch, capacity, kv_heads, dim]."""
+    heads_inside: contiguous caches as [batch, capacity, kv_heads, dim]; evicted: pages that no window reaches are -1 in
+    the block table; scale_of_values: of the cached and the new ones."""
 
     name: str
     lengths: tuple[int, ...] = (5, 33)
@@ -36,6 +37,8 @@ class AttentionDecodeCase:
     layout: str = "contiguous"
     heads_inside: bool = False
     index_dtype: torch.dtype = torch.int64
+    evicted: bool = False
+    scale_of_values: float = 1.0
 
     def inputs(self, dtype: torch.dtype) -> Tensors:
         """The case's tensors. What no call may read is NaN, or a page that does not exist."""
@@ -53,7 +56,8 @@ class AttentionDecodeCase:
         for name, features in (("key", self.head_dim), ("value", value_dim)):
             tensors |= self._cache(name, features, cache_dtype, places, generator)
             if self.new:
-                rows = random((batch, self.kv_heads, self.q_len, features), dtype, generator, self.layout)
+                size = self.scale_of_values if name == "value" else 1.0
+                rows = random((batch, self.kv_heads, self.q_len, features), dtype, generator, self.layout, size)
                 if cache_dtype.is_floating_point:  # exact in the cache too, so that float64 truth holds the same rows
                     rows.copy_(rows.to(cache_dtype).to(dtype).to(cache_dtype).to(dtype))
                 tensors[f"new_{name}"] = rows
@@ -74,7 +78,10 @@ class AttentionDecodeCase:
         table = torch.randperm(len(self.lengths) * most + 2, generator=generator)[: len(self.lengths) * most]
         table = table.reshape(len(self.lengths), most)
         for b, length in enumerate(self.lengths):
-            table[b, -(-(length + (self.q_len if self.new else 0)) // self.page_size) :] = -1
+            total = length + (self.q_len if self.new else 0)
+            table[b, -(-total // self.page_size) :] = -1
+            if self.evicted:
+                table[b, : max(total - self.q_len - self.window, 0) // self.page_size] = -1
         return table
 
     def _cache(
@@ -87,11 +94,14 @@ class AttentionDecodeCase:
         filled = torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)
         for b, count in enumerate(self.lengths):
             for j in range(count):
-                filled[(b, 0, j) if self.page_size is None else (places[b, j // shape[2]], 0, j % shape[2])] = True
+                page = b if self.page_size is None else int(places[b, j // shape[2]])
+                if page >= 0:
+                    filled[page, 0, j % shape[2]] = True
         found = {}
         if dtype == torch.int8:
             cache = torch.randint(-127, 128, (*shape, features), generator=generator, dtype=torch.int8)
             scales = 0.02 * torch.rand(shape, generator=generator) + 0.005
+            scales *= self.scale_of_values if name == "value" else 1.0
             found[f"{name}_scales"] = scales.masked_fill(~filled, torch.nan)
         else:
             layout = "heads_inside" if self.heads_inside else "contiguous"
@@ -144,6 +154,13 @@ def _cases() -> list[AttentionDecodeCase]:
         case("window_0", window=0, lengths=(0, 12, 40)),
         case("window_long", window=700, lengths=(3000, 5), q_len=2, heads=4),
         case("window_pages", window=9, page_size=4, lengths=(30, 70)),
+        *(
+            case(
+                f"evicted_{name}", window=40, page_size=16, lengths=(90, 200), q_len=2, cache_dtype=dtype, evicted=True
+            )
+            for name, dtype in (("own", None), ("int8", torch.int8))
+        ),
+        case("small_values_int8", (200, 30), cache_dtype=torch.int8, scale_of_values=1e-3),
         case("softcap", softcap=1.5),
         case("sinks", sinks=True, heads=8),
         case("sinks_long", (1000, 400), sinks=True, heads=4),

@@ -5,7 +5,8 @@ contract.
 The queries of all heads of a group are the rows of one tile, so that the cache is read once for all of them. The keys
 of a sequence are split among programs where sequences and heads alone would not fill the device (Dao, Haziza, Massa
 and Sizov, "Flash-Decoding for long-context inference", 2023). Lengths and block tables are read on the device, which
-the host does not wait for: what does not fit the cache is not refused here, but gives NaN.
+the host does not wait for: what does not fit the cache is not refused here. A query that sees a key that is not there
+gives NaN; one of a sequence of less than no keys sees none.
 """
 
 from typing import Any, NamedTuple
@@ -150,10 +151,11 @@ def _attention_decode_kernel(
 
     total = tl.load(places.lengths + batch * places.length_stride).to(tl.int64) + added
     diagonal = total - sizes.q_len + token
-    end = total
-    first = total * 0
+    end = tl.minimum(total, places.capacity + 1)  # the one beyond stands for all that are not there
+    lowest = total * 0  # the first key that any query sees
     if WINDOW:
-        first = tl.maximum(total - sizes.q_len - window, 0) // BLOCK_N * BLOCK_N
+        lowest = tl.maximum(total - sizes.q_len - window, 0)
+    first = lowest // BLOCK_N * BLOCK_N
     split = tl.program_id(2)
     if SPLIT:
         first, end = _split_range(first, end, split, splits, BLOCK_N)
@@ -167,7 +169,7 @@ def _attention_decode_kernel(
     maximum, weight_sum = start_softmax(BLOCK_M)
     for start in range(first, end, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        wanted = n < end
+        wanted = (n >= lowest) & (n < end)
         page, slot, exists = _find(places, batch, n, wanted)
         at = page * key_cache.page + kv_head * key_cache.head + slot * key_cache.slot
         k = tl.load(
@@ -187,15 +189,16 @@ def _attention_decode_kernel(
         scores = tl.where(seen, scores, float("-inf"))
         weights, maximum, weight_sum, rescale = update_softmax(scores, 1.0, maximum, weight_sum)
         accumulator *= rescale[:, None]
-        if value_cache.scales is not None:
-            value_scales = _scales(value_cache, page, kv_head, slot, exists)
-            weights *= tl.where(wanted, value_scales, 0.0)[None, :]
         at = page * value_cache.page + kv_head * value_cache.head + slot * value_cache.slot
         x = tl.load(
             value_cache.data + at[:, None] + v[None, :],
             mask=exists[:, None] & (v < sizes.value_dim)[None, :],
             other=0,
         )
+        if value_cache.scales is not None:
+            # On the value, not on the weight: their product with a small scale is below fp16's smallest number.
+            value_scales = tl.where(exists, _scales(value_cache, page, kv_head, slot, exists), 0.0)
+            x = x.to(tl.float32) * value_scales[:, None]
         accumulator = product(narrow(weights, COMPUTE), _converted(x, COMPUTE), accumulator, PRECISION)
 
     if SINKS and not SPLIT:
