@@ -360,7 +360,10 @@ def test_the_long_list_holds_the_short_one():
     "options, message",
     [
         (["--arch", "sm_42"], "[audit] 'sm_42' is no architecture that is known; expected one of sm_75"),
-        (["--op", "rotary"], "[audit] 'rotary' is no op that is known; expected one of attention"),
+        (
+            ["--op", "linear_cross_entropy"],
+            "[audit] 'linear_cross_entropy' is no op that is known; expected one of attention",
+        ),
         (["--dtype", "fp8"], "[audit] 'fp8' is no dtype that is known; expected one of fp32"),
     ],
 )

@@ -25,8 +25,9 @@ from .online_softmax import add_sink, finish_softmax, start_softmax, update_soft
 from .scores import LOG2E, tanh
 from .tiles import load_tile, narrow, product, store_tile
 
-# Rows and keys of a tile: tiles of few rows read as much as they can at a time.
-_FEWEST_ROWS, _MOST_ROWS, _KEYS = 16, 64, 64
+# Rows of a tile; and keys, as many as the registers hold: without tensor cores a thread holds what it multiplies.
+_FEWEST_ROWS, _MOST_ROWS = 16, 64
+_KEYS, _KEYS_WITHOUT_TENSOR_CORES = 64, 16
 # Adding and subtracting it rounds a small number to a whole one, half to even.
 _ROUNDS = tl.constexpr(12582912.0)
 
@@ -255,15 +256,20 @@ def attention_decode(
     block_m = min(max(triton.next_power_of_2(rows), _FEWEST_ROWS), _MOST_ROWS)
     block_d, block_v = padded(head_dim), padded(value_dim)
     programs = triton.cdiv(rows, block_m) * kv_heads
-    reach = capacity if window_left < 0 else min(capacity, window_left + q_len + _KEYS)
-    splits = key_splits(programs * batch, triton.cdiv(reach, _KEYS), device_of(query))
+    device = device_of(query)
+    compute = query.dtype if key_cache.dtype == torch.int8 else torch.promote_types(query.dtype, key_cache.dtype)
+    multiplied = precision(query.to(compute) if compute != query.dtype else query, max(block_d, block_v))
+    on_tensor_cores = device.capability >= 80 and (compute != torch.float32 or multiplied == "tf32")
+    block_n = _KEYS if on_tensor_cores else _KEYS_WITHOUT_TENSOR_CORES
+    reach = capacity if window_left < 0 else min(capacity, window_left + q_len + block_n)
+    splits = key_splits(programs * batch, triton.cdiv(reach, block_n), device)
     target, target_lse = output, lse
     if splits > 1:
         target = output.new_empty(splits * batch, heads, q_len, value_dim, dtype=torch.float32)
         target_lse = lse.new_empty(splits * batch, heads, q_len)
     scale = head_dim**-0.5 if scale is None else scale
     sizes = Sizes(batch, heads, group, q_len, capacity, head_dim, value_dim)
-    compute = query.dtype if key_cache.dtype == torch.int8 else torch.promote_types(query.dtype, key_cache.dtype)
+    few_features = max(block_d, block_v) <= 128
     run(
         _attention_decode_kernel,
         (programs, batch, splits),
@@ -280,17 +286,17 @@ def attention_decode(
         softcap * LOG2E.value,
         splits,
         COMPUTE=_TYPES[compute],
-        PRECISION=precision(query.to(compute) if compute != query.dtype else query, max(block_d, block_v)),
+        PRECISION=multiplied,
         WINDOW=window_left >= 0,
         SOFTCAP=softcap > 0,
         SINKS=sinks is not None,
         SPLIT=splits > 1,
         BLOCK_M=block_m,
-        BLOCK_N=_KEYS,
+        BLOCK_N=block_n,
         BLOCK_D=block_d,
         BLOCK_V=block_v,
-        num_warps=4 if max(block_d, block_v) <= 128 else 8,
-        num_stages=2 if max(block_d, block_v) <= 128 else 1,
+        num_warps=4 if on_tensor_cores and few_features else 8,
+        num_stages=2 if on_tensor_cores and few_features else 1,
     )
     if splits > 1:
         block = max(1, 2048 // block_v)
