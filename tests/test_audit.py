@@ -106,6 +106,7 @@ OPTIONS = {
     ("sm_90", "bf16"): ("forward bool mask d128",),
     ("sm_86", "bf16"): ("grad_key_value additive mask d128",),
     ("sm_100", "bf16"): ("forward softcap d128", "grad_query alibi d128"),
+    ("sm_120", "bf16"): ("forward additive mask d128",),
     ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d256"),
     ("sm_120", "tf32"): ("grad_query causal d256", "grad_mask d128"),
 }

@@ -152,6 +152,8 @@ _WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"] | {"grad_key_va
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
+# And fewer keys at a time where the registers would not hold the mask's tile too. By (family, pass, features).
+_KEYS_WITH_MASK = {("sm_120", "forward", 128): 32}
 # TF32 with more features would need more shared memory than most devices have.
 LARGEST_TF32 = 256
 
@@ -213,7 +215,10 @@ def attention_launch(
     launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
     if launch is override or mask is None or mask.dtype == torch.bool or triton.knobs.runtime.interpret:
         return launch
-    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[family(device.capability)]))
+    table = family(device.capability)
+    keys = _KEYS_WITH_MASK.get((table, name, features), launch.block_n) if arithmetic == "half" else launch.block_n
+    stages = min(launch.num_stages, _STAGES_WITH_MASK[table])
+    return replace(launch, block_n=min(launch.block_n, keys), num_stages=stages)
 
 
 def table_launch(name: str, capability: int, features: int, arithmetic: str, dropout: bool = False) -> Launch:
