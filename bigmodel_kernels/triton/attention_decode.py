@@ -262,7 +262,7 @@ def attention_decode(
     on_tensor_cores = device.capability >= 80 and (compute != torch.float32 or multiplied == "tf32")
     block_n = _KEYS if on_tensor_cores else _KEYS_WITHOUT_TENSOR_CORES
     reach = capacity if window_left < 0 else min(capacity, window_left + q_len + block_n)
-    splits = key_splits(programs * batch, triton.cdiv(reach, block_n), device)
+    splits = key_splits(programs * batch, triton.cdiv(reach, _KEYS), device)  # fewer keys are little to split
     target, target_lse = output, lse
     if splits > 1:
         target = output.new_empty(splits * batch, heads, q_len, value_dim, dtype=torch.float32)
