@@ -118,14 +118,21 @@ def attention_tensors(op: str, query: Tensor, key: Tensor, value: Tensor | None)
             "expected the same leading dimensions and head_dim"
         )
     heads, kv_heads = (query_shape[-3], key_shape[-3]) if dims > 2 else (1, 1)
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
-        raise ValueError(f"[{op}] key has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads")
+    grouped_heads(op, "key", heads, kv_heads)
     if value is None:
         return
     if value.shape[:-1] != key_shape[:-1] or value.shape[-1] < 1:
         raise ValueError(
             f"[{op}] value has shape {list(value.shape)}; expected {[*key_shape[:-1], 'value_dim']} as key has, "
             "with value_dim at least 1"
+        )
+
+
+def grouped_heads(op: str, name: str, heads: int, kv_heads: int) -> None:
+    """Every head of keys serves as many heads of queries."""
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+        raise ValueError(
+            f"[{op}] {name} has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads"
         )
 
 

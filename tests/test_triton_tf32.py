@@ -17,6 +17,8 @@ from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
 compiled = pytest.mark.skipif(interpreted(), reason="interpreted kernels have no machine code")
 
+META = torch.device("meta")
+
 
 @pytest.fixture(autouse=True)
 def switch():
@@ -29,7 +31,7 @@ def arithmetic() -> tuple[str, str]:
     device = torch.device("cuda", 0)
     with launch.recorded(80, 108):
         ours = launch.matmul_arithmetic(torch.float32, device)
-    return ours, precision(torch.empty(1, device="meta"), 64)
+    return ours, precision(torch.float32, META, 64)
 
 
 @pytest.mark.parametrize("way", ON)
@@ -48,14 +50,14 @@ def test_where_tf32_does_not_apply():
     ON["fp32_precision"]()
     with launch.recorded(75, 40):
         assert launch.matmul_arithmetic(torch.float32, torch.device("cuda", 0)) == "ieee", "sm_75 has none"
-        assert precision(torch.empty(1, device="meta"), 64) == "ieee", "for attention neither"
+        assert precision(torch.float32, META, 64) == "ieee", "for attention neither"
     with launch.recorded(80, 108):
         assert launch.matmul_arithmetic(torch.bfloat16, torch.device("cuda", 0)) == "half"
-        assert precision(torch.empty(1, device="meta"), 64) == "tf32"
+        assert precision(torch.float32, META, 64) == "tf32"
     assert launch.matmul_arithmetic(torch.float32, torch.device("cpu")) == "ieee", "nor has the interpreter"
-    assert precision(torch.empty(1), 64) == "ieee"
-    assert precision(torch.empty(1, device="meta"), 512) == "ieee", "too much shared memory"
-    assert precision(torch.empty(1, dtype=torch.float16, device="meta"), 64) == "ieee", "means nothing there"
+    assert precision(torch.float32, torch.device("cpu"), 64) == "ieee"
+    assert precision(torch.float32, META, 512) == "ieee", "too much shared memory"
+    assert precision(torch.float16, META, 64) == "ieee", "means nothing there"
 
 
 def precision_of_a_launch() -> str:

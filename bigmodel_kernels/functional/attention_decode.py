@@ -137,10 +137,7 @@ def _check_caches(query: Tensor, key: Tensor, value: Tensor, paged: bool) -> Non
         expected = f"[{first}, kv_heads, {'page_size' if paged else 'capacity'}, {head_dim}]"
         raise ValueError(f"[{_OP}] key_cache has shape {list(key.shape)}; expected {expected}")
     kv_heads = key.shape[1]
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
-        raise ValueError(
-            f"[{_OP}] key_cache has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads"
-        )
+    checks.grouped_heads(_OP, "key_cache", heads, kv_heads)
     if value.dim() != 4 or value.shape[:3] != key.shape[:3] or value.shape[3] < 1:
         raise ValueError(
             f"[{_OP}] value_cache has shape {list(value.shape)}; expected {[*key.shape[:3], 'value_dim']} as key_cache "

@@ -97,10 +97,7 @@ def _checked(query, key, value, cu_seqlens_q, cu_seqlens_k, mask) -> tuple[Tenso
     if key.dim() != 3 or key.shape[2] != query.shape[2]:
         raise ValueError(f"[{_OP}] key has shape {list(key.shape)}; expected [keys, kv_heads, {query.shape[2]}]")
     heads, kv_heads = query.shape[1], key.shape[1]
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
-        raise ValueError(
-            f"[{_OP}] key has {kv_heads} heads, query {heads}: query heads must be a multiple of key heads"
-        )
+    checks.grouped_heads(_OP, "key", heads, kv_heads)
     if value.dim() != 3 or value.shape[:2] != key.shape[:2] or value.shape[2] < 1:
         expected = f"{[*key.shape[:2], 'value_dim']} as key has, with value_dim at least 1"
         raise ValueError(f"[{_OP}] value has shape {list(value.shape)}; expected {expected}")

@@ -28,6 +28,7 @@ from .tiles import load_tile, narrow, product, store_tile
 # Rows of a tile; and keys, as many as the registers hold: without tensor cores a thread holds what it multiplies.
 _FEWEST_ROWS, _MOST_ROWS = 16, 64
 _KEYS, _KEYS_WITHOUT_TENSOR_CORES = 64, 16
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Adding and subtracting it rounds a small number to a whole one, half to even.
 _ROUNDS = tl.constexpr(12582912.0)
 
@@ -251,28 +252,18 @@ def attention_decode(
             block = triton.next_power_of_2(features)
             run(_append_kernel, (batch * q_len, kv_heads), view(new), cache, places, q_len, features, block)
 
-    group = heads // kv_heads
-    rows = q_len * group
-    block_m = min(max(triton.next_power_of_2(rows), _FEWEST_ROWS), _MOST_ROWS)
-    block_d, block_v = padded(head_dim), padded(value_dim)
-    programs = triton.cdiv(rows, block_m) * kv_heads
-    device = device_of(query)
+    sizes = Sizes(batch, heads, heads // kv_heads, q_len, capacity, head_dim, value_dim)
     compute = query.dtype if key_cache.dtype == torch.int8 else torch.promote_types(query.dtype, key_cache.dtype)
-    multiplied = precision(query.to(compute) if compute != query.dtype else query, max(block_d, block_v))
-    on_tensor_cores = device.capability >= 80 and (compute != torch.float32 or multiplied == "tf32")
-    block_n = _KEYS if on_tensor_cores else _KEYS_WITHOUT_TENSOR_CORES
-    reach = capacity if window_left < 0 else min(capacity, window_left + q_len + block_n)
-    splits = key_splits(programs * batch, triton.cdiv(reach, _KEYS), device)  # fewer keys are little to split
+    reach = capacity if window_left < 0 else min(capacity, window_left + q_len + _KEYS)
+    launch = _launch(query, compute, sizes, kv_heads, reach)
     target, target_lse = output, lse
-    if splits > 1:
-        target = output.new_empty(splits * batch, heads, q_len, value_dim, dtype=torch.float32)
-        target_lse = lse.new_empty(splits * batch, heads, q_len)
+    if launch.splits > 1:
+        target = output.new_empty(launch.splits * batch, heads, q_len, value_dim, dtype=torch.float32)
+        target_lse = lse.new_empty(launch.splits * batch, heads, q_len)
     scale = head_dim**-0.5 if scale is None else scale
-    sizes = Sizes(batch, heads, group, q_len, capacity, head_dim, value_dim)
-    few_features = max(block_d, block_v) <= 128
     run(
         _attention_decode_kernel,
-        (programs, batch, splits),
+        (launch.programs, batch, launch.splits),
         view(query),
         *caches,
         places,
@@ -284,28 +275,51 @@ def attention_decode(
         max(window_left, 0),
         scale / softcap if softcap > 0 else scale * LOG2E.value,
         softcap * LOG2E.value,
-        splits,
+        launch.splits,
         COMPUTE=_TYPES[compute],
-        PRECISION=multiplied,
         WINDOW=window_left >= 0,
         SOFTCAP=softcap > 0,
         SINKS=sinks is not None,
-        SPLIT=splits > 1,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
-        BLOCK_V=block_v,
-        num_warps=4 if on_tensor_cores and few_features else 8,
-        num_stages=2 if on_tensor_cores and few_features else 1,
+        SPLIT=launch.splits > 1,
+        **launch.constants,
     )
-    if splits > 1:
+    if launch.splits > 1:
+        block_v = launch.constants["BLOCK_V"]
         block = max(1, 2048 // block_v)
-        parts = (target, target_lse, view(output), lse, vector(sinks), sizes, splits)
+        parts = (target, target_lse, view(output), lse, vector(sinks), sizes, launch.splits)
         run(_merge_kernel, (triton.cdiv(lse.numel(), block),), *parts, block, block_v, sinks is not None)
     return output, lse
 
 
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+class _Launch(NamedTuple):
+    """programs: of one sequence and one part of its keys, of which there are `splits`; constants: by parameter."""
+
+    programs: int
+    splits: int
+    constants: dict[str, Any]
+
+
+def _launch(query: Tensor, compute: torch.dtype, sizes: Sizes, kv_heads: int, reach: int) -> _Launch:
+    """compute: the dtype that is multiplied; reach: at most how many keys a sequence's queries see."""
+    rows = sizes.q_len * sizes.group
+    block_m = min(max(triton.next_power_of_2(rows), _FEWEST_ROWS), _MOST_ROWS)
+    block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
+    device, features = device_of(query), max(block_d, block_v)
+    multiplied = precision(compute, query.device, features)
+    on_tensor_cores = device.capability >= 80 and (compute != torch.float32 or multiplied == "tf32")
+    loads_ahead = on_tensor_cores and features <= 128
+    programs = triton.cdiv(rows, block_m) * kv_heads
+    constants = {
+        "PRECISION": multiplied,
+        "BLOCK_M": block_m,
+        "BLOCK_N": _KEYS if on_tensor_cores else _KEYS_WITHOUT_TENSOR_CORES,
+        "BLOCK_D": block_d,
+        "BLOCK_V": block_v,
+        "num_warps": 4 if loads_ahead else 8,
+        "num_stages": 2 if loads_ahead else 1,
+    }
+    # Fewer keys than _KEYS are little to split, whatever the tile.
+    return _Launch(programs, key_splits(programs * sizes.batch, triton.cdiv(reach, _KEYS), device), constants)
 
 
 def _cache(x: Tensor, scales: Tensor | None) -> Cache:

@@ -174,7 +174,7 @@ def prepare(
         wide=any(needs_wide(each, kv_len) for each in (inputs.query, inputs.key, inputs.value, inputs.mask)),
         head_exact=head_dim == padded(head_dim),
         value_exact=value_dim == padded(value_dim),
-        precision=precision(query, max(padded(head_dim), padded(value_dim))),
+        precision=precision(query.dtype, query.device, max(padded(head_dim), padded(value_dim))),
     )
     return inputs, features
 
@@ -213,10 +213,10 @@ def check(
         raise ValueError(f"[{op}] dropout_seed is missing, and dropout_p is {dropout_p}")
 
 
-def precision(x: Tensor, features: int) -> str:
+def precision(dtype: torch.dtype, device: torch.device, features: int) -> str:
     """How tensors of this dtype and padded head size are multiplied, as tl.dot calls it: "tf32" only where products of
     other ops are too."""
-    allowed = features <= LARGEST_TF32 and matmul_arithmetic(x.dtype, x.device) == "tf32"
+    allowed = features <= LARGEST_TF32 and matmul_arithmetic(dtype, device) == "tf32"
     return "tf32" if allowed else "ieee"
 
 
