@@ -80,7 +80,8 @@ def test_fits_the_architecture(rows):
         architecture = next(each for each in BY_CAPABILITY.values() if each.name == row.arch)
         assert row.static_shared + row.dynamic_shared <= architecture.block_shared_bytes, row
         assert row.blocks_per_multiprocessor >= 1, row
-        assert row.backend == "cuda" and row.predicted and row.limiter == max(row.clocks, key=row.clocks.get)
+        assert row.backend == "cuda" and row.predicted
+        assert row.clocks[row.limiter] == max(row.clocks.values()), row  # rounded, two units may take equally long
 
 
 def test_the_long_list_holds_the_short_one():
