@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
+from bigmodel_kernels.nn import small_attention
 from bigmodel_kernels.nn.counterparts import computes_for
 from bigmodel_kernels.nn.fusion import apply_linear
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
@@ -65,6 +66,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """forward() for tensors that are not nested, with `residual`, shaped as the output, added to the output."""
+        if query is key and key is value and key_padding_mask is attn_mask is None and not (need_weights or is_causal):
+            output = small_attention.answer(self, query, residual)
+            if output is not None:
+                return output, None
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         batched = query.dim() == 3
         extra_keys = (self.bias_k is not None) + self.add_zero_attn

@@ -11,10 +11,18 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // Up to so many rows. Up to fewer where the blocked product multiplies pairs of bfloat16, twice as many at once, and up
 // to fewer still where it finds them packed.
 inline constexpr std::int64_t most_few_rows = 32, most_few_rows_pairs = 16, most_few_rows_packed_pairs = 8;
-inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors, of 3 and of 4
-// Up to four rows go along whole columns, as memory likes it. More of them take a few columns piece by piece, and find
-// the piece in L1 from the fifth row on.
-inline constexpr std::int64_t few_rows_at_once = 4, few_rows_group = 6, few_rows_depth = 512;
+inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors and of groups
+// Up to four rows go along whole columns, as memory likes it. More of them take a group of columns piece by piece, and
+// find the piece in L1 from the fifth row on.
+inline constexpr std::int64_t few_rows_at_once = 4;
+#if defined(__AVX512F__)
+inline constexpr std::int64_t few_rows_group = 12, few_rows_depth = 256;
+inline constexpr int few_rows_together = 6;  // columns; 24 sums fill 32 vector registers
+#else
+inline constexpr std::int64_t few_rows_group = 6, few_rows_depth = 512;
+inline constexpr int few_rows_together = 3;  // columns; 12 sums fill 16 vector registers
+#endif
+inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
@@ -31,9 +39,9 @@ BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
 // Rows of the lhs an odd number of cache lines apart do not compete for the same lines of L1.
 BIGMODEL_INLINE std::int64_t few_rows_stride(std::int64_t k) { return round_up(k, 32) + 16; }
 
-// Of one worker and product: the sums, and before that their lanes.
+// Of one worker: the sums of a product, and the lanes of those of a group of columns.
 inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
-inline constexpr std::int64_t few_rows_totals = few_rows_sums * lanes;
+inline constexpr std::int64_t few_rows_totals = most_few_rows * few_rows_most_group * lanes;
 
 // Sums of every worker, and the lhs as fp32, which every job reads.
 template <class T>
@@ -52,19 +60,19 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs
   const auto each = [&](auto body) BIGMODEL_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int c = 0; c < columns; ++c) body(total[i][c], totals + (c * most_few_rows + i) * lanes);
     }
   };
   each([&](F32& sum, const float* from) BIGMODEL_INLINE_LAMBDA { sum = add ? load(from) : zero(); });
   const auto step = [&](std::int64_t p, auto load_rhs) BIGMODEL_INLINE_LAMBDA {
     F32 b[columns];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int c = 0; c < columns; ++c) b[c] = load_rhs(rhs + c * rhs_stride + p);
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
       const F32 a = load(lhs + i * lhs_stride + p);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int c = 0; c < columns; ++c) total[i][c] = fma(a, b[c], total[i][c]);
     }
   };
@@ -98,7 +106,7 @@ static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k
   dot_last_rows<rows - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
 }
 
-// m rows against columns [column, end) of the rhs, `together` at a time, for rows [first, first + k) of it.
+// Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows.
 template <int rows, int together, class T>
 BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
                                std::int64_t end, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
@@ -111,31 +119,47 @@ BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int
   }
 }
 
-// Twelve sums at a time, and three or four streams of the rhs, fill sixteen vector registers.
+// sums[i * stride + c] = the sum of the lanes of totals (c, i).
+static void sum_lanes(std::int64_t m, std::int64_t columns, const float* totals, std::int64_t stride, float* sums) {
+  constexpr std::int64_t column = most_few_rows * lanes;
+  for (std::int64_t i = 0; i < m; ++i, totals += lanes, sums += stride) {
+    const float* from = totals;
+    std::int64_t c = 0;
+    for (; c + 4 <= columns; c += 4, from += 4 * column) {
+      store_sums(sums + c, load(from), load(from + column), load(from + 2 * column), load(from + 3 * column));
+    }
+    for (; c < columns; ++c, from += column) sums[c] = reduce_add(load(from));
+  }
+}
+
+// The sums of a block, `group` columns at a time in pieces of `depth`.
+template <int rows, int together, class T>
+BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<const T> rhs, std::int64_t m,
+                                const float* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
+                                float* sums) {
+  const std::int64_t end = block.column + block.columns;
+  for (std::int64_t column = block.column; column < end; column += group, sums += group) {
+    const std::int64_t columns = least(group, end - column);
+    for (std::int64_t first = 0; first == 0 || first < rhs.rows; first += depth) {
+      for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
+        dot_group<rows, together>(rhs, first, least(depth, rhs.rows - first), column, column + columns,
+                                  least(few_rows_at_once, m - row), lhs + row * lhs_stride + first, lhs_stride,
+                                  totals + row * lanes);
+      }
+    }
+    sum_lanes(m, columns, totals, block.stride, sums);
+  }
+}
+
 template <class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
                       const Block& block, float* totals, float* sums) {
-  const std::int64_t end = block.column + block.columns;
   if (m < few_rows_at_once) {
-    dot_group<3, 4>(rhs, 0, rhs.rows, block.column, end, m, lhs, lhs_stride, totals);
+    dot_groups<3, 4>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals, sums);
   } else if (m == few_rows_at_once) {
-    dot_group<4, 3>(rhs, 0, rhs.rows, block.column, end, m, lhs, lhs_stride, totals);
+    dot_groups<4, 3>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals, sums);
   } else {
-    for (std::int64_t column = block.column; column < end; column += few_rows_group) {
-      float* group = totals + (column - block.column) * most_few_rows * lanes;
-      for (std::int64_t first = 0; first < rhs.rows; first += few_rows_depth) {
-        for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
-          dot_group<4, 3>(rhs, first, least(few_rows_depth, rhs.rows - first), column,
-                          least(column + few_rows_group, end), least(few_rows_at_once, m - row),
-                          lhs + row * lhs_stride + first, lhs_stride, group + row * lanes);
-        }
-      }
-    }
-  }
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t c = 0; c < block.columns; ++c) {
-      sums[i * block.stride + c] = reduce_add(load(totals + (c * most_few_rows + i) * lanes));
-    }
+    dot_groups<4, few_rows_together>(few_rows_group, few_rows_depth, rhs, m, lhs, lhs_stride, block, totals, sums);
   }
 }
 

@@ -212,6 +212,7 @@ void define(PyObject* module) {
   add_attention_varlen(functions);
   add_attention_decode(functions);
   add_linear(functions);
+  add_self_attention(functions);
   add_feed_forward(functions);
   add_add_norm(functions);
   add_rotary(functions);

@@ -148,6 +148,7 @@ void add_attention_weights(Functions& functions);
 void add_attention_varlen(Functions& functions);
 void add_attention_decode(Functions& functions);
 void add_linear(Functions& functions);
+void add_self_attention(Functions& functions);
 void add_feed_forward(Functions& functions);
 void add_add_norm(Functions& functions);
 void add_rotary(Functions& functions);
