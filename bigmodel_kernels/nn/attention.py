@@ -66,7 +66,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """forward() for tensors that are not nested, with `residual`, shaped as the output, added to the output."""
-        if query is key and key is value and key_padding_mask is attn_mask is None and not (need_weights or is_causal):
+        masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        if query is key and key is value and not masked and not need_weights:
             output = small_attention.answer(self, query, residual)
             if output is not None:
                 return output, None
