@@ -1,4 +1,4 @@
-"""What host code must do, as checks of any work that launches kernels: where it launches, and that a graph can hold it."""
+"""What host code must do, as checks of any work that launches kernels: where it launches, and that graphs can hold it."""
 
 from collections.abc import Callable
 
@@ -24,9 +24,7 @@ def check_place(work: Callable[[], object], tensors: int, current: int) -> objec
         assert any(call.kernel for call in calls), "nothing was launched"
         for call in calls:
             assert call.name in ALLOWED, f"{call.name} was called"
-            assert call.device == tensors, (
-                f"{call.name} is for device {call.device} and the tensors are on {tensors}"
-            )
+            assert call.device == tensors, f"{call.name} is for device {call.device} and the tensors are on {tensors}"
             assert not call.kernel or call.stream == streams[tensors], (
                 f"a launch on stream {call.stream} and torch's current stream is {streams[tensors]}"
             )

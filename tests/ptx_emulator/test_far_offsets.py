@@ -1,5 +1,6 @@
-"""Tensors whose elements lie more than 2^31 elements apart: where they lie changes no bit of any op's result, forward or
-backward. Their address space is asked for without memory behind it, and only rows that hold elements are the device's."""
+"""Offsets beyond 2^31 elements: how far apart a tensor's rows or columns lie changes no bit of any op's result, forward
+or backward. Their addresses are lent by the system without memory behind them, and the device's memory is nothing but
+the elements, so that a wrong offset is out of bounds."""
 
 import contextlib
 import mmap
@@ -9,7 +10,13 @@ import pytest
 import torch
 from op_check import dtype_name, grad_outputs, leaves
 
-from bigmodel_kernels.testing import ADD_NORM_CASES, ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES
+from bigmodel_kernels.testing import (
+    ADD_NORM_CASES,
+    ATTENTION_CASES,
+    ATTENTION_WEIGHTS_CASES,
+    FEED_FORWARD_CASES,
+    LINEAR_CASES,
+)
 from tests.ptx_emulator import building
 
 if building.nvcc() is None:
@@ -20,7 +27,8 @@ from tests.ptx_emulator.test_host import gradients
 
 CASES = {
     "attention": (ATTENTION_CASES, ("mask_float_query_dtype", "head_dim_17")),
-    "linear": (LINEAR_CASES, ("3x7x5", "gelu_residual")),
+    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("mask_float_query_dtype",)),
+    "linear": (LINEAR_CASES, ("64x64x64", "gelu_residual")),
     "feed_forward": (FEED_FORWARD_CASES, ("gelu_plain", "silu_hidden", "relu_input")),
     "add_norm": (ADD_NORM_CASES, ("width_7_layer", "width_64_rms")),
 }
@@ -45,7 +53,7 @@ def emulator():
 
 @contextlib.contextmanager
 def spread(emulator, along: int, apart: int) -> Iterator[Callable[[dict], dict]]:
-    """What copies tensors so that neighbours along a dimension (or the only one) lie `apart`, and all else side by side."""
+    """What copies tensors so that neighbours along a dimension (or the only one) lie `apart`, all else side by side."""
     rows = []
 
     def placed(x: torch.Tensor) -> torch.Tensor:
