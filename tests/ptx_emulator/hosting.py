@@ -1,4 +1,4 @@
-"""What host code must do, as checks of any work that launches kernels: where it launches, and that graphs can hold it."""
+"""What host code must do, as checks of any work that launches kernels: where it launches, and what graphs can hold."""
 
 from collections.abc import Callable
 
