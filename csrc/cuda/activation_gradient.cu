@@ -4,6 +4,7 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/partial_sums.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/warp.cuh"
 
@@ -58,18 +59,6 @@ __global__ __launch_bounds__(threads) void activation_gradient_kernel(const __gr
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(threads) void add_partials_kernel(const float* partial, int row_blocks, int columns,
-                                                               const __grid_constant__ Rows<T> sums) {
-  const int column = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
-  if (column >= columns) return;
-  float sum = 0.0f;
-  for (int block = 0; block < row_blocks; ++block) sum += partial[std::int64_t(block) * columns + column];
-  store(sums, 0, column, {sum});
-}
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Decided by the shape alone, since it decides the order of additions.
 int row_block_count(std::int64_t rows) {
   return static_cast<int>(std::min<std::int64_t>(ceil_div(rows, 4 * warps), 64));
@@ -97,9 +86,7 @@ void run_as(const ActivationGradient& work, float* partial, const Place& place) 
   } else {
     launch_chunks<T, 1>(p, place);
   }
-  if (!partial) return;
-  launch(&add_partials_kernel<T>, {ceil_div(p.columns, threads), threads}, place, partial, p.row_blocks, p.columns,
-         Rows<T>(as_row(work.grad_bias)));
+  if (partial) add_partials(partial, p.row_blocks, work.grad_bias, place);
 }
 
 }  // namespace

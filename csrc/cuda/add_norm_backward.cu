@@ -8,6 +8,7 @@
 #include "bigmodel/add_norm.h"
 #include "cuda/launch.cuh"
 #include "cuda/norm.cuh"
+#include "cuda/partial_sums.cuh"
 #include "cuda/rows.cuh"
 
 namespace bigmodel::cuda {
@@ -154,18 +155,6 @@ __global__ __launch_bounds__(column_threads) void column_sums_kernel(const __gri
   if (p.partial_bias) p.partial_bias[block * p.width + column] = bias_sum;
 }
 
-template <class T>
-__global__ __launch_bounds__(column_threads) void add_partials_kernel(const float* partial, int blocks, int width,
-                                                                      const __grid_constant__ Vector<T> gradient) {
-  const int column = static_cast<int>(blockIdx.x) * column_threads + static_cast<int>(threadIdx.x);
-  if (column >= width) return;
-  float sum = 0.0f;
-  for (int block = 0; block < blocks; ++block) sum += partial[static_cast<std::int64_t>(block) * width + column];
-  store(gradient, column, {sum});
-}
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Enough blocks to fill the device, and few enough that adding their sums up costs little.
 int block_count(std::int64_t rows, const Place& place) {
   return static_cast<int>(std::min<std::int64_t>(rows, 2 * place.multiprocessors));
@@ -205,13 +194,8 @@ void run_as(const AddNormBackwardArgs& args, const Place& place) {
       launch(&column_sums_kernel<T>, {blocks * ceil_div(width, column_threads), column_threads}, place, p, blocks);
     }
   });
-  const auto add = [&](const float* partial, const TensorView& gradient) {
-    if (!gradient.data) return;
-    launch(&add_partials_kernel<T>, {ceil_div(width, column_threads), column_threads}, place, partial, blocks, width,
-           Vector<T>(gradient));
-  };
-  add(p.partial_weight, args.grad_weight);
-  add(p.partial_bias, args.grad_bias);
+  if (args.grad_weight.data) add_partials(partial_weight, blocks, args.grad_weight, place);
+  if (args.grad_bias.data) add_partials(partial_bias, blocks, args.grad_bias, place);
 }
 
 }  // namespace

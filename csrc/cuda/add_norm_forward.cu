@@ -133,7 +133,7 @@ void run(const AddNormForwardArgs& args, const Place& place) {
                       .eps = args.eps};
     with_team<T>(p.width, all_packed<T>(args), [&]<int threads, int n>(Team<threads, n>) {
       constexpr int per_block = Team<threads, n>::per_block;
-      launch(&add_norm_kernel<T, threads, n>, {(p.rows + per_block - 1) / per_block, norm_threads}, place, p);
+      launch(&add_norm_kernel<T, threads, n>, {ceil_div(p.rows, per_block), norm_threads}, place, p);
     });
   });
 }

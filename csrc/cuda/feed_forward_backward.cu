@@ -86,11 +86,7 @@ class Backward {
 
   // left right^T + residual
   void product(const TensorView& left, const TensorView& right, const TensorView& residual, const TensorView& output) {
-    const Epilogue<T> epilogue{.residual = Rows<T>(residual),
-                               .output = Rows<T>(output),
-                               .columns = static_cast<int>(output.size[1]),
-                               .packed = all_packed<T>(residual, output)};
-    multiply_matrices<T>(left, right, epilogue, workspace_, place_);
+    multiply_matrices<T>(left, right, storing<T>(output, residual), workspace_, place_);
   }
 
   void gradient_product(const TensorView& grad, const TensorView& weight, typename GradientEpilogue<T>::Kind kind,
@@ -125,17 +121,16 @@ class Backward {
   TensorView z_, gate_, x_, hidden_;
 };
 
+constexpr auto work = []<class T>(T, const FeedForwardBackwardArgs& args, Workspace& workspace, const Place* place) {
+  Backward<T>(args, workspace, place).run();
+};
+
 }  // namespace
 
 std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place) {
-  Workspace workspace;
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { Backward<T>(args, workspace, nullptr).run(); });
-  return workspace.used();
+  return product_bytes(args, place, work);
 }
 
-void run(const FeedForwardBackwardArgs& args, const Place& place) {
-  Workspace workspace(args.workspace);
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { Backward<T>(args, workspace, &place).run(); });
-}
+void run(const FeedForwardBackwardArgs& args, const Place& place) { run_products(args, place, work); }
 
 }  // namespace bigmodel::cuda

@@ -4,8 +4,7 @@
 namespace bigmodel::cuda {
 namespace {
 
-template <class T>
-void run_as(const FeedForwardForwardArgs& args, Workspace& workspace, const Place* place) {
+constexpr auto work = []<class T>(T, const FeedForwardForwardArgs& args, Workspace& workspace, const Place* place) {
   const FeedForwardWeights& w = args.weights;
   const FeedForwardShape shape(args.input, w);
   const FirstLayer layer{args.input, w, args.activation, args.gate, args.dropout};
@@ -18,19 +17,14 @@ void run_as(const FeedForwardForwardArgs& args, Workspace& workspace, const Plac
                              .columns = static_cast<int>(shape.out_width),
                              .packed = all_packed<T>(bias, args.residual, args.output)};
   multiply_matrices<T>(hidden, w.w2, epilogue, workspace, place);
-}
+};
 
 }  // namespace
 
 std::int64_t workspace_bytes(const FeedForwardForwardArgs& args, const Place& place) {
-  Workspace workspace;
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, nullptr); });
-  return workspace.used();
+  return product_bytes(args, place, work);
 }
 
-void run(const FeedForwardForwardArgs& args, const Place& place) {
-  Workspace workspace(args.workspace);
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, &place); });
-}
+void run(const FeedForwardForwardArgs& args, const Place& place) { run_products(args, place, work); }
 
 }  // namespace bigmodel::cuda

@@ -27,6 +27,8 @@ void check_products(const Place& place) {
   }
 }
 
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 struct Launch {
   std::int64_t blocks;  // a grid of one dimension: kernels divide the block's number themselves
   int threads;

@@ -6,11 +6,6 @@
 namespace bigmodel::cuda {
 namespace {
 
-template <class T>
-Epilogue<T> storing(const TensorView& output) {
-  return {.output = Rows<T>(output), .columns = static_cast<int>(output.size[1]), .packed = all_packed<T>(output)};
-}
-
 // z, which the forward pass may not have saved.
 template <class T>
 TensorView preactivation(const LinearBackwardArgs& args, Workspace& workspace, const Place* place) {
@@ -24,35 +19,30 @@ TensorView preactivation(const LinearBackwardArgs& args, Workspace& workspace, c
   return z;
 }
 
-template <class T>
-void run_as(const LinearBackwardArgs& args, Workspace& workspace, const Place* place) {
+constexpr auto work = []<class T>(T, const LinearBackwardArgs& args, Workspace& workspace, const Place* place) {
   const std::int64_t rows = args.input.size[0], columns = args.weight.size[0];
-  ActivationGradient work{.grad_output = args.grad_output, .activation = args.activation, .grad_bias = args.grad_bias};
+  ActivationGradient gradient{
+      .grad_output = args.grad_output, .activation = args.activation, .grad_bias = args.grad_bias};
   TensorView grad_z = args.grad_output;
   if (args.activation != Activation::none) {
-    work.preactivation = preactivation<T>(args, workspace, place);
-    work.grad_z = grad_z = matrix_at(workspace.take<T>(rows * columns), args.input.dtype, rows, columns);
+    gradient.preactivation = preactivation<T>(args, workspace, place);
+    gradient.grad_z = grad_z = matrix_at(workspace.take<T>(rows * columns), args.input.dtype, rows, columns);
   }
-  if (args.activation != Activation::none || args.grad_bias.data) run_activation_gradient(work, workspace, place);
+  if (args.activation != Activation::none || args.grad_bias.data) run_activation_gradient(gradient, workspace, place);
   if (args.grad_input.data) {
     multiply_matrices<T>(grad_z, transposed(args.weight), storing<T>(args.grad_input), workspace, place);
   }
   if (args.grad_weight.data) {
     multiply_matrices<T>(transposed(grad_z), transposed(args.input), storing<T>(args.grad_weight), workspace, place);
   }
-}
+};
 
 }  // namespace
 
 std::int64_t workspace_bytes(const LinearBackwardArgs& args, const Place& place) {
-  Workspace workspace;
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, nullptr); });
-  return workspace.used();
+  return product_bytes(args, place, work);
 }
 
-void run(const LinearBackwardArgs& args, const Place& place) {
-  Workspace workspace(args.workspace);
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, &place); });
-}
+void run(const LinearBackwardArgs& args, const Place& place) { run_products(args, place, work); }
 
 }  // namespace bigmodel::cuda

@@ -4,8 +4,7 @@
 namespace bigmodel::cuda {
 namespace {
 
-template <class T>
-void run_as(const LinearForwardArgs& args, Workspace& workspace, const Place* place) {
+constexpr auto work = []<class T>(T, const LinearForwardArgs& args, Workspace& workspace, const Place* place) {
   const TensorView bias = as_row(args.bias);
   const Epilogue<T> epilogue{.bias = Rows<T>(bias),
                              .residual = Rows<T>(args.residual),
@@ -15,19 +14,14 @@ void run_as(const LinearForwardArgs& args, Workspace& workspace, const Place* pl
                              .columns = static_cast<int>(args.weight.size[0]),
                              .packed = all_packed<T>(bias, args.residual, args.preactivation, args.output)};
   multiply_matrices<T>(args.input, args.weight, epilogue, workspace, place);
-}
+};
 
 }  // namespace
 
 std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place) {
-  Workspace workspace;
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, nullptr); });
-  return workspace.used();
+  return product_bytes(args, place, work);
 }
 
-void run(const LinearForwardArgs& args, const Place& place) {
-  Workspace workspace(args.workspace);
-  with_product_type(args.input.dtype, place, [&]<class T>(T) { run_as<T>(args, workspace, &place); });
-}
+void run(const LinearForwardArgs& args, const Place& place) { run_products(args, place, work); }
 
 }  // namespace bigmodel::cuda

@@ -13,8 +13,6 @@ using LargeShape = GemmShape<128, 128, 64, 32, 1>;
 using SmallShape = GemmShape<64, 64, 32, 32, 1>;
 using GatedShape = GemmShape<128, 64, 32, 32, 2>;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 TensorView as_four(const TensorView& matrix) {
   TensorView view;
   view.data = matrix.data;

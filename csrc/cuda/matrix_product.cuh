@@ -14,6 +14,20 @@ void with_product_type(DType dtype, const Place& place, Body body) {
   with_dtype(dtype, body);
 }
 
+// An op made of products, in its two passes: `work(type, args, workspace, place)`, with a value of that type, takes
+// memory from the workspace and launches, or with `place` null takes memory only, which `product_bytes` counts.
+template <class Args, class Work>
+std::int64_t product_bytes(const Args& args, const Place& place, Work work) {
+  Workspace workspace;
+  with_product_type(args.input.dtype, place, [&](auto type) { work(type, args, workspace, nullptr); });
+  return workspace.used();
+}
+template <class Args, class Work>
+void run_products(const Args& args, const Place& place, Work work) {
+  Workspace workspace(args.workspace);
+  with_product_type(args.input.dtype, place, [&](auto type) { work(type, args, workspace, &place); });
+}
+
 // left [rows, depth], right [columns, depth]. What must be copied first takes memory from `workspace`; `place` null:
 // only the memory is counted. T: as with_product_type gives it, for all.
 template <class T>
@@ -57,6 +71,15 @@ inline TensorView matrix_at(void* data, DType dtype, std::int64_t rows, std::int
 template <class T, class... Views>
 bool all_packed(const Views&... views) {
   return (is_packed(views, epilogue_elements) && ...);
+}
+
+// The epilogue that stores a product, with a residual added where it is present.
+template <class T>
+Epilogue<T> storing(const TensorView& output, const TensorView& residual = {}) {
+  return {.residual = Rows<T>(residual),
+          .output = Rows<T>(output),
+          .columns = static_cast<int>(output.size[1]),
+          .packed = all_packed<T>(residual, output)};
 }
 
 }  // namespace bigmodel::cuda

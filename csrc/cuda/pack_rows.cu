@@ -48,7 +48,7 @@ bool has_packed_rows(const TensorView& view) {
 
 TensorView packed_rows(const TensorView& view, Workspace& workspace, const Place* place) {
   if (!view.data || has_packed_rows(view)) return view;
-  const std::int64_t chunk = chunk_of(view.dtype), chunks = (view.size[3] + chunk - 1) / chunk;
+  const std::int64_t chunk = chunk_of(view.dtype), chunks = ceil_div(view.size[3], chunk);
   const std::int64_t total = view.size[0] * view.size[1] * view.size[2] * chunks;
   TensorView packed = view;
   packed.data = workspace.take<uint4>(total);
@@ -64,7 +64,7 @@ TensorView packed_rows(const TensorView& view, Workspace& workspace, const Place
            .total = total,
            .to = static_cast<uint4*>(packed.data)};
   for (int dim = 0; dim < max_dims; ++dim) p.stride[dim] = view.stride[dim];
-  const Launch shape{(total + pack_threads - 1) / pack_threads, pack_threads};
+  const Launch shape{ceil_div(total, pack_threads), pack_threads};
   if (view.dtype == DType::float32) {
     launch(&pack_rows_kernel<std::uint32_t>, shape, *place, p);
   } else {

@@ -240,9 +240,10 @@ __device__ inline void as_left(std::uint32_t (&a)[4], const Accumulators<Columns
   }
 }
 
-// c += left(step) right^T, where the rows of `right` are the columns of c. left(a, step) makes the left operand.
-template <class T, int Depth, int Columns, class Tile, class Left>
-__device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, const Left& left) {
+// c += left(step) right(column, depth): left(a, step) makes the left operand of a step, right(b, column, depth) the
+// right ones of the columns [column, column + 16).
+template <class T, int Depth, int Columns, class Left, class Right>
+__device__ inline void multiply_steps(Accumulators<Columns>& c, const Left& left, const Right& right) {
 #pragma unroll
   for (int step = 0; step < Depth / step_depth<T>; ++step) {
     std::uint32_t a[4];
@@ -250,28 +251,26 @@ __device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, con
 #pragma unroll
     for (int block = 0; block < Columns / 8; block += 2) {
       std::uint32_t b[4];
-      load_right(b, right, 8 * block, step_depth<T> * step);
+      right(b, 8 * block, step_depth<T> * step);
       ptx::multiply_add<T>(c.at[block], a, b[0], b[1]);
       ptx::multiply_add<T>(c.at[block + 1], a, b[2], b[3]);
     }
   }
 }
 
+// c += left(step) right^T, where the rows of `right` are the columns of c.
+template <class T, int Depth, int Columns, class Tile, class Left>
+__device__ inline void multiply(Accumulators<Columns>& c, const Tile& right, const Left& left) {
+  multiply_steps<T, Depth>(
+      c, left, [&](std::uint32_t (&b)[4], unsigned column, unsigned depth) { load_right(b, right, column, depth); });
+}
+
 // c += left(step) right, where the rows of `right` are the depth.
 template <class T, int Depth, DepthOrder Order, int Columns, class Tile, class Left>
 __device__ inline void multiply_transposed(Accumulators<Columns>& c, const Tile& right, const Left& left) {
-#pragma unroll
-  for (int step = 0; step < Depth / step_depth<T>; ++step) {
-    std::uint32_t a[4];
-    left(a, step);
-#pragma unroll
-    for (int block = 0; block < Columns / 8; block += 2) {
-      std::uint32_t b[4];
-      load_right_transposed<Order>(b, right, 8 * block, step_depth<T> * step);
-      ptx::multiply_add<T>(c.at[block], a, b[0], b[1]);
-      ptx::multiply_add<T>(c.at[block + 1], a, b[2], b[3]);
-    }
-  }
+  multiply_steps<T, Depth>(c, left, [&](std::uint32_t (&b)[4], unsigned column, unsigned depth) {
+    load_right_transposed<Order>(b, right, column, depth);
+  });
 }
 
 // c += left right, with accumulators on the left.

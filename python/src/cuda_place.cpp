@@ -4,6 +4,12 @@
 
 #include "python_objects.h"
 
+#if defined(BIGMODEL_EMULATED)
+// tests/ptx_emulator stands in for a torch with CUDA, and has CPU tensors on a device.
+extern "C" std::int32_t ptx_emulator_device_of_tensors();
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(std::int32_t device, void** stream);
+#endif
+
 namespace bigmodel::binding {
 namespace {
 
@@ -23,10 +29,18 @@ bool tf32_allowed(const Call& call) {
   return allowed;
 }
 
-#if !defined(BIGMODEL_EMULATED)
+#if defined(BIGMODEL_EMULATED)
+std::int32_t device_of(const Call&) { return ptx_emulator_device_of_tensors(); }
+
+AOTITorchError ask_for_current_stream(const Call&, std::int32_t device, void** stream) {
+  return aoti_torch_get_current_cuda_stream(device, stream);
+}
+#else
+std::int32_t device_of(const Call& call) { return call.device_index(); }
+
 // A torch without CUDA lacks this function, and this library must load beside it: so it is looked up in the library
 // that a torch with CUDA has loaded, never linked.
-void* current_stream(const Call& call) {
+AOTITorchError ask_for_current_stream(const Call& call, std::int32_t device, void** stream) {
   using Function = AOTITorchError (*)(std::int32_t device, void** stream);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
@@ -34,23 +48,17 @@ void* current_stream(const Call& call) {
   }();
   call.check(function, "the tensors are on a CUDA device, but this torch has no aoti_torch_get_current_cuda_stream in ",
              "libtorch_cuda.so: expected a torch with CUDA, 2.10 or newer");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(call.device_index(), &stream));
-  return stream;
+  return function(device, stream);
 }
 #endif
 
 }  // namespace
 
-CudaPlace::CudaPlace(const Call& call) {
-#if defined(BIGMODEL_EMULATED)
-  const std::int32_t device = 0;
-  void* const stream = nullptr;
-#else
-  const std::int32_t device = call.device_index();
-  guard_.emplace(device);
-  void* const stream = current_stream(call);
-#endif
+CudaPlace::CudaPlace(const Call& call) : CudaPlace(call, device_of(call)) {}
+
+CudaPlace::CudaPlace(const Call& call, std::int32_t device) : guard_(device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(ask_for_current_stream(call, device, &stream));
   const bool tf32 = call.dtype() == DType::float32 && tf32_allowed(call);
   try {
     place_ = cuda::place(device, stream, tf32);

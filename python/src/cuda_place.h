@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
-#include <optional>
+#include <cstdint>
 
 #include "call.h"
 #include "cuda/cuda.h"
@@ -16,7 +16,9 @@ class CudaPlace {
   const cuda::Place& place() const { return place_; }
 
  private:
-  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  CudaPlace(const Call& call, std::int32_t device);
+
+  torch::stable::accelerator::DeviceGuard guard_;
   cuda::Place place_;
 };
 

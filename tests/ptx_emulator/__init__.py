@@ -22,7 +22,7 @@ import torch
 
 from . import building
 
-__all__ = ["Emulator", "Hazard", "HazardError"]
+__all__ = ["Emulator", "Hazard", "HazardError", "HostCall", "stream"]
 
 Size = Sequence[int]
 
@@ -52,6 +52,16 @@ class Hazard:
         )
 
 
+@dataclass(frozen=True)
+class HostCall:
+    """A call of the CUDA runtime by host code: the device that it concerns, and for a launch its kernel and stream."""
+
+    name: str
+    kernel: str
+    device: int
+    stream: int
+
+
 class HazardError(AssertionError):
     """A kernel did something wrong; the message lists everything found."""
 
@@ -60,7 +70,7 @@ class HazardError(AssertionError):
 def library() -> ctypes.CDLL:
     """The emulator, loaded before and visible to any library of CUDA host code."""
     loaded = ctypes.CDLL(str(building.built("ptx_emulator")), mode=ctypes.RTLD_GLOBAL)
-    for name in ("launch", "kernels", "take_hazards", "take_counters", "registered_text"):
+    for name in ("launch", "kernels", "take_hazards", "take_counters", "take_calls", "replay", "registered_text"):
         getattr(loaded, f"ptx_emulator_{name}").restype = ctypes.c_char_p
     return loaded
 
@@ -153,6 +163,10 @@ class Emulator:
         lines: the same by line of PTX."""
         return json.loads(self._library.ptx_emulator_take_counters(lines))
 
+    def calls(self) -> list[HostCall]:
+        """What host code called since the last call, in order."""
+        return [HostCall(**each) for each in json.loads(self._library.ptx_emulator_take_calls())]
+
     def registered_ptx(self) -> str:
         """The PTX of every library of CUDA host code that was loaded, text after text."""
         return self._library.ptx_emulator_registered_text().decode()
@@ -168,6 +182,43 @@ class Emulator:
         """What host code is told that it runs on. shared_bytes: what a block can ask for."""
         self._library.ptx_emulator_set_device(*capability, multiprocessors, shared_bytes, l2_bytes)
 
+    @property
+    def current_device(self) -> int:
+        """Of the two devices."""
+        return self._library.ptx_emulator_current_device()
+
+    @contextlib.contextmanager
+    def place(self, tensors: int = 0, current: int = 0, streams: Sequence[int] = (0, 0)) -> Iterator[None]:
+        """Inside, all tensors are on device `tensors`, `current` is the current device, and torch's current stream of
+        each device is that of `streams`: `stream(device)`, or 0, the default one."""
+        self._place(tensors, current, streams)
+        try:
+            yield
+        finally:
+            self._place(0, 0, (0, 0))
+
+    def _place(self, tensors: int, current: int, streams: Sequence[int]) -> None:
+        self._library.ptx_emulator_set_device_of_tensors(tensors)
+        self._library.ptx_emulator_set_current_device(current)
+        for device, each in enumerate(streams):
+            self._library.ptx_emulator_set_torch_stream(device, ctypes.c_uint64(each))
+
+    # Graphs ----------------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def capture(self, stream: int) -> Iterator[None]:
+        """Inside, launches on this stream do not run: `replay` does them, with the arguments that they were given and
+        what memory then holds. One on another stream is refused."""
+        self._library.ptx_emulator_begin_capture(ctypes.c_uint64(stream))
+        try:
+            yield
+        finally:
+            self._library.ptx_emulator_end_capture()
+
+    def replay(self) -> None:
+        """What the last capture kept, in order."""
+        _raise_if(self._library.ptx_emulator_replay())
+
+    # How it runs -----------------------------------------------------------------------------------------------------
     def threads(self, count: int) -> None:
         """How many blocks run at once. Results and hazards are the same with any number."""
         self._library.ptx_emulator_set_threads(count)
@@ -175,6 +226,11 @@ class Emulator:
     def step_limit(self, steps: int) -> None:
         """Instructions of one warp between two barriers, after which a loop counts as endless."""
         self._library.ptx_emulator_set_step_limit(ctypes.c_uint64(steps))
+
+
+def stream(device: int, number: int = 1) -> int:
+    """A stream of a device that is not its default one."""
+    return 256 * (device + 1) + number
 
 
 def _packed(argument, size: int) -> bytes:

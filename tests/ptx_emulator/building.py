@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "ptx_emulator"
 
+CUDA_CALL = re.compile(r"_*cu(da)?[A-Z]")  # a function of the runtime, of nvcc's share in it, or of the driver
 NO_NVCC = (
     "nvcc was found neither in NVCC, on the PATH, in /usr/local/cuda nor in PyPI's packages: "
     "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
@@ -30,10 +32,11 @@ def nvcc() -> Path | None:
     return next((Path(each) for each in candidates if each and Path(each).exists()), None)
 
 
-def _run(command: list) -> None:
+def _run(command: list) -> str:
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"[ptx_emulator] {' '.join(map(str, command))} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
 
 
 def _tool(name: str) -> str:
@@ -68,9 +71,29 @@ def built(target: str) -> Path:
     return folder / f"lib{target}.so"
 
 
+def _symbols(library: Path, which: str) -> set[str]:
+    return set(_run(["nm", "-D", "--format=just-symbols", which, library]).split())
+
+
+def emulated_calls() -> set[str]:
+    """The functions of CUDA that the emulator stands in for."""
+    return {name for name in _symbols(built("ptx_emulator"), "--defined-only") if CUDA_CALL.match(name)}
+
+
+def checked(library: Path) -> Path:
+    """A library of host code. Raises: RuntimeError that names its calls of CUDA for which the emulator has nothing: the
+    loader may find those elsewhere, in the CUDA that torch came with."""
+    called = {name for name in _symbols(library, "--undefined-only") if CUDA_CALL.match(name)}
+    unknown = sorted(called - emulated_calls())
+    if unknown:
+        raise RuntimeError(f"[ptx_emulator] {library.name} calls {', '.join(unknown)}, which nothing emulates")
+    return library
+
+
 def cuda_library(*sources: Path, include: tuple[Path, ...] = (), defines: tuple[str, ...] = (), arch: int = 80) -> Path:
     """CUDA sources with their host code as a shared library that holds PTX for compute capability `arch` and calls the
-    emulator for the CUDA runtime. Compiled once per state of the sources and of the headers beside and in `include`."""
+    emulator for the CUDA runtime. Compiled once per state of the sources and of the headers beside and in `include`.
+    Raises: RuntimeError where they do not compile, or call what is not emulated."""
     compiler = nvcc()
     if compiler is None:
         raise RuntimeError(f"[ptx_emulator] {NO_NVCC}")
@@ -93,4 +116,4 @@ def cuda_library(*sources: Path, include: tuple[Path, ...] = (), defines: tuple[
         unfinished = library.with_suffix(f".{os.getpid()}.so")
         _run([compiler, *flags, "-shared", *sources, "-o", unfinished])
         unfinished.replace(library)
-    return library
+    return checked(library)

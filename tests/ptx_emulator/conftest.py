@@ -8,7 +8,7 @@ from tests.ptx_emulator import Emulator, library
 @pytest.fixture(autouse=True)
 def clean_emulator():
     emulator = Emulator()
-    emulator.hazards(), emulator.counters()
+    emulator.hazards(), emulator.counters(), emulator.calls()
     library().cudaGetLastError()
     yield
     emulator.device()

@@ -18,12 +18,17 @@ NAMESPACE = NAMESPACES[8, 0]
 
 
 @functools.cache
+def _tensor_memory() -> ctypes.CDLL:
+    return ctypes.CDLL(str(building.built("tensor_memory")))
+
+
+@functools.cache
 def namespace(name: str = NAMESPACE):
     """torch.ops.bigmodel_emulated (or its twin for sm_75), with gradients; from now on every new CPU tensor is the
     device's memory."""
     library()
-    ctypes.CDLL(str(building.built("tensor_memory"))).tensor_memory_on()
-    torch.ops.load_library(building.built(name))
+    _tensor_memory().tensor_memory_on()
+    torch.ops.load_library(building.checked(building.built(name)))
     ops.register(name)
     return getattr(torch.ops, name)
 
@@ -43,3 +48,13 @@ def cuda_backend(capability: tuple[int, int] = (8, 0)) -> Iterator[Emulator]:
 
     with mock.patch.object(backends, "_reasons", no_reasons), mock.patch.object(backends, "_namespace", chosen):
         yield Emulator()
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Inside, what tensors leave stays the device's memory: for a graph that runs again."""
+    _tensor_memory().tensor_memory_keep(1)
+    try:
+        yield
+    finally:
+        _tensor_memory().tensor_memory_keep(0)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from . import Emulator, Hazard, building
+from . import Emulator, Hazard, building, emulated, hosting
 from .small_kernel import HEADER, launch
 
-GEMM = Path(__file__).parent / "kernels" / "gemm.cu"
+KERNELS = Path(__file__).parent / "kernels"
+GEMM, HOST = KERNELS / "gemm.cu", KERNELS / "host.cu"
+CSRC = building.ROOT / "csrc"
 
 # Faults of a CUDA kernel, kernels/gemm.cu: what is planted, and kinds of hazards of which at least one must be found;
 # none where the fault shows in the result or the counters alone.
@@ -79,6 +81,25 @@ IN_PTX = {
 }
 KINDS = ("race", "uninitialised", "out of bounds", "misaligned", "cp.async", "divergent barrier", "divergent exchange",
          "barrier", "endless", "trap")  # fmt: skip
+
+
+# Faults of host code, kernels/host.cu, in the order of its enum; and calls of the runtime that no host code may make.
+IN_HOST = {
+    "default_stream": "a launch on stream 0",
+    "no_guard": "the tensors' device is not made current",
+    "guard_left": "the device that was current is not restored",
+    "value_of_input": "an element of the input is read on the host and becomes an argument of the kernel",
+}
+CALLS = {
+    "cudaDeviceSynchronize": "waits",
+    "cudaStreamSynchronize": "waits",
+    "cudaEventSynchronize": "waits",
+    "cudaMemcpy": "waits",
+    "cudaMalloc": "allocates past torch",
+    "cudaFree": "frees past torch",
+    "cudaMallocAsync": "allocates past torch",
+    "cuCtxSynchronize": "waits, by the driver",
+}
 
 
 @dataclass(frozen=True)
@@ -159,6 +180,50 @@ def of_blocks(name: str) -> Finding:
     return Finding(name, 0.0, emulator.hazards(), 1.0)
 
 
+@functools.cache
+def _host():
+    library = ctypes.CDLL(str(building.cuda_library(HOST, include=(CSRC, CSRC / "include"))))
+    library.launch_scale.restype = ctypes.c_char_p
+    return library.launch_scale
+
+
+def scale(tensors: hosting.Tensors, fault: str | None = None) -> hosting.Tensors:
+    """y = x * x[0], by host code with this fault. Raises: RuntimeError as our ops do."""
+    x, number = tensors["x"], 0 if fault is None else 1 + list(IN_HOST).index(fault)
+    y = torch.empty_like(x)
+    error = _host()(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), x.numel(), number)
+    if error is not None:
+        raise RuntimeError(error.decode())
+    return {"y": y}
+
+
+def in_host(fault: str | None) -> list[str]:
+    """What the checks of host code say of this fault."""
+    found = []
+    with emulated.cuda_backend():  # tensors are the device's memory
+        for check in (
+            lambda: hosting.check_place(lambda: scale({"x": torch.arange(1.0, 9.0)}, fault), tensors=1, current=0),
+            lambda: hosting.check_replay(lambda tensors: scale(tensors, fault), {"x": torch.arange(1.0, 9.0)}),
+        ):
+            try:
+                check()
+            except (AssertionError, RuntimeError) as error:
+                found.append(str(error).splitlines()[0])
+    return found
+
+
+def in_calls(name: str) -> str:
+    """What is said of host code that calls this function of CUDA."""
+    source = building.BUILD / "calls" / f"{name}.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(f'extern "C" int {name}(); extern "C" int call() {{ return {name}(); }}\n')
+    try:
+        building.cuda_library(source)
+    except RuntimeError as error:
+        return str(error).partition(" calls ")[2]
+    return "nothing"
+
+
 def table() -> Iterator[str]:
     """Markdown: each fault and what was found of it, without addresses and counts."""
     yield "| planted in | fault | found |"
@@ -170,6 +235,10 @@ def table() -> Iterator[str]:
     for name, (_, races) in OF_BLOCKS.items():
         if races:
             yield f"| PTX, two blocks | {name} | {_found(of_blocks(name))} |"
+    for fault, what in IN_HOST.items():
+        yield f"| kernels/host.cu, {fault} | {what} | {'; '.join(in_host(fault)) or 'nothing'} |"
+    for name, what in CALLS.items():
+        yield f"| a library of host code | it calls what {what} | {in_calls(name)} |"
 
 
 def _found(finding: Finding) -> str:

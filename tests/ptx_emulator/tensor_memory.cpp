@@ -1,11 +1,13 @@
 // While this is on, every new CPU tensor's memory is a buffer that emulated kernels may touch, from its first byte to
-// its last. Fresh memory is filled with ones (as floats NaN), so that what a kernel forgot to write shows.
+// its last. Fresh memory is filled with ones (as floats NaN), so that what a kernel forgot to write shows. Memory that
+// a graph uses is kept while the graph may run again, as torch does for CUDA graphs.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 extern "C" void ptx_emulator_add_buffer(std::uint64_t address, std::uint64_t bytes, const char* name, int initialised,
                                         int read_only);
@@ -13,7 +15,11 @@ extern "C" void ptx_emulator_remove_buffer(std::uint64_t address);
 
 namespace {
 
+bool keeping = false;
+std::vector<void*> kept;
+
 void release(void* data) {
+  if (keeping) return kept.push_back(data);
   ptx_emulator_remove_buffer(reinterpret_cast<std::uint64_t>(data));
   c10::free_cpu(data);
 }
@@ -41,4 +47,12 @@ extern "C" [[gnu::visibility("default")]] void tensor_memory_on() {
   if (before != nullptr) return;
   before = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&allocator, 1);
+}
+
+// With keep, tensors' memory outlives them from now on, until this is called without it.
+extern "C" [[gnu::visibility("default")]] void tensor_memory_keep(int keep) {
+  keeping = keep != 0;
+  if (keeping) return;
+  for (void* data : kept) release(data);
+  kept.clear();
 }

@@ -4,6 +4,7 @@
 
 #include "emulator.h"
 #include "error.h"
+#include "host.h"
 
 namespace {
 
@@ -21,6 +22,7 @@ const char* guarded(F f) {
 }
 
 ptx::Emulator& emulator() { return ptx::Emulator::instance(); }
+ptx::Host& host() { return ptx::Host::instance(); }
 
 }  // namespace
 
@@ -39,7 +41,7 @@ PTX_EMULATOR_API const char* ptx_emulator_launch(const char* text, const char* k
   return guarded([&] {
     const ptx::Program& program = emulator().program(emulator().load(text), kernel);
     const ptx::LaunchShape shape{{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes};
-    emulator().launch(program, shape, arguments);
+    emulator().run(emulator().prepare(program, shape, arguments));
   });
 }
 
@@ -72,4 +74,17 @@ PTX_EMULATOR_API void ptx_emulator_set_device(int major, int minor, int multipro
   device.shared_bytes_per_block_optin = shared_bytes_optin;
   device.shared_bytes_per_multiprocessor = shared_bytes_optin + 1024;
   device.l2_bytes = l2_bytes;
+}
+
+PTX_EMULATOR_API const char* ptx_emulator_take_calls() { return (answer = emulator().take_calls()).c_str(); }
+PTX_EMULATOR_API int ptx_emulator_current_device() { return host().current_device; }
+PTX_EMULATOR_API void ptx_emulator_set_current_device(int device) { host().current_device = device; }
+PTX_EMULATOR_API void ptx_emulator_set_device_of_tensors(int device) { host().device_of_tensors = device; }
+PTX_EMULATOR_API void ptx_emulator_set_torch_stream(int device, std::uint64_t stream) {
+  host().torch_streams[device] = stream;
+}
+PTX_EMULATOR_API void ptx_emulator_begin_capture(std::uint64_t stream) { host().begin_capture(stream); }
+PTX_EMULATOR_API void ptx_emulator_end_capture() { host().end_capture(); }
+PTX_EMULATOR_API const char* ptx_emulator_replay() {
+  return guarded([] { host().replay(); });
 }

@@ -61,16 +61,8 @@ void Emulator::check(const Program& program, const LaunchShape& shape) const {
   }
 }
 
-void Emulator::launch(const Program& program, const LaunchShape& shape, const void* const* arguments) {
+Launch Emulator::prepare(const Program& program, const LaunchShape& shape, const void* const* arguments) {
   check(program, shape);
-  const std::lock_guard lock(mutex_);
-  for (const Variable& variable : program.module->text.variables) {
-    if (variable.space == "shared") continue;
-    const auto address = reinterpret_cast<std::uint64_t>(program.module->globals.at(variable.name).get());
-    if (memory.find(address) == nullptr || !memory.find(address)->contains(address, variable.bytes)) {
-      memory.add(address, variable.bytes, variable.name, true, variable.space == "const");
-    }
-  }
   Launch launch;
   launch.program = &program;
   launch.memory = &memory;
@@ -80,11 +72,24 @@ void Emulator::launch(const Program& program, const LaunchShape& shape, const vo
   launch.dynamic_shared_bytes = shape.dynamic_shared_bytes;
   launch.step_limit = step_limit;
   launch.fresh_file = fresh_file(program);
-  launch.number = program.has_global_atomics ? 0 : ++launches_;
   launch.parameters.resize(program.parameter_bytes);
   for (std::size_t i = 0; i < program.parameters.size(); ++i) {
     std::memcpy(launch.parameters.data() + program.parameter_offsets[i], arguments[i], program.parameters[i].bytes);
   }
+  return launch;
+}
+
+void Emulator::run(Launch launch) {
+  const std::lock_guard lock(mutex_);
+  const Program& program = *launch.program;
+  for (const Variable& variable : program.module->text.variables) {
+    if (variable.space == "shared") continue;
+    const auto address = reinterpret_cast<std::uint64_t>(program.module->globals.at(variable.name).get());
+    if (memory.find(address) == nullptr || !memory.find(address)->contains(address, variable.bytes)) {
+      memory.add(address, variable.bytes, variable.name, true, variable.space == "const");
+    }
+  }
+  launch.number = program.has_global_atomics ? 0 : ++launches_;
   run_blocks(launch);
 }
 

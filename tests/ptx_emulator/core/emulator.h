@@ -42,12 +42,14 @@ class Emulator {
   // The module with this text; the same text is read once.
   LoadedModule& load(const std::string& text);
   const Program& program(LoadedModule& module, const std::string& kernel);
-  // arguments: one pointer per parameter, to its bytes.
-  void launch(const Program& program, const LaunchShape& shape, const void* const* arguments);
+  // A launch that can be, with its own copy of the arguments: one pointer per parameter, to its bytes.
+  Launch prepare(const Program& program, const LaunchShape& shape, const void* const* arguments);
+  void run(Launch launch);
 
   // JSON
   std::string take_hazards();
   std::string take_counters(bool by_line);
+  std::string take_calls();
 
   // Buffers come and go from any thread, but not during a launch.
   void add_buffer(std::uint64_t address, std::uint64_t bytes, std::string name, bool initialised, bool read_only);

@@ -2,7 +2,10 @@
 #include <cstdio>
 #include <set>
 
+#include <utility>
+
 #include "emulator.h"
+#include "host.h"
 
 namespace ptx {
 namespace {
@@ -92,6 +95,16 @@ std::string Emulator::take_counters(bool lines) {
   }
   counters_.clear();
   return "{" + result + "}";
+}
+
+std::string Emulator::take_calls() {
+  std::string result;
+  for (const HostCall& call : std::exchange(Host::instance().calls, {})) {
+    result += (result.empty() ? "" : ", ") + std::string("{\"name\": ") + quoted(call.name) +
+              ", \"kernel\": " + quoted(call.kernel) + ", \"device\": " + std::to_string(call.device) +
+              ", \"stream\": " + std::to_string(call.stream) + "}";
+  }
+  return "[" + result + "]";
 }
 
 }  // namespace ptx

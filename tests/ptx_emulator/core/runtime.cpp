@@ -1,5 +1,6 @@
 // Stands in for the CUDA runtime: the functions that nvcc's host code and ours call, and no others, so that a call that
-// nobody emulates is a name that the loader does not find. Layouts and numbers are those of CUDA 13.
+// nobody emulates is a name that the loader does not find. None of them waits for a device or gives memory: what does
+// is refused like that too. Layouts and numbers are those of CUDA 13.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -10,11 +11,13 @@
 
 #include "emulator.h"
 #include "error.h"
+#include "host.h"
+#include "names.h"
 
 namespace {
 
 using Status = int;  // cudaError_t
-constexpr Status success = 0, invalid_value = 1, invalid_configuration = 9, invalid_device = 101, launch_failure = 719;
+constexpr Status success = 0, invalid_value = 1, invalid_configuration = 9, launch_failure = 719;
 
 struct Fatbinary {  // what __cudaRegisterFatBinary is given
   std::int32_t magic, version;
@@ -29,7 +32,7 @@ struct Module {  // of one fat binary, read when its first kernel is asked for
 struct Function {
   const Module* module = nullptr;
   std::string name;
-  int maximum_dynamic_shared = -1;  // -1: nothing was asked for
+  std::map<int, int> maximum_dynamic_shared;  // by device, where it was asked for
 
   const ptx::Program& program() const {
     if (!module->error.empty()) throw ptx::Error(module->error);
@@ -61,6 +64,9 @@ Runtime& runtime() {
   return instance;
 }
 ptx::Emulator& emulator() { return ptx::Emulator::instance(); }
+ptx::Host& host() { return ptx::Host::instance(); }
+
+void note(const char* name, int device) { host().calls.push_back({name, "", device, 0}); }
 
 template <class T>
 T read(const std::byte* at) {
@@ -104,33 +110,28 @@ Status guarded(Status status, F f) {
   }
 }
 
+// Bytes of dynamic shared memory that a launch on the current device may have.
+std::size_t dynamic_shared_limit(const Function& kernel, const ptx::Program& program) {
+  const auto asked = kernel.maximum_dynamic_shared.find(host().current_device);
+  if (asked != kernel.maximum_dynamic_shared.end()) return static_cast<std::size_t>(asked->second);
+  return static_cast<std::size_t>(emulator().device.shared_bytes_per_block -
+                                  static_cast<int>(program.static_shared_bytes));
+}
+
 Status launch(const Function& kernel, const CallConfiguration& call, void** arguments) {
   return guarded(launch_failure, [&] {
+    const auto stream = reinterpret_cast<std::uint64_t>(call.stream);
+    host().calls.push_back({"cudaLaunchKernel", ptx::readable(kernel.name), host().current_device, stream});
     const ptx::Program& program = kernel.program();
-    const auto limit = static_cast<std::size_t>(kernel.maximum_dynamic_shared >= 0
-                                                    ? kernel.maximum_dynamic_shared
-                                                    : emulator().device.shared_bytes_per_block -
-                                                          static_cast<int>(program.static_shared_bytes));
+    const std::size_t limit = dynamic_shared_limit(kernel, program);
     if (call.shared_bytes > limit) {
       throw ptx::Error("launch of " + kernel.name + ": " + std::to_string(call.shared_bytes) +
                        " bytes of dynamic shared memory; cudaFuncSetAttribute allowed " + std::to_string(limit));
     }
-    emulator().launch(program, {call.grid, call.block, static_cast<std::uint32_t>(call.shared_bytes)}, arguments);
+    const ptx::LaunchShape shape{call.grid, call.block, static_cast<std::uint32_t>(call.shared_bytes)};
+    host().submit(stream, [prepared = emulator().prepare(program, shape, arguments)] { emulator().run(prepared); });
   });
 }
-
-struct FunctionAttributes {  // cudaFuncAttributes
-  std::size_t shared_bytes, constant_bytes, local_bytes;
-  int maximum_threads, registers, ptx_version, binary_version, cache_mode, maximum_dynamic_shared;
-};
-
-struct LaunchConfiguration {  // cudaLaunchConfig_t
-  ptx::Index3 grid, block;
-  std::size_t shared_bytes;
-  void* stream;
-  void* attributes;
-  unsigned attribute_count;
-};
 
 int attribute(int number) {
   const ptx::Device& device = emulator().device;
@@ -217,12 +218,8 @@ CUDA_API Status __cudaLaunchKernel(const void* kernel, ptx::Index3 grid, ptx::In
                                    std::size_t shared_bytes, void* stream) {
   return cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream);
 }
-CUDA_API Status cudaLaunchKernelExC(const LaunchConfiguration* call, const void* stub, void** arguments) {
-  if (call->attribute_count != 0) return runtime().fail(invalid_value, "launch attributes are not emulated");
-  return cudaLaunchKernel(stub, call->grid, call->block, arguments, call->shared_bytes, call->stream);
-}
-
 CUDA_API Status cudaFuncSetAttribute(const void* stub, int which, int value) {
+  note("cudaFuncSetAttribute", host().current_device);
   return guarded(invalid_value, [&] {
     if (which == 9) return;  // preferred shared memory carveout: a hint
     if (which != 8) throw ptx::Error("cudaFuncSetAttribute: attribute " + std::to_string(which) + " is not emulated");
@@ -232,68 +229,17 @@ CUDA_API Status cudaFuncSetAttribute(const void* stub, int which, int value) {
                        program.name + ", on a device with " +
                        std::to_string(emulator().device.shared_bytes_per_block_optin));
     }
-    function(stub).maximum_dynamic_shared = value;
+    function(stub).maximum_dynamic_shared[host().current_device] = value;
   });
 }
-CUDA_API Status cudaFuncGetAttributes(FunctionAttributes* attributes, const void* stub) {
-  return guarded(invalid_value, [&] {
-    const ptx::Program& program = function(stub).program();
-    std::memset(static_cast<void*>(attributes), 0, sizeof(*attributes));
-    attributes->shared_bytes = program.static_shared_bytes;
-    attributes->local_bytes = program.local_bytes;
-    attributes->maximum_threads = program.maximum_threads ? program.maximum_threads : 1024;
-    attributes->registers = 255;  // unknown before ptxas
-    attributes->ptx_version = attributes->binary_version = 10 * emulator().device.major + emulator().device.minor;
-    attributes->maximum_dynamic_shared = function(stub).maximum_dynamic_shared;
-  });
-}
-// By threads and shared memory; registers are not known before ptxas.
-CUDA_API Status cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* stub, int threads,
-                                                                       std::size_t shared_bytes, unsigned) {
-  return guarded(invalid_value, [&] {
-    const ptx::Program& program = function(stub).program();
-    const int warps = (threads + ptx::warp_size - 1) / ptx::warp_size;
-    const int shared = static_cast<int>(shared_bytes + program.static_shared_bytes) + attribute(111);
-    *blocks = std::min({attribute(39) / (warps * ptx::warp_size), attribute(81) / shared, attribute(106)});
-  });
-}
-CUDA_API Status cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* stub, int threads,
-                                                              std::size_t shared_bytes) {
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, stub, threads, shared_bytes, 0);
-}
-
-CUDA_API Status cudaGetDevice(int* device) {
-  *device = 0;
-  return success;
-}
-CUDA_API Status cudaSetDevice(int device) {
-  return device == 0 ? success : runtime().fail(invalid_device, "there is only device 0");
-}
-CUDA_API Status cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return success;
-}
-CUDA_API Status cudaDeviceGetAttribute(int* value, int which, int) {
+CUDA_API Status cudaDeviceGetAttribute(int* value, int which, int device) {
+  note("cudaDeviceGetAttribute", device);
   return guarded(invalid_value, [&] { *value = attribute(which); });
 }
 
 CUDA_API Status cudaGetLastError() { return std::exchange(runtime().last, success); }
-CUDA_API Status cudaPeekAtLastError() { return runtime().last; }
 CUDA_API const char* cudaGetErrorString(Status status) {
   return status == success ? "no error" : runtime().message.c_str();
-}
-CUDA_API const char* cudaGetErrorName(Status status) { return status == success ? "cudaSuccess" : "cudaError"; }
-
-CUDA_API Status cudaMemsetAsync(void* at, int value, std::size_t bytes, void*) {
-  const auto address = reinterpret_cast<std::uint64_t>(at);
-  ptx::Buffer* buffer = emulator().memory.find(address);
-  if (bytes != 0 && (buffer == nullptr || !buffer->contains(address, bytes))) {
-    return runtime().fail(
-        invalid_value, "[ptx_emulator] cudaMemsetAsync of " + std::to_string(bytes) + " bytes outside of every buffer");
-  }
-  std::memset(at, value, bytes);
-  if (bytes != 0) buffer->wrote(address, bytes);
-  return success;
 }
 // Not CUDA's: the PTX that libraries have registered, text after text.
 CUDA_API const char* ptx_emulator_registered_text() {
@@ -302,6 +248,3 @@ CUDA_API const char* ptx_emulator_registered_text() {
   for (const Module* module : runtime().modules) all += module->text + "\n";
   return all.c_str();
 }
-
-CUDA_API Status cudaStreamSynchronize(void*) { return runtime().last; }
-CUDA_API Status cudaDeviceSynchronize() { return runtime().last; }
