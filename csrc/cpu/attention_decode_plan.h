@@ -8,6 +8,7 @@
 #include "bigmodel/parallel.h"
 #include "cpu/attention_decode_cache.h"
 #include "cpu/attention_decode_int8.h"
+#include "cpu/jobs.h"
 #include "cpu/matrix.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -89,7 +90,7 @@ static DecodePlan plan_decode(const AttentionDecodeArgs& args) {
   const std::int64_t row = plan.query_stride > plan.value_stride ? plan.query_stride : plan.value_stride;
   plan.integers = has_int16_dots && args.key_cache.dtype == DType::int8 && args.query.dtype != DType::float32 &&
                   plan.head_dim <= most_int_head_dim;
-  plan.scratch_floats = plan.queries * plan.query_stride + plan.state_floats() + row;
+  plan.scratch_floats = plan.queries * plan.query_stride + plan.state_floats() + row + worker_gap;
   if (plan.integers) plan.scratch_floats += plan.queries * plan.query_stride / 2;
   plan.scratch_floats = round_up(plan.scratch_floats, line);
   return plan;

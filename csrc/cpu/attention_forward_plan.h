@@ -8,6 +8,7 @@
 
 #include "bigmodel/parallel.h"
 #include "cpu/attention_values.h"
+#include "cpu/jobs.h"
 #include "cpu/online_softmax.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -78,7 +79,7 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats = plan.block_panels * plan.query_floats + 3 * plan.tile_floats +
                         whole_lines(plan.block_panels * sizeof(Panel) / sizeof(float) + 1) + plan.key_floats +
-                        plan.value_floats + cache_line_floats;
+                        plan.value_floats + worker_gap;
   plan.scratch_floats = whole_lines(plan.scratch_floats);
   plan.set_floats = plan.block_panels * plan.record_floats;
   return plan;
@@ -93,8 +94,8 @@ class ForwardLayout {
     if (plan.scratch_floats > scratch_floats_) scratch_floats_ = plan.scratch_floats;
     if (plan.keeps_sets()) {
       kept_ += plan.jobs() * plan.set_floats;
-    } else if (plan.set_floats > set_floats_) {
-      set_floats_ = plan.set_floats;
+    } else if (plan.set_floats + worker_gap > set_floats_) {
+      set_floats_ = plan.set_floats + worker_gap;
     }
   }
 

@@ -36,7 +36,7 @@ WeightsPlan plan_weights(const AttentionWeightsForwardArgs& args) {
   plan.key_floats = rows_floats<float>(inputs.key, plan.key_block);
   plan.query_floats = whole_lines(shape.head_dim * tile_columns);
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
-  plan.scratch_floats = plan.key_floats + plan.query_floats + (3 + plan.block_panels) * plan.tile_floats;
+  plan.scratch_floats = plan.key_floats + plan.query_floats + (3 + plan.block_panels) * plan.tile_floats + worker_gap;
   const double work = double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim);
   plan.workers = work < worth_threads ? 1 : max_workers();
   return plan;

@@ -39,14 +39,15 @@ BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
 // Rows of the lhs an odd number of cache lines apart do not compete for the same lines of L1.
 BIGMODEL_INLINE std::int64_t few_rows_stride(std::int64_t k) { return round_up(k, 32) + 16; }
 
-// Of one worker: the sums of a product, and the lanes of those of a group of columns.
+// Of one worker: the sums of each product, and the lanes of those of a group of columns.
 inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
 inline constexpr std::int64_t few_rows_totals = most_few_rows * few_rows_most_group * lanes;
+constexpr std::int64_t few_rows_worker(int products) { return products * few_rows_sums + few_rows_totals + worker_gap; }
 
 // Sums of every worker, and the lhs as fp32, which every job reads.
 template <class T>
 BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int products, int workers) {
-  std::int64_t floats = workers * (products * few_rows_sums + few_rows_totals);
+  std::int64_t floats = workers * few_rows_worker(products);
   for (int p = 0; p < products; ++p) floats += product[p].lhs.rows * few_rows_stride(product[p].lhs.columns);
   return floats;
 }
@@ -163,19 +164,29 @@ static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std
   }
 }
 
+// Rows of fp32 that can be read where they lie; nullptr for any other matrix.
+BIGMODEL_INLINE const float* rows_in_place(Matrix<const float> matrix) {
+  return matrix.column_stride == 1 ? matrix.data : nullptr;
+}
+template <class T>
+BIGMODEL_INLINE const float* rows_in_place(Matrix<const T>) {
+  return nullptr;
+}
+
 template <class T, class Epilogue>
 BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, int workers, float* workspace,
                                        Epilogue epilogue) {
   const std::int64_t m = product[0].lhs.rows, n = product[0].rhs.columns;
   const float* lhs[most_products];
-  float* totals = workspace + workers * products * few_rows_sums;
-  float* copies = totals + workers * few_rows_totals;
+  std::int64_t lhs_stride[most_products];
+  float* copies = workspace + workers * few_rows_worker(products);
   for (int p = 0; p < products; ++p) {
     const Matrix<const T> from = product[p].lhs;
-    const std::int64_t stride = few_rows_stride(from.columns);
-    copy_in(m, from.columns, from.data, from.row_stride, from.column_stride, copies, stride);
-    lhs[p] = copies;
-    copies += m * stride;
+    lhs[p] = rows_in_place(from), lhs_stride[p] = from.row_stride;
+    if (lhs[p]) continue;
+    lhs[p] = copies, lhs_stride[p] = few_rows_stride(from.columns);
+    copy_in(m, from.columns, from.data, from.row_stride, from.column_stride, copies, lhs_stride[p]);
+    copies += m * lhs_stride[p];
   }
   for_each_job(workers, parts_of(n, few_rows_columns), [&](std::int64_t job, int worker) {
     Block block{};
@@ -184,10 +195,10 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
     block.column = job * few_rows_columns;
     block.columns = least(few_rows_columns, n - block.column);
     block.stride = few_rows_columns;
+    float* const totals = workspace + worker * few_rows_worker(products);
     for (int p = 0; p < products; ++p) {
-      block.sums[p] = workspace + (worker * products + p) * few_rows_sums;
-      dot_block(product[p].rhs, m, lhs[p], few_rows_stride(product[p].lhs.columns), block,
-                totals + worker * few_rows_totals, block.sums[p]);
+      block.sums[p] = totals + few_rows_totals + p * few_rows_sums;
+      dot_block(product[p].rhs, m, lhs[p], lhs_stride[p], block, totals, block.sums[p]);
     }
     epilogue(block);
   });

@@ -78,7 +78,11 @@ struct Gemm {
 
 template <class T>
 BIGMODEL_INLINE std::int64_t sums_size(const Gemm<T>& gemm) {
-  return gemm.products * gemm.block_rows * gemm.sums_stride;
+  return gemm.products * gemm.block_rows * gemm.sums_stride + worker_gap;
+}
+template <class T>
+BIGMODEL_INLINE std::int64_t lhs_block_size(const Gemm<T>& gemm) {
+  return gemm.block_rows * gemm.lhs_stride + worker_gap;
 }
 
 // Blocks as large as the caches like, smaller where the threads would not share them out evenly.
@@ -143,7 +147,7 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.lhs_stride =
       round_up(depth, 2 * line / std::int64_t{sizeof(Element<T>)}) + line / std::int64_t{sizeof(Element<T>)};
   gemm.sums_stride = gemm.block_columns + line / std::int64_t{sizeof(float)};
-  gemm.lhs_blocks = take<Element<T>>(arena, gemm.workers * gemm.block_rows * gemm.lhs_stride);
+  gemm.lhs_blocks = take<Element<T>>(arena, gemm.workers * lhs_block_size(gemm));
   gemm.sums = take<float>(arena, gemm.workers * sums_size(gemm));
 }
 
@@ -210,7 +214,7 @@ BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, st
       const Lane<T>* panels = product.packed_rhs ? static_cast<const Lane<T>*>(product.packed_rhs) : gemm.chunk[p];
       const std::int64_t panel = (product.packed_rhs ? block.column : j) / tile_columns;
       multiply_block(gemm, p, block, panels + panel * panel_lanes<T>(product.lhs.columns),
-                     gemm.lhs_blocks + worker * gemm.block_rows * gemm.lhs_stride);
+                     gemm.lhs_blocks + worker * lhs_block_size(gemm));
     }
     epilogue(block);
   });

@@ -6,6 +6,7 @@
 #include "bigmodel/parallel.h"
 #include "cpu/attention_gradient.h"
 #include "cpu/gradient_tile.h"
+#include "cpu/jobs.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -60,7 +61,7 @@ struct GradientScratchSizes {
   std::int64_t floats() const {
     const std::int64_t widths = key_stride + value_stride;
     return round_up(2 * keys * widths + 2 * query_block * widths + query_block * key_stride + query_block +
-                        5 * key_block * query_block,
+                        5 * key_block * query_block + worker_gap,
                     16);
   }
 };

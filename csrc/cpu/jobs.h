@@ -8,6 +8,10 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+// Floats, a page of them, that separate what one worker writes over and over from what the next one does: a prefetcher
+// that ran on past the end would fetch the other's cache lines, and each would wait for his own to come back.
+inline constexpr std::int64_t worker_gap = 1024;
+
 // List i of n holds the jobs i, i + n, i + 2n, ... On a cache line of its own.
 struct alignas(64) JobList {
   std::int64_t taken;
