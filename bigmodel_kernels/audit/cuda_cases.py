@@ -191,14 +191,19 @@ def product_launch(shape: tuple[int, int, int, int, int], capability: int) -> tu
 
 
 def _without_products(dtype: str) -> list[CudaCase]:
-    """Kernels that memory bounds: add_norm for rows that a whole block takes, and in 16 bits also those of a warp."""
+    """Kernels that memory bounds: rotary, and add_norm for rows that a whole block takes, in 16 bits also of a warp."""
     chunk = 16 // (4 if dtype == "fp32" else 2)
     sizes = ((4096, 256),) if dtype == "fp32" else ((1024, 32), (4096, 256))
     passes = (
         ("add_norm", "forward", "15add_norm_kernel"),
         ("add_norm_backward", "backward", "24add_norm_backward_kernel"),
     )
-    return [
+    rotary = [
+        CudaCase("rotary", f"rotary ({name})", "rotary", rf"rotary_kernelI{_TYPES[dtype]}Lb{interleaved}ELi{chunk}EE",
+                 8, dtype)
+        for interleaved, name in enumerate(("halves", "interleaved"))
+    ]  # fmt: skip
+    return rotary + [
         CudaCase(
             "add_norm",
             f"{name} ({width})",
