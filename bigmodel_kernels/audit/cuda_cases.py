@@ -12,8 +12,9 @@ HEAD_DIMS = (64, 128, 256)
 LARGEST_TF32 = 128  # head size on tensor cores
 MORE_HEAD_DIMS = (32, 96, 192)
 # As mangled names have them.
-_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half", "tf32": "NS0_4tf32E"}
+_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half", "tf32": "NS0_4tf32E", "int8": "a"}
 _WARP_ROWS = 16
+DECODE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
         cases += _products(capability, "tf32")
     for dtype in ("fp32", *halves):
         cases += _without_products(dtype)
+        cases += _decode(dtype)
     return cases + _plain()
 
 
@@ -116,7 +118,7 @@ def _attention_case(name: str, source: str, kernel: str, template: str, plain: b
 
 
 def _item_bytes(dtype: str) -> int:
-    return 4 if dtype in ("fp32", "tf32") else 2
+    return {"fp32": 4, "tf32": 4, "int8": 1}.get(dtype, 2)
 
 
 def _tile_keys(head_dim: int, dtype: str) -> int:
@@ -215,6 +217,40 @@ def _without_products(dtype: str) -> list[CudaCase]:
         for name, source, kernel in passes
         for width, threads in sizes
     ]
+
+
+def _decode(dtype: str) -> list[CudaCase]:
+    """attention_decode over a cache of this dtype, or of int8, with four or eight rows: the query heads of a group. The
+    head size is a number of the launch. And what writes the new keys to such caches."""
+    head_dim = 128
+
+    def case(name: str, source: str, kernel: str, shared_bytes: int = 0) -> CudaCase:
+        name = f"{name} (d{head_dim})"
+        return CudaCase("attention_decode", name, source, kernel, DECODE_WARPS, dtype, shared_bytes, head_dim)
+
+    own = _TYPES[dtype]
+    return [
+        *(
+            case(
+                f"{cache} cache, {rows} rows",
+                "attention_decode",
+                rf"attention_decode_kernelI{_TYPES[cache]}Li{rows}ELb1E",
+                decode_shared_bytes(cache, rows, head_dim),
+            )
+            for cache, rows in ((dtype, 4), (dtype, 8), ("int8", 4))
+        ),
+        case(f"append, {dtype} cache", "attention_decode_append", rf"append_kernelI{own}(?:{own}|S\d*_)E"),
+        case("append, int8 cache", "attention_decode_append", rf"append_kernelI{own}aE"),
+    ]
+
+
+def decode_shared_bytes(cache: str, rows: int, head_dim: int) -> int:
+    """Dynamic shared memory of attention_decode's kernel: queries and scores, or in the end the output of each warp."""
+    chunk = 16 // _item_bytes(cache)
+    pitch = -(-head_dim // (8 * chunk)) * 8 * chunk
+    lanes = next(lanes for lanes in (1, 2, 4, 8, 16, 32) if lanes == 32 or lanes * chunk >= head_dim)
+    width = lanes * chunk * (2 if cache == "fp32" else 1)
+    return 4 * rows * max(pitch + DECODE_WARPS * 32, DECODE_WARPS * width)
 
 
 def _plain() -> list[CudaCase]:

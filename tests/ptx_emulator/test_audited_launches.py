@@ -9,7 +9,7 @@ import torch
 
 from bigmodel_kernels.audit import cuda_cases
 from bigmodel_kernels.audit.architectures import BY_CAPABILITY
-from bigmodel_kernels.testing import ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES
+from bigmodel_kernels.testing import ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES, AttentionDecodeCase
 from tests.ptx_emulator import building
 
 if building.nvcc() is None:
@@ -71,6 +71,17 @@ def test_attention_in_tf32(capability, head_dim):
     assert forward == cuda_cases.forward_launch(head_dim, capability, shared, "tf32")
     of_gradients = {launch for name, launch in found.items() if name.startswith("grad_")}
     assert of_gradients == {cuda_cases.gradient_launch(head_dim, True, shared, "tf32")}, found
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+def test_decode(cache, head_dim):
+    cache_dtype, kernel = {"fp32": (torch.float32, "float"), "fp16": (None, "__half"),
+                           "int8": (torch.int8, "signed char")}[cache]  # fmt: skip
+    for rows in (4,) if cache == "int8" else (4, 8):
+        case = AttentionDecodeCase("step", heads=rows, kv_heads=1, head_dim=head_dim, cache_dtype=cache_dtype)
+        found = launches(case, 80, 108)[f"attention_decode_kernel<{kernel}, {rows}, true>"]
+        assert found == (cuda_cases.DECODE_WARPS, cuda_cases.decode_shared_bytes(cache, rows, head_dim))
 
 
 @pytest.mark.parametrize("capability, dtype", [(75, torch.float16), (80, torch.float16), (80, torch.float32)])

@@ -1,14 +1,15 @@
-"""What the CUDA kernels of generation do beyond the cases of test_cuda.py: rotary's chunks of 128 bits, in place and
-with positions that only the device sees."""
+"""The CUDA kernels of generation, executed: every case of attention_decode, and of rotary what test_cuda.py does not
+run; and what only the device sees, since no host waits for it: positions, lengths and pages that are not there."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from decode_check import check_case as check_decode
 from op_check import DTYPES, check_case, dtype_name
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels.testing import ROTARY_CASES
+from bigmodel_kernels.testing import ATTENTION_DECODE_CASES, ROTARY_CASES, AttentionDecodeCase
 from tests.ptx_emulator import building
 
 if building.nvcc() is None:
@@ -17,6 +18,7 @@ if building.nvcc() is None:
 from tests.ptx_emulator import emulated
 
 ROTARY = {case.name: case for case in ROTARY_CASES}
+DECODE = {case.name: case for case in ATTENTION_DECODE_CASES}
 # Heads are taken four at a time: here one is left over of query's and key's together.
 CHUNKED = [
     replace(ROTARY[name], name=f"{name}_chunked", heads=6, kv_heads=3, rotary_dim=32, head_dim=48)
@@ -84,3 +86,104 @@ def test_rotary_of_positions_outside_the_tables(interleaved, emulator):
     emulator.check()
     assert turned[..., 1:3, :8].isnan().all() and not turned[..., 8:].isnan().any()
     assert not turned[..., [0, 3], :].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("case", ATTENTION_DECODE_CASES, ids=lambda case: case.name)
+def test_decode(case, dtype, emulator):
+    check_decode(case, dtype, "cuda")
+    emulator.check()
+    assert emulator.counters() or not case.lengths, "nothing ran on the emulator"
+
+
+def decode_case(name: str, **changes) -> AttentionDecodeCase:
+    return replace(DECODE[name], name=f"{name} {changes}", **changes)
+
+
+# Larger than a block's columns or a lane's share of a key; and where there are blocks enough not to split the keys.
+LARGE_HEADS = {"head_dim": 520, "value_dim": 530, "heads": 4, "lengths": (70, 3)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize(
+    "case",
+    [decode_case("plain", **LARGE_HEADS), decode_case("cache_int8", **LARGE_HEADS), DECODE["everything_bf16"],
+     DECODE["pages_int8"], DECODE["queries_16"], DECODE["long_fp16"], DECODE["evicted_own"]],
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_decode_on_one_multiprocessor(case, dtype, emulator):
+    emulator.device(multiprocessors=1)
+    emulator.counters()
+    check_decode(case, dtype, "cuda")
+    emulator.check()
+    assert not any("merge" in kernel for kernel in emulator.counters())
+
+
+def test_decode_splits_keys_among_blocks(emulator):
+    """Each of some pieces of 64 keys; and their merge does not depend on how many blocks run at once."""
+    results = []
+    for threads in (1, 4):
+        emulator.threads(threads)
+        case = DECODE["long_int8"]
+        results.append(case.run(case.inputs(torch.float16), "cuda"))
+        counters = emulator.counters()
+        assert sum("merge" in kernel for kernel in counters) == 1
+        (blocks,) = (each["blocks"] for kernel, each in counters.items() if "attention_decode" in kernel)
+        assert blocks >= 40  # 2 sequences of 2 heads
+    for name, ours in results[0].items():
+        torch.testing.assert_close(ours, results[1][name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_decode_reads_the_cache_once_for_all_heads_of_a_group(cache_dtype, emulator):
+    """128 bits at a time, from pages too."""
+    case = decode_case("plain", lengths=(1023,), heads=4, kv_heads=1, head_dim=128, page_size=16)
+    case = replace(case, cache_dtype=cache_dtype)
+    inputs = case.inputs(torch.bfloat16)
+    emulator.counters()
+    case.run(inputs, "cuda")
+    (counters,) = (each for kernel, each in emulator.counters().items() if "attention_decode" in kernel)
+    loads = counters["classes"]["load_global"]
+    entries = 2 * 1024 * 128 * cache_dtype.itemsize
+    assert entries < loads["bytes"] < 1.15 * entries
+    assert loads["bytes"] > 10 * loads["lanes"]
+
+
+def test_decode_of_what_is_not_in_the_cache(emulator):
+    """No host waits to refuse it: a query that sees a key without a place gives NaN, and such a key is not written."""
+    lengths = torch.tensor([5, 8, 9, -1, 2**40, 3])
+    caches = [torch.randn(8, 1, 4, 16) for _ in range(2)]
+    table = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 6], [7, 7], [8, -1]])
+    before = [cache.clone() for cache in caches]
+    query, new = torch.randn(6, 2, 1, 16), torch.randn(6, 1, 1, 16)
+    output = bmk.attention_decode(
+        query, *caches, lengths, block_table=table, new_key=new, new_value=new, backend="cuda"
+    )
+    emulator.check()
+    unknown = output.isnan().all(-1).all(-1).all(-1)
+    assert unknown.tolist() == [False, True, True, False, True, True]
+    assert not output[[0, 3]].isnan().any() and output[3].eq(0).all()
+    for cache, old in zip(caches, before, strict=True):
+        old[1, :, 1] = new[0, :, 0]
+        assert torch.equal(cache, old)
+
+
+def test_decode_of_extreme_scores(emulator):
+    """Scores far beyond the range of exp: the largest wins, nothing overflows."""
+    key = torch.tensor([-100.0, 99.0, -100.0, 100.0, 0.0] * 30)[:, None].expand(1, 1, 150, 4).contiguous()
+    value = torch.arange(150.0)[:, None].expand(1, 1, 150, 2).contiguous()
+    query, options = torch.full((1, 1, 1, 4), 100.0), {"return_lse": True, "backend": "cuda"}
+    output, lse = bmk.attention_decode(query, key, value, torch.tensor([4]), scale=1.0, **options)
+    assert output.eq(3).all() and lse.eq(40000).all()
+    output, lse = bmk.attention_decode(query, key, value, torch.tensor([150]), scale=-1.0, **options)
+    expected = torch.arange(150).reshape(30, 5)[:, [0, 2]].float().mean()
+    torch.testing.assert_close(output, expected.expand_as(output))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("name", ["everything_int8", "pages_fp16", "long_fp32", "odd_bf16"])
+def test_decode_on_sm_75(name, dtype):
+    with emulated.cuda_backend((7, 5)) as emulator:
+        emulator.device(capability=(7, 5), multiprocessors=4, shared_bytes=64 << 10)
+        check_decode(DECODE[name], dtype, "cuda")
+        emulator.check()
