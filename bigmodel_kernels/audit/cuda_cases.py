@@ -220,32 +220,59 @@ def _without_products(dtype: str) -> list[CudaCase]:
 
 
 def _decode(dtype: str) -> list[CudaCase]:
-    """attention_decode over a cache of this dtype, or of int8, with four or eight rows: the query heads of a group. The
-    head size is a number of the launch. And what writes the new keys to such caches."""
-    head_dim = 128
-
-    def case(name: str, source: str, kernel: str, shared_bytes: int = 0) -> CudaCase:
-        name = f"{name} (d{head_dim})"
-        return CudaCase("attention_decode", name, source, kernel, DECODE_WARPS, dtype, shared_bytes, head_dim)
-
+    """attention_decode over a cache of this dtype, or of int8, and what writes the new keys to one. With tensor cores
+    sixteen rows, the query heads of a group; without them, in fp32 and for larger heads, four or eight, and the head
+    size is a number of the launch."""
     own = _TYPES[dtype]
+    plain = (
+        (("fp32", 4, 128), ("fp32", 8, 128), ("int8", 4, 128))
+        if dtype == "fp32"
+        else ((dtype, 4, 256), (dtype, 8, 256))
+    )
+    tiles = () if dtype == "fp32" else ((dtype, 64), (dtype, 128), ("int8", 128))
     return [
+        *(_decode_tiles(dtype, cache, head_dim) for cache, head_dim in tiles),
         *(
-            case(
+            _decode_case(
                 f"{cache} cache, {rows} rows",
-                "attention_decode",
-                rf"attention_decode_kernelI{_TYPES[cache]}Li{rows}ELb1E",
-                decode_shared_bytes(cache, rows, head_dim),
+                "attention_decode_plain",
+                rf"plain_decode_kernelI{_TYPES[cache]}Li{rows}ELb1E",
+                dtype,
+                head_dim,
+                shared_bytes=decode_shared_bytes(cache, rows, head_dim),
             )
-            for cache, rows in ((dtype, 4), (dtype, 8), ("int8", 4))
+            for cache, rows, head_dim in plain
         ),
-        case(f"append, {dtype} cache", "attention_decode_append", rf"append_kernelI{own}(?:{own}|S\d*_)E"),
-        case("append, int8 cache", "attention_decode_append", rf"append_kernelI{own}aE"),
+        _decode_case(
+            f"append, {dtype} cache", "attention_decode_append", rf"append_kernelI{own}(?:{own}|S\d*_)E", dtype
+        ),
+        _decode_case("append, int8 cache", "attention_decode_append", rf"append_kernelI{own}aE", dtype),
     ]
 
 
+def _decode_case(name: str, source: str, kernel: str, dtype: str, head_dim: int = 128, **more) -> CudaCase:
+    name = f"{name} (d{head_dim})"
+    return CudaCase("attention_decode", name, source, kernel, DECODE_WARPS, dtype, head_dim=head_dim, **more)
+
+
+def _decode_tiles(dtype: str, cache: str, head_dim: int) -> CudaCase:
+    """Each warp has keys of its own, so that a block's tile is as many times sixteen rows."""
+    own, rows, keys = _TYPES[dtype], DECODE_WARPS * _WARP_ROWS, 32
+    element = _TYPES[cache] if cache == "int8" else rf"(?:{own}|S\d*_)"
+    return _decode_case(
+        f"{cache} cache",
+        "attention_decode",
+        rf"\dattention_decode_kernelI{own}{element}Li{head_dim}E",
+        dtype,
+        head_dim,
+        dots=((rows, keys, head_dim), (rows, head_dim, keys)),
+        exps=rows * keys,
+        bytes_alone=2 * _item_bytes(cache) * DECODE_WARPS * keys * head_dim,
+    )
+
+
 def decode_shared_bytes(cache: str, rows: int, head_dim: int) -> int:
-    """Dynamic shared memory of attention_decode's kernel: queries and scores, or in the end the output of each warp."""
+    """Dynamic shared memory without tensor cores: queries and scores, or in the end the output of each warp."""
     chunk = 16 // _item_bytes(cache)
     pitch = -(-head_dim // (8 * chunk)) * 8 * chunk
     lanes = next(lanes for lanes in (1, 2, 4, 8, 16, 32) if lanes == 32 or lanes * chunk >= head_dim)

@@ -128,7 +128,7 @@ def test_decode_splits_keys_among_blocks(emulator):
         results.append(case.run(case.inputs(torch.float16), "cuda"))
         counters = emulator.counters()
         assert sum("merge" in kernel for kernel in counters) == 1
-        (blocks,) = (each["blocks"] for kernel, each in counters.items() if "attention_decode" in kernel)
+        (blocks,) = (each["blocks"] for kernel, each in counters.items() if "decode_kernel" in kernel)
         assert blocks >= 40  # 2 sequences of 2 heads
     for name, ours in results[0].items():
         torch.testing.assert_close(ours, results[1][name], rtol=0, atol=0, equal_nan=True)
@@ -142,11 +142,12 @@ def test_decode_reads_the_cache_once_for_all_heads_of_a_group(cache_dtype, emula
     inputs = case.inputs(torch.bfloat16)
     emulator.counters()
     case.run(inputs, "cuda")
-    (counters,) = (each for kernel, each in emulator.counters().items() if "attention_decode" in kernel)
+    (counters,) = (each for kernel, each in emulator.counters().items() if "decode_kernel" in kernel)
     loads = counters["classes"]["load_global"]
     entries = 2 * 1024 * 128 * cache_dtype.itemsize
-    assert entries < loads["bytes"] < 1.15 * entries
-    assert loads["bytes"] > 10 * loads["lanes"]
+    assert entries < loads["bytes"] < 1.25 * entries
+    assert loads["bytes"] > 8 * loads["lanes"]
+    assert ("mma" in counters["classes"]) == (cache_dtype != torch.float32)
 
 
 def test_decode_of_what_is_not_in_the_cache(emulator):
