@@ -3,7 +3,7 @@ size. A row that no device has measured says so."""
 
 from dataclasses import dataclass
 
-ALL_OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
+ALL_OPS = ("attention", "attention_weights", "attention_decode", "linear", "feed_forward", "add_norm", "rotary")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 to its inputs."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
+from decode_check import check_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, EXAMPLES, device_of, dtype_name, moved
+from op_check import DTYPES, EXAMPLES, dtype_name
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels import backends
@@ -28,26 +28,6 @@ def only_kernels_there_are(request):
     backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
     if "attention_decode" in backends.MISSING_OPS.get(backend, ()):
         pytest.skip(f"attention_decode has no {backend} kernel yet")
-
-
-@cache
-def expected(case: AttentionDecodeCase, dtype: torch.dtype) -> tuple[dict, dict]:
-    """(truth, reference in dtype)."""
-    inputs = case.inputs(dtype)
-    wide = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-    return case.run(wide, "reference"), case.run(inputs, "reference")
-
-
-def check_case(case: AttentionDecodeCase, dtype: torch.dtype, backend: str) -> None:
-    """Output and lse are as near the truth as the tolerance rule asks, the caches just as the reference leaves them."""
-    inputs = {name: moved(x, device_of(backend)) for name, x in case.inputs(dtype).items()}
-    results = {name: x.cpu() for name, x in case.run(inputs, backend).items()}
-    truth, reference = expected(case, dtype)
-    for name in ("output", "lse"):
-        assert_as_exact(name, results[name], reference[name], truth[name], FORWARD, dtype)
-    for name in CACHES:
-        if name in results:
-            torch.testing.assert_close(results[name], reference[name], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -246,16 +226,6 @@ def test_copy_on_write_caches_are_copied():
     bmk.attention_decode(**inputs)
     assert not torch.equal(torch.nan_to_num(inputs["key_cache"]), torch.nan_to_num(before))
     torch.testing.assert_close(original, before, rtol=0, atol=0, equal_nan=True)
-
-
-LACKING = [name for name, missing in backends.MISSING_OPS.items() if "attention_decode" in missing]
-
-
-@pytest.mark.parametrize("named", LACKING)
-def test_backends_that_lack_it_say_so(named):
-    inputs = CASE["plain"].inputs(torch.float32)
-    with pytest.raises(RuntimeError, match=rf"^\[attention_decode\] the {named} backend cannot run this: .*has no"):
-        bmk.attention_decode(**inputs, backend=named)
 
 
 def both_caches(change):

@@ -27,6 +27,10 @@ SOURCES = {
         "matrix_product",
         "add_norm_forward",
         "add_norm_backward",
+        "rotary",
+        "attention_decode",
+        "attention_decode_plain",
+        "attention_decode_append",
     ),
 }
 # Instructions that spill, where there are any: heads of more than 128 features.
@@ -59,10 +63,14 @@ def test_products_run_on_the_tensor_cores(rows):
 
 
 def test_aligned_inputs_are_loaded_128_bits_at_a_time(rows):
-    """By bytes; what is left is a number per row or block, and masks. True fp32 products read their operands, of any
-    strides, one by one."""
+    """By bytes; what is left is a number per row or block, masks, and of decoding the query, lengths and pages. True
+    fp32 products of attention and linear layers, and what appends to a cache, read their operands, of any strides, one
+    by one."""
     for row in rows:
-        if row.mma or row.op == "add_norm":
+        if row.op == "attention_decode" and "append" not in row.kernel:
+            loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
+            assert loaded[128] >= 0.6 * sum(loaded.values()), row
+        elif row.mma or row.op in ("add_norm", "rotary"):
             loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
             wide = sum(size for width, size in loaded.items() if width >= 128)
             assert wide >= (0.8 if "options" not in row.kernel else 0.1) * sum(loaded.values()), row

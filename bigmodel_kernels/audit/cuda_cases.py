@@ -12,8 +12,9 @@ HEAD_DIMS = (64, 128, 256)
 LARGEST_TF32 = 128  # head size on tensor cores
 MORE_HEAD_DIMS = (32, 96, 192)
 # As mangled names have them.
-_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half", "tf32": "NS0_4tf32E"}
+_TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16", "fp16": "6__half", "tf32": "NS0_4tf32E", "int8": "a"}
 _WARP_ROWS = 16
+DECODE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
         cases += _products(capability, "tf32")
     for dtype in ("fp32", *halves):
         cases += _without_products(dtype)
+        cases += _decode(dtype)
     return cases + _plain()
 
 
@@ -116,7 +118,7 @@ def _attention_case(name: str, source: str, kernel: str, template: str, plain: b
 
 
 def _item_bytes(dtype: str) -> int:
-    return 4 if dtype in ("fp32", "tf32") else 2
+    return {"fp32": 4, "tf32": 4, "int8": 1}.get(dtype, 2)
 
 
 def _tile_keys(head_dim: int, dtype: str) -> int:
@@ -191,14 +193,19 @@ def product_launch(shape: tuple[int, int, int, int, int], capability: int) -> tu
 
 
 def _without_products(dtype: str) -> list[CudaCase]:
-    """Kernels that memory bounds: add_norm for rows that a whole block takes, and in 16 bits also those of a warp."""
+    """Kernels that memory bounds: rotary, and add_norm for rows that a whole block takes, in 16 bits also of a warp."""
     chunk = 16 // (4 if dtype == "fp32" else 2)
     sizes = ((4096, 256),) if dtype == "fp32" else ((1024, 32), (4096, 256))
     passes = (
         ("add_norm", "forward", "15add_norm_kernel"),
         ("add_norm_backward", "backward", "24add_norm_backward_kernel"),
     )
-    return [
+    rotary = [
+        CudaCase("rotary", f"rotary ({name})", "rotary", rf"rotary_kernelI{_TYPES[dtype]}Lb{interleaved}ELi{chunk}EE",
+                 8, dtype)
+        for interleaved, name in enumerate(("halves", "interleaved"))
+    ]  # fmt: skip
+    return rotary + [
         CudaCase(
             "add_norm",
             f"{name} ({width})",
@@ -210,6 +217,67 @@ def _without_products(dtype: str) -> list[CudaCase]:
         for name, source, kernel in passes
         for width, threads in sizes
     ]
+
+
+def _decode(dtype: str) -> list[CudaCase]:
+    """attention_decode over a cache of this dtype, or of int8, and what writes the new keys to one. With tensor cores
+    sixteen rows, the query heads of a group; without them, in fp32 and for larger heads, four or eight, and the head
+    size is a number of the launch."""
+    own = _TYPES[dtype]
+    plain = (
+        (("fp32", 4, 128), ("fp32", 8, 128), ("int8", 4, 128))
+        if dtype == "fp32"
+        else ((dtype, 4, 256), (dtype, 8, 256))
+    )
+    tiles = () if dtype == "fp32" else ((dtype, 64), (dtype, 128), ("int8", 128))
+    return [
+        *(_decode_tiles(dtype, cache, head_dim) for cache, head_dim in tiles),
+        *(
+            _decode_case(
+                f"{cache} cache, {rows} rows",
+                "attention_decode_plain",
+                rf"plain_decode_kernelI{_TYPES[cache]}Li{rows}ELb1E",
+                dtype,
+                head_dim,
+                shared_bytes=decode_shared_bytes(cache, rows, head_dim),
+            )
+            for cache, rows, head_dim in plain
+        ),
+        _decode_case(
+            f"append, {dtype} cache", "attention_decode_append", rf"append_kernelI{own}(?:{own}|S\d*_)E", dtype
+        ),
+        _decode_case("append, int8 cache", "attention_decode_append", rf"append_kernelI{own}aE", dtype),
+    ]
+
+
+def _decode_case(name: str, source: str, kernel: str, dtype: str, head_dim: int = 128, **more) -> CudaCase:
+    name = f"{name} (d{head_dim})"
+    return CudaCase("attention_decode", name, source, kernel, DECODE_WARPS, dtype, head_dim=head_dim, **more)
+
+
+def _decode_tiles(dtype: str, cache: str, head_dim: int) -> CudaCase:
+    """Each warp has keys of its own, so that a block's tile is as many times sixteen rows."""
+    own, rows, keys = _TYPES[dtype], DECODE_WARPS * _WARP_ROWS, 32
+    element = _TYPES[cache] if cache == "int8" else rf"(?:{own}|S\d*_)"
+    return _decode_case(
+        f"{cache} cache",
+        "attention_decode",
+        rf"\dattention_decode_kernelI{own}{element}Li{head_dim}E",
+        dtype,
+        head_dim,
+        dots=((rows, keys, head_dim), (rows, head_dim, keys)),
+        exps=rows * keys,
+        bytes_alone=2 * _item_bytes(cache) * DECODE_WARPS * keys * head_dim,
+    )
+
+
+def decode_shared_bytes(cache: str, rows: int, head_dim: int) -> int:
+    """Dynamic shared memory without tensor cores: queries and scores, or in the end the output of each warp."""
+    chunk = 16 // _item_bytes(cache)
+    pitch = -(-head_dim // (8 * chunk)) * 8 * chunk
+    lanes = next(lanes for lanes in (1, 2, 4, 8, 16, 32) if lanes == 32 or lanes * chunk >= head_dim)
+    width = lanes * chunk * (2 if cache == "fp32" else 1)
+    return 4 * rows * max(pitch + DECODE_WARPS * 32, DECODE_WARPS * width)
 
 
 def _plain() -> list[CudaCase]:

@@ -260,25 +260,6 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   store_result<T, Head, Plain>(p, work, row, first_row, softmax, output, my_queries);
 }
 
-// How many blocks share the keys of a row: none do where there are blocks enough or few keys; else as few as fill the
-// device within 85 % of the best that any number reaches.
-int choose_splits(std::int64_t blocks, int key_tiles, const Place& place) {
-  constexpr int most = 64;
-  const std::int64_t at_once = place.multiprocessors;
-  if (5 * blocks >= 4 * at_once || key_tiles <= 4) return 1;
-  const auto efficiency = [&](int splits) {
-    const double waves = double(blocks * splits) / double(at_once);
-    return waves / std::ceil(waves);
-  };
-  double best = 0;
-  const int limit = std::min(most, key_tiles / 2);
-  for (int splits = 1; splits <= limit; ++splits) best = std::max(best, efficiency(splits));
-  for (int splits = 1; splits <= limit; ++splits) {
-    if (efficiency(splits) >= 0.85 * best) return splits;
-  }
-  return 1;
-}
-
 // How one call is divided; decided by shapes and the device alone.
 struct Division {
   bool folded;
@@ -347,6 +328,23 @@ void with_kernel(const AttentionInputs& inputs, Body body) {
 }
 
 }  // namespace
+
+int choose_splits(std::int64_t blocks, int key_tiles, const Place& place) {
+  constexpr int most = 64;
+  const std::int64_t at_once = place.multiprocessors;
+  if (5 * blocks >= 4 * at_once || key_tiles <= 4) return 1;
+  const auto efficiency = [&](int splits) {
+    const double waves = double(blocks * splits) / double(at_once);
+    return waves / std::ceil(waves);
+  };
+  double best = 0;
+  const int limit = std::min(most, key_tiles / 2);
+  for (int splits = 1; splits <= limit; ++splits) best = std::max(best, efficiency(splits));
+  for (int splits = 1; splits <= limit; ++splits) {
+    if (efficiency(splits) >= 0.85 * best) return splits;
+  }
+  return 1;
+}
 
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place) {
   if (!uses_tiles(args.inputs, place)) return 0;

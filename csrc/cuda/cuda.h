@@ -8,8 +8,10 @@
 
 #include "bigmodel/add_norm.h"
 #include "bigmodel/attention.h"
+#include "bigmodel/attention_decode.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
+#include "bigmodel/rotary.h"
 
 namespace bigmodel::cuda {
 
@@ -41,6 +43,8 @@ std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const FeedForwardForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionDecodeArgs& args, const Place& place);
+std::int64_t workspace_bytes(const RotaryArgs& args, const Place& place);
 
 // Launch. Throws Error where CUDA refuses.
 void run(const AddNormForwardArgs& args, const Place& place);
@@ -53,5 +57,7 @@ void run(const LinearForwardArgs& args, const Place& place);
 void run(const LinearBackwardArgs& args, const Place& place);
 void run(const FeedForwardForwardArgs& args, const Place& place);
 void run(const FeedForwardBackwardArgs& args, const Place& place);
+void run(const AttentionDecodeArgs& args, const Place& place);
+void run(const RotaryArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

@@ -17,6 +17,8 @@ struct Rows {
   Rows() = default;
   explicit Rows(const TensorView& view)
       : data(static_cast<T*>(view.data)), row_stride(view.stride[0]), stride(view.stride[1]) {}
+  // One row.
+  __device__ Rows(T* row, std::int64_t stride) : data(row), stride(stride) {}
 };
 
 // Whether every 128 bits of every row are whole, contiguous and aligned, in chunks of `size` elements.

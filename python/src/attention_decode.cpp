@@ -1,5 +1,6 @@
 // attention_decode: check, allocate, fill the arguments, call the kernel. The output follows query as attention's does.
-// Lengths and block table are looked at before anything is written: they say which memory the kernel touches.
+// On the CPU lengths and block table are looked at before anything is written: they say which memory the kernel
+// touches. On a CUDA device the kernel does without what is not in the cache, since no host waits for what is there.
 #include "bigmodel/attention_decode.h"
 
 #include <algorithm>
@@ -82,11 +83,12 @@ void check_new(const Call& call, const DecodeTensors& tensors, AttentionDecodeAr
   if (tensors.value_scales) writable(args.value_scales, *tensors.value_scales);
 }
 
-// Every key that is seen or written is in the cache. Returns the longest total.
+// Every key that is seen or written is in the cache. Returns the longest total, or on a device the capacity.
 std::int64_t check_places(const Call& call, const AttentionDecodeArgs& args, bool appends) {
   const std::int64_t batch = args.query.size[0], q_len = args.query.size[2], page_size = args.key_cache.size[2];
   const bool paged = args.block_table.data != nullptr;
   const std::int64_t capacity = paged ? args.block_table.size[1] * page_size : page_size;
+  if (call.on_cuda()) return capacity;
   const std::int64_t added = appends ? q_len : 0;
   std::int64_t longest = 0;
   for (std::int64_t b = 0; b < batch; ++b) {

@@ -9,7 +9,7 @@ import torch
 
 from bigmodel_kernels.audit import cuda_cases
 from bigmodel_kernels.audit.architectures import BY_CAPABILITY
-from bigmodel_kernels.testing import ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES
+from bigmodel_kernels.testing import ATTENTION_CASES, FEED_FORWARD_CASES, LINEAR_CASES, AttentionDecodeCase
 from tests.ptx_emulator import building
 
 if building.nvcc() is None:
@@ -71,6 +71,26 @@ def test_attention_in_tf32(capability, head_dim):
     assert forward == cuda_cases.forward_launch(head_dim, capability, shared, "tf32")
     of_gradients = {launch for name, launch in found.items() if name.startswith("grad_")}
     assert of_gradients == {cuda_cases.gradient_launch(head_dim, True, shared, "tf32")}, found
+
+
+CACHES = {"fp32": (torch.float32, "float"), "fp16": (None, "__half"), "int8": (torch.int8, "signed char")}
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("cache", CACHES)
+def test_decode(cache, head_dim):
+    cache_dtype, kernel = CACHES[cache]
+    for rows in (4,) if cache == "int8" else (4, 8):
+        case = AttentionDecodeCase("step", heads=rows, kv_heads=1, head_dim=head_dim, cache_dtype=cache_dtype)
+        (found,) = (launch for name, launch in launches(case, 80, 108).items() if "decode_kernel" in name)
+        if head_dim <= 128 and cache != "fp32":
+            width = 64 if head_dim == 64 and cache == "fp16" else 128
+            name, shared = f"attention_decode_kernel<__half, {kernel}, {width}>", 0
+        else:
+            name, shared = f"plain_decode_kernel<{kernel}, {rows}, true>", None
+        assert name in launches(case, 80, 108)
+        shared = cuda_cases.decode_shared_bytes(cache, rows, head_dim) if shared is None else shared
+        assert found == (cuda_cases.DECODE_WARPS, shared)
 
 
 @pytest.mark.parametrize("capability, dtype", [(75, torch.float16), (80, torch.float16), (80, torch.float32)])

@@ -14,6 +14,7 @@ from bigmodel_kernels.testing import (
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
     LINEAR_CASES,
+    ROTARY_CASES,
 )
 from tests.ptx_emulator import building
 
@@ -30,6 +31,7 @@ CASES = {
     "linear": LINEAR_CASES,
     "feed_forward": FEED_FORWARD_CASES,
     "add_norm": ADD_NORM_CASES,
+    "rotary": ROTARY_CASES,
 }
 NAMED = [pytest.param(op, case, id=f"{op}-{case.name}") for op, cases in CASES.items() for case in cases]
 
@@ -41,7 +43,7 @@ def emulator():
 
 
 def needs_kernel(op: str) -> None:
-    for name in (op, f"{op}_backward"):
+    for name in (op,) if op == "rotary" else (op, f"{op}_backward"):  # rotary is its own gradient
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{emulated.NAMESPACE}::{name}", "CPU"):
             pytest.skip(f"{name} has no CUDA kernel in this build")
 
@@ -88,7 +90,8 @@ def test_other_devices(device, op, name, dtype, emulator):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
-    "op, name", [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "everything")]
+    "op, name",
+    [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "everything"), ("rotary", "partial")],
 )
 def test_repeats_bitwise(op, name, dtype, emulator):
     needs_kernel(op)
@@ -103,6 +106,7 @@ TURING = {
     "linear": ("130x100x70", "gelu_residual"),
     "feed_forward": ("silu_hidden",),
     "add_norm": ("rows_257_layer",),
+    "rotary": ("partial", "partial_interleaved"),
 }
 
 
