@@ -14,6 +14,7 @@ from . import backends, functional
 _OPTIONS = {
     "attention": ({}, {"causal": True}),
     "attention_weights": ({},),
+    "attention_varlen": ({}, {"causal": True}),
     "linear": ({},),
     "feed_forward": ({"activation": "gelu"}, {"activation": "silu", "gate": "hidden"}),
     "add_norm": ({"kind": "layer"}, {"kind": "rms"}),
@@ -46,16 +47,17 @@ def warm_up(
     of your calls. A model with sizes of many kinds is warmed best by one step on a real batch.
 
     Args:
-        ops: names, as "attention"; without any, all of attention, attention_weights, linear, feed_forward, add_norm,
-            rotary and attention_decode.
+        ops: names, as "attention"; without any, all of attention, attention_weights, attention_varlen, linear,
+            feed_forward, add_norm, rotary and attention_decode.
         dtypes, head_dims: one or several; each dtype is called with each head size.
         batch, heads, kv_heads, lengths: of attention: query [batch, heads, q_len, head_dim], key and value [batch,
-            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; rotary's keys have q_len tokens,
-            and attention_decode's cache kv_len before the call.
+            kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; attention_varlen packs as many
+            sequences of these lengths, rotary's keys have q_len tokens, and attention_decode's cache kv_len before the
+            call.
         width, hidden: of the other ops, whose input is [batch, q_len, width]: linear's weight is [width, width],
             feed_forward's are [hidden, width] and [width, hidden].
-        options: by op, the keyword arguments of each call; by default attention plain and causal, feed_forward with
-            GELU and as SwiGLU, add_norm as LayerNorm and RMSNorm, rotary both ways.
+        options: by op, the keyword arguments of each call; by default attention and attention_varlen plain and
+            causal, feed_forward with GELU and as SwiGLU, add_norm as LayerNorm and RMSNorm, rotary both ways.
         backward: the gradients' kernels too.
         device: by default "cuda" where torch sees a device, else "cpu".
         backend: as every op takes it; by default chosen automatically.
@@ -77,7 +79,7 @@ def warm_up(
             if backends.resolve(name, place, dtype, backend) is not backends.TRITON_OPS:
                 continue
             make = functools.partial(torch.randn, device=place, dtype=dtype)
-            if name in ("attention", "attention_weights", "rotary", "attention_decode"):
+            if name in ("attention", "attention_weights", "attention_varlen", "rotary", "attention_decode"):
                 tensors = [
                     functools.partial(_attention_tensors, name, make, *sizes, *pair, head_dim)
                     for head_dim in head_dims
@@ -117,7 +119,8 @@ def _shown(calls: list[tuple], progress: bool | None) -> Iterator[tuple]:
 
 def _call(function: Callable, tensors: Mapping[str, Tensor], options: Mapping, backward: bool) -> None:
     """One call, with gradients of all tensors that have one."""
-    wanted = [x.requires_grad_() for name, x in tensors.items() if backward and name not in ("cos", "sin")]
+    fixed = ("cos", "sin", "cu_seqlens_q", "cu_seqlens_k")
+    wanted = [x.requires_grad_() for name, x in tensors.items() if backward and name not in fixed]
     with torch.set_grad_enabled(backward):
         outputs = function(**tensors, **options)
         if backward:
@@ -137,6 +140,11 @@ def _attention_tensors(
         new = {f"new_{each}": make(batch, kv_heads, q_len, head_dim) for each in ("key", "value")}
         lengths = torch.full((batch,), kv_len, device=make(0).device)
         return {"query": make(batch, heads, q_len, head_dim), **caches, "cache_lengths": lengths, **new}
+    if name == "attention_varlen":
+        shapes = {"query": (q_len, heads), "key": (kv_len, kv_heads), "value": (kv_len, kv_heads)}
+        packed = {each: make(batch * length, count, head_dim) for each, (length, count) in shapes.items()}
+        starts = torch.arange(batch + 1, dtype=torch.int32, device=make(0).device)
+        return packed | {"cu_seqlens_q": starts * q_len, "cu_seqlens_k": starts * kv_len}
     tensors = {"query": make(batch, heads, q_len, head_dim), "key": make(batch, kv_heads, kv_len, head_dim)}
     if name == "attention":
         return tensors | {"value": make(batch, kv_heads, kv_len, head_dim)}

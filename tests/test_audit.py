@@ -183,6 +183,19 @@ def test_kernels_of_generation(arch):
         assert row.kernel != names[1] or row.global_loads.get("128", 0) > 0, row
 
 
+@pytest.mark.parametrize(
+    ("arch", "head_dim"), [("sm_80", 64), ("sm_80", 128), ("sm_90", 64), ("sm_90", 128), ("sm_120", 64)]
+)
+def test_packed_sequences_take_no_more_than_there_is(arch, head_dim):
+    """What is an argument elsewhere, as the lengths, is in registers there."""
+    passes = ("forward", "grad_key_value", "grad_query")
+    names = tuple(f"{each} packed causal d{head_dim}" for each in ("order_tiles", *passes))
+    for row in rows_named(arch, "bf16", names):
+        assert (row.spills, row.stack, row.atomics) == (0, 0, 0), row
+        assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
+        assert row.loop_mma == row.mma_expected, row
+
+
 @pytest.mark.parametrize(("arch", "dtype", "kernel"), SPILLS_ABOVE_128)
 def test_few_register_spills_above_128_features(arch, dtype, kernel):
     (row,) = [row for row in rows_named(arch, dtype, (kernel,)) if row.op == "attention"]

@@ -12,15 +12,17 @@ if bmk.info()["backends"]["triton"]:
 
 from op_check import check_case, device_of
 
-from bigmodel_kernels.testing import AttentionCase
+from bigmodel_kernels.testing import ATTENTION_VARLEN_CASES, AttentionCase
 from bigmodel_kernels.triton import attention_forward
 from bigmodel_kernels.triton.attention_backward import Gradients, attention_backward, gradient_calls
 from bigmodel_kernels.triton.attention_forward import attention, forward_calls
 from bigmodel_kernels.triton.attention_gradient import Incoming, Terms
 from bigmodel_kernels.triton.attention_inputs import prepare, view
 from bigmodel_kernels.triton.attention_launch import INTERPRETER
+from bigmodel_kernels.triton.attention_varlen import attention_varlen, heads_first, prepare_packed
 from bigmodel_kernels.triton.attention_weights import attention_weights
 from bigmodel_kernels.triton.attention_weights_backward import attention_weights_backward
+from bigmodel_kernels.triton.packed_sequences import ordered
 
 DEVICE = torch.device(device_of("triton"))
 HEADS = 2
@@ -125,6 +127,90 @@ def test_many_queries_of_grouped_heads_have_tiles_of_their_own(launched):
     check_case(AttentionCase("apart", batch=1, heads=6, kv_heads=2, q_len=33), torch.float32, "triton")
     _, (programs, _), arguments = launched[0]
     assert not arguments["FOLDED"] and programs == 2 * 6
+
+
+def packed_inputs(lengths: list[int], kv_lengths: list[int], group: int = 1):
+    """(inputs, features) of packed sequences of these lengths."""
+    query, key = random(sum(lengths), 2 * group, 16), random(sum(kv_lengths), 2, 16)
+    starts = [torch.tensor([0, *each], dtype=torch.int32).cumsum(0).to(DEVICE) for each in (lengths, kv_lengths)]
+    return prepare_packed("attention_varlen", query, key, key, *starts, *(None,) * 4)
+
+
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("group", [1, 3])
+def test_each_tile_of_packed_sequences_is_taken_once_and_the_longest_first(group, keys):
+    lengths, kv_lengths, block = [5, 0, 64, 700, 1, 31, 33], [7, 40, 3, 650, 0, 90, 90], 32
+    inputs, features = packed_inputs(lengths, kv_lengths)
+    of_pass, (call,) = ordered(inputs, features, block, group, keys=keys)
+    call.run()
+    slots, tiles = of_pass.packed.slots, of_pass.packed.tiles.tolist()
+    rows, work = (kv_lengths, lengths) if keys else (lengths, kv_lengths)
+    taken = [(sequence, tile) for sequence, tile in tiles if sequence >= 0]
+    counts = [-(-length * group // block) for length in rows]
+    assert sorted(taken) == [(s, tile) for s, count in enumerate(counts) for tile in range(count)]
+    assert all(sequence == -1 for sequence, _ in tiles[len(taken) :]) and len(tiles) == slots
+    assert [work[s] for s, _ in taken] == sorted((work[s] for s, _ in taken), reverse=True)
+    assert slots <= sum(counts) + len(lengths), "few programs have nothing to do"
+
+
+def test_more_sequences_than_are_compared_at_a_time():
+    lengths = [index % 7 for index in range(1100)]
+    inputs, features = packed_inputs(lengths, lengths)
+    of_pass, (call,) = ordered(inputs, features, 4)
+    call._replace(grid=(3,)).run()  # the first of which takes nothing, the others one tile each, of little work
+    tiles = of_pass.packed.tiles.tolist()
+    longer = sum(-(-length // 4) for length in lengths if length > 1)
+    assert tiles[longer] == [1, 0] and tiles[sum(-(-length // 4) for length in lengths if length > 2)] == [2, 0]
+
+
+@few_queries
+@pytest.mark.parametrize(
+    ("name", "folded", "split"),
+    [("few_queries", False, True), ("few_queries_grouped", True, True), ("few_queries_but_one", True, False)],
+)
+def test_few_queries_of_packed_sequences(name, folded, split):
+    """The cases of test_attention_varlen.py that say so are split and folded."""
+    (case,) = [case for case in ATTENTION_VARLEN_CASES if case.name == name]
+    inputs = {each: x.to(DEVICE) for each, x in case.inputs(torch.float32).items()}
+    tensors = (inputs.get(each) for each in ("query", "key", "value", "cu_seqlens_q", "cu_seqlens_k"))
+    prepared, features = prepare_packed("attention_varlen", *tensors, *(None,) * 4)
+    sequences = prepared.sizes.batch
+    output = heads_first(inputs["query"], sequences)
+    lse = random(*output.shape[1:3]).expand(sequences, -1, -1)
+    calls = forward_calls(prepared, features, output, lse, output.dtype, INTERPRETER)
+    order, forward = calls[:2]
+    arguments = dict(zip(forward.kernel.arg_names, forward.arguments, strict=True))
+    assert (order.name, arguments["FOLDED"], arguments["SPLIT"]) == ("order_tiles", folded, split)
+    assert [call.name for call in calls[2:]] == ["merge"] * split
+
+
+def test_wrong_starts_read_and_write_nothing_else():
+    """They count as the nearest ones that there are."""
+    x = random(9, HEADS, 16)
+    given = torch.tensor([-3, 4, 100], device=DEVICE), torch.tensor([0, 4, 9], device=DEVICE)
+    results = [attention_varlen(x, x, x, starts, starts) for starts in given]
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
+    falling = torch.tensor([0, 5, 2, 9], device=DEVICE)
+    output, lse = attention_varlen(x, x, x, falling, falling)
+    assert output.isfinite().all() and lse.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([torch.zeros(3), torch.zeros(3)], "cu_seqlens_q is torch.float32 of shape"),
+        (
+            [torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)],
+            "cu_seqlens_k is torch.int64 of shape",
+        ),
+        ([torch.zeros(1, dtype=torch.int64)] * 2, "cu_seqlens_q has 1 entry, and there are tokens"),
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(starts, message):
+    x = random(9, HEADS, 16)
+    with pytest.raises(ValueError, match=rf"^\[attention_varlen\] {message}"):
+        attention_varlen(x, x, x, *starts)
 
 
 def test_mask_gradient_with_heads_far_apart(monkeypatch):

@@ -15,7 +15,8 @@ runs = pytest.mark.skipif(
 )
 SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "backend": "triton"}
 SMALL["device"] = device_of("triton")
-OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm", "rotary", "attention_decode")
+OPS = ("attention", "attention_weights", "attention_varlen", "linear", "feed_forward", "add_norm", "rotary")
+OPS = (*OPS, "attention_decode")
 
 
 @pytest.fixture
@@ -50,9 +51,10 @@ def launched(monkeypatch):
 
 @runs
 def test_all_ops_run_forward_and_backward(launched):
-    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 11
+    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 13
     assert launched.count("rotary_kernel") == 4 and "_attention_decode_kernel" in launched
     assert {"forward", "row_terms", "grad_key_value", "grad_query", "weights"} <= set(launched)
+    assert launched.count("order_tiles") == 2 * 3
     assert {"linear_kernel", "grad_input_kernel", "grad_weight_kernel"} <= set(launched)
     assert {"gated_hidden_kernel", "gate_gradient_kernel"} <= set(launched)
     assert len([name for name in launched if "norm" in name]) >= 4

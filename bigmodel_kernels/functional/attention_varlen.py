@@ -42,7 +42,8 @@ def attention_varlen(
         value: [keys, kv_heads, value_dim].
         cu_seqlens_q, cu_seqlens_k: [sequences + 1], int32 or int64: sequence s has the queries cu_seqlens_q[s] ...
             cu_seqlens_q[s + 1] - 1 and the keys cu_seqlens_k[s] ... cu_seqlens_k[s + 1] - 1. They begin with 0, never
-            fall, and end with the number of queries and keys; a sequence may have no query or no key.
+            fall, and end with the number of queries and keys; a sequence may have no query or no key. On a GPU the host
+            does not wait for them, unless there is a mask to check: wrong ones give wrong results there, and no error.
         mask: broadcasts to [sequences, heads, most queries of a sequence, most keys of one], as padded tensors would
             have it; a sequence takes its first rows and columns. Boolean (True: may attend), or additive in float32 or
             the query's dtype, and then differentiable.
@@ -102,7 +103,7 @@ def _checked(query, key, value, cu_seqlens_q, cu_seqlens_k, mask) -> tuple[Tenso
         expected = f"{[*key.shape[:2], 'value_dim']} as key has, with value_dim at least 1"
         raise ValueError(f"[{_OP}] value has shape {list(value.shape)}; expected {expected}")
     longest = [
-        _longest(name, cu_seqlens, x)
+        _longest(name, cu_seqlens, x, mask is not None)
         for name, cu_seqlens, x in (("cu_seqlens_q", cu_seqlens_q, query), ("cu_seqlens_k", cu_seqlens_k, key))
     ]
     if cu_seqlens_k.shape != cu_seqlens_q.shape:
@@ -114,8 +115,9 @@ def _checked(query, key, value, cu_seqlens_q, cu_seqlens_k, mask) -> tuple[Tenso
     return query, key, value, cu_seqlens_q, cu_seqlens_k, mask
 
 
-def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor) -> int | None:
-    """The most tokens of a sequence; None where values cannot be seen, while a graph is traced."""
+def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor, needed: bool) -> int | None:
+    """The most tokens of a sequence; None where values cannot be seen, while a graph is traced, or would have to be
+    waited for and are not needed."""
     checks.is_tensor(_OP, name, cu_seqlens)
     if cu_seqlens.layout != torch.strided or cu_seqlens.is_nested:
         raise ValueError(f"[{_OP}] {name} is nested or sparse; expected a dense tensor")
@@ -125,7 +127,7 @@ def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor) -> int | None:
         raise ValueError(f"[{_OP}] {name} is on {cu_seqlens.device}, query on {tokens.device}; expected one device")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"[{_OP}] {name} has shape {list(cu_seqlens.shape)}; expected [sequences + 1]")
-    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
+    if torch.compiler.is_compiling() or cu_seqlens.is_meta or (cu_seqlens.is_cuda and not needed):
         return None
     starts = cu_seqlens.tolist()
     lengths = [end - first for first, end in zip(starts, starts[1:], strict=False)]

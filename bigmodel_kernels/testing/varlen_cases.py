@@ -89,6 +89,7 @@ def _cases() -> list[AttentionVarlenCase]:
         "", heads=4, kv_heads=2, head_dim=40, value_dim=33, mask="float", mask_dims="hqk", causal="bottom_right",
         window=(50, None), softcap=2.5, alibi="batch", sinks=True,
     )  # fmt: skip
+    few = AttentionCase("", heads=3, kv_heads=1, causal="bottom_right")
     return [
         case("plain"),
         *(case(name, attention=AttentionCase("", **fields)) for name, fields in options.items()),
@@ -106,6 +107,10 @@ def _cases() -> list[AttentionVarlenCase]:
         case("tiles", (63, 64, 65, 127, 129, 144, 145), AttentionCase("", heads=1, head_dim=64)),
         case("one_long_many_short", (700, *range(1, 20)), AttentionCase("", heads=2, head_dim=16, causal="top_left")),
         case("long", (1100, 30), AttentionCase("", heads=1, head_dim=8)),
+        # On a device of few multiprocessors their keys are split; the rows of a group's heads share a tile, or more.
+        case("few_queries", ((2, 300), (1, 400)), AttentionCase("", heads=1, sinks=True)),
+        case("few_queries_grouped", ((2, 300), (3, 130)), replace(few, sinks=True)),
+        case("few_queries_but_one", ((70, 90), (1, 9), (1, 70), (2, 5), (1, 1)), replace(few, window=(60, None))),
         case("everything", (70, 1, 33, 130), everything),
         case("everything_dropout", ((70, 90), (5, 2)), replace(everything, dropout_p=0.2, mask="float_query")),
         *(case(layout, layout=layout) for layout in ("heads_inside", "transposed", "strided", "offset")),

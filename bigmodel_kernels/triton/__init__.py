@@ -23,6 +23,8 @@ _MODULES = {
     "feed_forward_backward": "feed_forward_backward",
     "add_norm": "add_norm",
     "add_norm_backward": "add_norm_backward",
+    "attention_varlen": "attention_varlen",
+    "attention_varlen_backward": "attention_varlen",
     "attention_decode": "attention_decode",
     "rotary": "rotary",
     "rotary_": "rotary",
@@ -32,8 +34,6 @@ _MODULES = {
 # Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.MISSING_OPS names.
 _WITHOUT_KERNELS = (
     "linear_pack",
-    "attention_varlen",
-    "attention_varlen_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
 )

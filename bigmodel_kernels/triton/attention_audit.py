@@ -13,6 +13,7 @@ from .attention_forward import forward_calls
 from .attention_gradient import Incoming, Terms
 from .attention_inputs import Features, Inputs, padded, prepare, view
 from .attention_launch import Call, Device
+from .attention_varlen import heads_first, prepare_packed
 from .attention_weights import weights_call
 from .audit_case import MULTIPROCESSORS, AuditCase, specialization
 
@@ -33,8 +34,9 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
     causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, with the
     gradient of an additive mask and, in a type of 16 bits, with each option (dropout at 64 too); fp16, where there is
-    bf16, only attention of up to 128 features, because the code is all but the same; TF32 on two architectures.
-    every: all of these in every dtype and at every size, but for the options other than masks and TF32."""
+    bf16, only attention of up to 128 features, because the code is all but the same; TF32 on two architectures. Of
+    attention_varlen in a type of 16 bits those of up to 128 features, causal. every: all of these in every dtype and at
+    every size, but for the options other than masks and TF32."""
     device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -56,6 +58,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
                 options = _OPTIONS if head_dim == _TYPICAL else ("causal dropout",) if head_dim < _TYPICAL else ()
             for option in (*options, *(each for each in _MASKS if every and each not in options)):
                 calls += _with_option(option, dtype, head_dim, device)
+            if every or (options and head_dim <= _TYPICAL):
+                calls += _packed(dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
     for head_dim in _TF32_HEAD_DIMS if arch in _TF32_ARCHITECTURES else ():
         calls = [
@@ -110,6 +114,17 @@ def _one_query(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[
     inputs, features = _prepared(None, "attention", query, key, key, None, None, None, None, causal="none")
     calls = forward_calls(inputs, features, query, _empty(1, 16, 1), dtype, device)
     return [("attention", call._replace(name=f"{call.name} one query")) for call in calls]
+
+
+def _packed(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+    """As many tokens as in the other calls, packed, of any number of sequences: causal, forward and backward."""
+    tokens, sequences = _BATCH * _LENGTH, 32
+    x, starts = _empty(tokens, _HEADS, head_dim, dtype=dtype), _empty(sequences + 1, dtype=torch.int32)
+    inputs, features = prepare_packed("attention_varlen", x, x, x, starts, starts, *(None,) * 4, causal="top_left")
+    lse = _empty(_HEADS, tokens).expand(sequences, -1, -1)
+    calls = _forward_and_backward(inputs, features, heads_first(x, sequences), lse, device)
+    different = {call.name: call for call in calls if call.name != "row_terms"}  # which is that of attention
+    return [("attention_varlen", call._replace(name=f"{name} packed causal")) for name, call in different.items()]
 
 
 def _mask_gradient(
@@ -185,6 +200,7 @@ def _iteration(name: str, op: str, arguments: dict, head_dim: int) -> dict[str, 
     scores, values, back = (m, n, d), (m, d, n), (n, d, m)
     # The weights of attention_weights, their gradient and the mask's: each tile is read or written by one block.
     tile = m * n * itemsize
+    op = "attention" if op == "attention_varlen" else op  # whose kernels are the same
     table = {
         ("forward", "attention"): ((scores, values), 2 * n * row, 0),
         ("grad_key_value", "attention"): ((scores, scores, back, back), m * (2 * row + 8), 0),

@@ -27,6 +27,7 @@ from .attention_launch import (
     max_registers,
 )
 from .attention_mask_gradient import grad_mask_kernel
+from .packed_sequences import flat, most_tiles, ordered, row_batches
 
 
 class Gradients(NamedTuple):
@@ -148,9 +149,9 @@ def gradient_calls(
 ) -> list[Call]:
     """The launches of run_gradients; parts is what mask_parts gave."""
     sizes = inputs.sizes
-    kv_heads = sizes.heads // sizes.group
+    kv_heads, batches = sizes.heads // sizes.group, row_batches(sizes, features)
     blocks = (padded(sizes.head_dim), padded(sizes.value_dim))
-    calls = [_row_terms_call(incoming, terms, sizes, blocks[1])]
+    calls = [_row_terms_call(incoming, terms, flat(sizes, features), blocks[1])]
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
     features = features._replace(
         wide=features.wide or needs_wide(incoming.output, sizes.kv_len),
@@ -163,40 +164,46 @@ def gradient_calls(
 
     if grads.key is not None or (grads.value is not None and source == "output"):
         chosen = launch("grad_key_value")
-        heads = sizes.batch * kv_heads
+        heads = batches * kv_heads
+        of_pass, before = ordered(inputs, features, chosen.block_n, keys=True)
         section = heads_per_section(heads, sizes.group * sizes.q_len * sum(blocks) * element, 1, device)
-        arguments = (inputs, incoming, view(grads.key), view(grads.value), section, features, source)
+        arguments = (of_pass, incoming, view(grads.key), view(grads.value), section, features, source)
         arguments += (grads.key is not None, grads.value is not None and source == "output")
-        grid = (triton.cdiv(sizes.kv_len, chosen.block_n) * heads,)
+        grid = (most_tiles(sizes, features, sizes.kv_len, chosen.block_n) * kv_heads,)
         call = _call("grad_key_value", grad_key_value_kernel, grid, arguments, chosen, blocks)
+        calls += before
         calls.append(call._replace(max_registers=max_registers("grad_key_value", device, max(blocks), arithmetic)))
     if grads.query is not None or grads.lse is not None:
         chosen = launch("grad_query")
-        heads = sizes.batch * sizes.heads
+        heads = batches * sizes.heads
+        of_pass, before = ordered(inputs, features, chosen.block_m)
         section = heads_per_section(heads, sizes.kv_len * sum(blocks) * element, sizes.group, device)
-        arguments = (inputs, incoming, view(grads.query), grads.lse, section, features, source)
-        grid = (triton.cdiv(sizes.q_len, chosen.block_m) * heads,)
+        arguments = (of_pass, incoming, view(grads.query), grads.lse, section, features, source)
+        grid = (most_tiles(sizes, features, sizes.q_len, chosen.block_m) * sizes.heads,)
         call = _call("grad_query", grad_query_kernel, grid, arguments, chosen, blocks)
+        calls += before
         calls.append(call._replace(max_registers=max_registers("grad_query", device, max(blocks), arithmetic)))
     if grads.mask is not None:
         chosen = launch("grad_mask")
         matrices = grads.mask.shape[:2]
-        arguments = (inputs, incoming, view(parts), *matrices, features, source, *_shared(inputs, grads.mask))
-        tiles = triton.cdiv(sizes.q_len, chosen.block_m) * triton.cdiv(sizes.kv_len, chosen.block_n)
+        q_len, kv_len = grads.mask.shape[2:] if features.packed else (sizes.q_len, sizes.kv_len)
+        of_pass = inputs._replace(sizes=sizes._replace(q_len=q_len, kv_len=kv_len))
+        arguments = (of_pass, incoming, view(parts), *matrices, features, source, *_shared(inputs, grads.mask))
+        tiles = triton.cdiv(q_len, chosen.block_m) * triton.cdiv(kv_len, chosen.block_n)
         grid = (tiles * matrices.numel(),)
         calls.append(_call("grad_mask", grad_mask_kernel, grid, arguments, chosen, blocks))
     if grads.sinks is not None:
-        arguments = (inputs.sinks, incoming.terms.lse, incoming.terms.delta, grads.sinks, sizes, 1024)
+        arguments = (inputs.sinks, incoming.terms.lse, incoming.terms.delta, grads.sinks, flat(sizes, features), 1024)
         calls.append(Call("grad_sinks", grad_sinks_kernel, (sizes.heads,), arguments))
     return calls
 
 
 def mask_parts(inputs: Inputs, features: Features, grad_mask: Tensor, device: Device) -> Tensor:
     """What grad_mask_kernel writes: the gradient itself or, for a mask without a query or key dimension, one sum per
-    tile along it."""
+    tile along it, unless sequences are packed, of which a program takes all tiles."""
     sizes = inputs.sizes
     add_queries, add_keys = _shared(inputs, grad_mask)
-    if not add_queries and not add_keys:
+    if features.packed or (not add_queries and not add_keys):
         return grad_mask
     launch = _launch("grad_mask", inputs, features, device)
     rows = triton.cdiv(sizes.q_len, launch.block_m) if add_queries else sizes.q_len
@@ -206,13 +213,13 @@ def mask_parts(inputs: Inputs, features: Features, grad_mask: Tensor, device: De
 
 def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
     """Whether all queries, and whether all keys, share the mask's values."""
-    return grad_mask.shape[2] < inputs.sizes.q_len, grad_mask.shape[3] < inputs.sizes.kv_len
+    return grad_mask.shape[2] == 1 < inputs.sizes.q_len, grad_mask.shape[3] == 1 < inputs.sizes.kv_len
 
 
 def _launch(name: str, inputs: Inputs, features: Features, device: Device) -> Launch:
     width = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
-    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout)
+    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout, features.packed)
 
 
 def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:
@@ -226,4 +233,5 @@ def _row_terms_call(incoming: Incoming, terms: tuple, sizes, block_v: int) -> Ca
     rows = [View(None, 0, 0, 0, 0) if x is None else View(x, *x.stride(), 0) for x in given]
     lse, delta, _ = incoming.terms
     arguments = (view(output), view(grad_output), *rows, lse, delta, sizes, block, block_v)
-    return Call("row_terms", row_terms_kernel, (triton.cdiv(lse.numel(), block),), arguments)
+    count = sizes.batch * sizes.heads * sizes.q_len
+    return Call("row_terms", row_terms_kernel, (triton.cdiv(count, block),), arguments)

@@ -24,6 +24,7 @@ from .attention_launch import (
 )
 from .dropout import dropout_tile, load_seed
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
+from .packed_sequences import flat, from_row, most_tiles, of_sequence, ordered, row_batches, take_tile
 from .scores import LOG2E, key_ranges, load_slopes, mask_offset, score_unit, tile_scores
 from .tiles import index, load_tile, narrow, product, store_tile, take
 
@@ -101,6 +102,20 @@ def _split_range(first, end, split, splits, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _queries_of_rows(first_row, row_count, q_len, FEATURES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(first, last): between them lie the queries of a tile of folded rows. Packed sequences may be longer than a tile,
+    which then belongs to one head."""
+    first_query = first_row * 0
+    last_query = first_query + q_len - 1
+    if FEATURES.packed:
+        last_row = tl.minimum(first_row + BLOCK_M, row_count) - 1
+        one_head = first_row // q_len == last_row // q_len
+        first_query = tl.where(one_head, first_row % q_len, first_query)
+        last_query = tl.where(one_head, last_row % q_len, last_query)
+    return first_query, last_query
+
+
+@triton.jit
 def _attention_forward_kernel(
     inputs,
     output,
@@ -118,16 +133,22 @@ def _attention_forward_kernel(
     """One tile of rows. FOLDED: rows are the queries of all heads of a group; else those of one head. SPLIT: the result
     is that of a part of the keys, in fp32 and without sinks, for _merge_kernel; parts follow each other along the
     batch dimension of output and lse."""
+    group = inputs.sizes.group if FOLDED else 1
+    heads = inputs.sizes.heads // group
+    if FEATURES.packed:
+        batch, tile, head = take_tile(inputs.packed, heads, section)
+        if batch < 0:
+            return
+        inputs = of_sequence(inputs, batch)
     sizes = inputs.sizes
-    group = sizes.group if FOLDED else 1
-    heads = sizes.heads // group
     row_count = sizes.q_len * group
     tiles = tl.cdiv(row_count, BLOCK_M)
-    tile, head = take(tl.program_id(0), tiles, sizes.batch * heads, section)
+    if not FEATURES.packed:
+        tile, head = take(tl.program_id(0), tiles, sizes.batch * heads, section)
+        batch = head // heads
+        head = head % heads
     if FEATURES.after:
         tile = tiles - 1 - tile  # later queries see more keys: the longest work first
-    batch = head // heads
-    head = head % heads
 
     # Rows beyond the last repeat it, and are not stored.
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
@@ -139,8 +160,7 @@ def _attention_forward_kernel(
         kv_head = head
         head = kv_head * group + query // sizes.q_len
         query = query % sizes.q_len
-        first_query = tile * 0
-        last_query = first_query + sizes.q_len - 1
+        first_query, last_query = _queries_of_rows(tile * BLOCK_M, row_count, sizes.q_len, FEATURES, BLOCK_M)
 
     batch = tl.cast(batch, tl.int64)
     wide_head = tl.cast(head, tl.int64)
@@ -198,7 +218,11 @@ def _attention_forward_kernel(
         maximum, total, rescale = add_sink(maximum, total, sink)
         accumulator *= rescale[:, None]
     factor, row_lse = finish_softmax(maximum, total)
-    if SPLIT:
+    if FEATURES.packed:
+        output = from_row(output, inputs.packed.query)
+        lse = from_row(lse, inputs.packed.query)
+        batch = tl.program_id(1).to(tl.int64)
+    elif SPLIT:
         batch += tl.program_id(1) * sizes.batch
     v = tl.arange(0, BLOCK_V)[None, :]
     out_rows = batch * output.batch + wide_head * output.head + query.to(tl.int64) * output.row
@@ -293,42 +317,53 @@ def attention(
         for call in forward_calls(inputs, features, output, lse, query.dtype, device_of(query)):
             call.run()
     elif lse.numel():
-        output.zero_()
-        lse.copy_(lse.new_full((), -torch.inf) if sinks is None else sinks[:, None])
+        without_keys(output, lse, sinks)
     return output, lse
+
+
+def without_keys(output: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
+    """Fills both with the results of queries where there is no key at all. lse: [..., heads, queries]."""
+    output.zero_()
+    lse.copy_(lse.new_full((), -torch.inf) if sinks is None else sinks[:, None])
 
 
 def forward_calls(
     inputs: Inputs, features: Features, output: Tensor, lse: Tensor, dtype: torch.dtype, device: Device
 ) -> list[Call]:
-    """The launches that compute output and lse; there is at least one query and one key."""
+    """The launches that compute output and lse; there is at least one query and one key. Of packed sequences both come
+    as Packed says of tensors, and the lse as it is in memory is [heads, queries]."""
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     arithmetic = arithmetic_of(dtype, features.precision)
-    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data, features.dropout)
+    options = (inputs.mask.data, features.dropout, features.packed)
+    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, *options)
+    batches = row_batches(sizes, features)
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
-    folded = sizes.group > 1 and 2 * sizes.q_len <= launch.block_m
+    folded = sizes.group > 1 and 2 * sizes.q_len * batches <= launch.block_m * sizes.batch
     group = sizes.group if folded else 1
-    heads = sizes.batch * sizes.heads // group
-    programs = triton.cdiv(sizes.q_len * group, launch.block_m) * heads
+    heads = batches * sizes.heads // group
+    programs = most_tiles(sizes, features, sizes.q_len * group, launch.block_m) * (sizes.heads // group)
     splits = key_splits(programs, triton.cdiv(_keys_seen(inputs, features, launch.block_m), launch.block_n), device)
     kv_bytes = sizes.kv_len * (sizes.head_dim + sizes.value_dim) * dtype.itemsize
     section = heads_per_section(heads, kv_bytes, sizes.group // group, device)
     target, target_lse = output, lse
     if splits > 1:
-        target = output.new_empty(splits * sizes.batch, *output.shape[1:], dtype=torch.float32)
-        target_lse = lse.new_empty(splits * sizes.batch, *lse.shape[1:])
+        target = output.new_empty(splits * batches, *output.shape[1:], dtype=torch.float32)
+        target_lse = lse.new_empty(splits * batches, *lse.shape[1:])
+    inputs, calls = ordered(inputs, features, launch.block_m, group)
     lse_view = View(target_lse, *target_lse.stride(), 1)
     blocks = (launch.block_m, launch.block_n, block_d, block_v)
     arguments = (inputs, view(target), lse_view, section, splits, features, folded, splits > 1, *blocks)
     grid = (programs, splits)
     registers = max_registers("forward", device, max(block_d, block_v), arithmetic)
     how = (launch.num_warps, launch.num_stages, registers)
-    calls = [Call("forward", _attention_forward_kernel, grid, arguments, *how)]
+    calls.append(Call("forward", _attention_forward_kernel, grid, arguments, *how))
     if splits > 1:
-        block = max(1, 2048 // block_v)
-        arguments = (target, target_lse, view(output), lse, inputs.sinks, sizes, splits, block, block_v, features.sinks)
-        calls.append(Call("merge", _merge_kernel, (triton.cdiv(lse.numel(), block),), arguments))
+        block, rows = max(1, 2048 // block_v), flat(sizes, features)
+        arguments = (target, target_lse, view(output), lse, inputs.sinks, rows, splits, block, block_v, features.sinks)
+        calls.append(
+            Call("merge", _merge_kernel, (triton.cdiv(batches * sizes.heads * sizes.q_len, block),), arguments)
+        )
     return calls
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .attention_inputs import View
 from .dropout import dropout_tile, load_seed
+from .packed_sequences import from_row, of_sequence, take_tile
 from .scores import (
     LOG2E,
     feature_products,
@@ -90,6 +91,25 @@ def grad_sinks_kernel(sinks, row_lse, row_delta, grad_sinks, sizes, BLOCK_M: tl.
             delta = tl.load(row_delta + first + query, mask=inside, other=0.0)
             total -= tl.exp2(logit - lse) * delta
     tl.store(grad_sinks + head, tl.sum(total, 0))
+
+
+@triton.jit
+def incoming_of_sequence(incoming, inputs, SOURCE: tl.constexpr):
+    """An Incoming whose output begins with a sequence's first query, as its Inputs do."""
+    output = incoming.output
+    if SOURCE == "output":
+        output = from_row(output, inputs.packed.query)
+    return Incoming(incoming.terms, output, incoming.weights)
+
+
+@triton.jit
+def first_term(inputs, batch, head, FEATURES: tl.constexpr):
+    """Where in Terms the first query of a head is, in 64 bits."""
+    if FEATURES.packed:
+        at = tl.cast(head, tl.int64) * inputs.packed.queries + inputs.packed.query
+    else:
+        at = (batch * inputs.sizes.heads + head) * inputs.sizes.q_len
+    return at
 
 
 @triton.jit
@@ -178,7 +198,7 @@ def _through_queries(
     e = index(tl.arange(0, BLOCK_V)[None, :], FEATURES.wide)
     wide_head = tl.cast(head, tl.int64)
     queries = inputs.query.data + batch * inputs.query.batch + wide_head * inputs.query.head
-    terms = (batch * sizes.heads + head) * sizes.q_len
+    terms = first_term(inputs, batch, head, FEATURES)
     slope = load_slopes(inputs, batch, head, FEATURES)
     for start in tl.range(first, end, BLOCK_M):
         # Queries beyond the last repeat it; an infinite lse makes their weights 0.
@@ -248,13 +268,20 @@ def grad_key_value_kernel(
     BLOCK_V: tl.constexpr,
 ):
     """The gradients of one tile of keys and values of one key head, from all queries of its group that see it."""
-    sizes = inputs.sizes
-    kv_heads = sizes.heads // sizes.group
-    tiles = tl.cdiv(sizes.kv_len, BLOCK_N)
+    kv_heads = inputs.sizes.heads // inputs.sizes.group
     # The first keys are seen by most queries of a causal call, so this order has the longest work first.
-    tile, head = take(tl.program_id(0), tiles, sizes.batch * kv_heads, section)
-    batch = tl.cast(head // kv_heads, tl.int64)
-    kv_head = head % kv_heads
+    if FEATURES.packed:
+        batch, tile, kv_head = take_tile(inputs.packed, kv_heads, section)
+        if batch < 0:
+            return
+        batch = tl.cast(batch, tl.int64)
+        inputs = of_sequence(inputs, batch)
+        incoming = incoming_of_sequence(incoming, inputs, SOURCE)
+    sizes = inputs.sizes
+    if not FEATURES.packed:
+        tile, head = take(tl.program_id(0), tl.cdiv(sizes.kv_len, BLOCK_N), sizes.batch * kv_heads, section)
+        batch = tl.cast(head // kv_heads, tl.int64)
+        kv_head = head % kv_heads
     wide_head = tl.cast(kv_head, tl.int64)
     first_key = tile * BLOCK_N
     last_key = tl.minimum(first_key + BLOCK_N, sizes.kv_len) - 1
@@ -307,6 +334,8 @@ def grad_key_value_kernel(
                 BLOCK_D,
                 BLOCK_V,
             )
+    if FEATURES.packed:
+        at += inputs.packed.key
     if WANT_KEY:
         pointers = grad_key.data + batch * grad_key.batch + wide_head * grad_key.head + at * grad_key.row + d
         store_tile(pointers, sum_key * inputs.rules.gradient_scale, key, sizes.kv_len, d, sizes.head_dim)
@@ -411,18 +440,26 @@ def grad_query_kernel(
 ):
     """The gradient of one tile of queries of one head; of attention_weights, that of the lse too. Either may be absent:
     a View without data, or None."""
+    if FEATURES.packed:
+        batch, tile, head = take_tile(inputs.packed, inputs.sizes.heads, section)
+        if batch < 0:
+            return
+        batch = tl.cast(batch, tl.int64)
+        inputs = of_sequence(inputs, batch)
+        incoming = incoming_of_sequence(incoming, inputs, SOURCE)
     sizes = inputs.sizes
     tiles = tl.cdiv(sizes.q_len, BLOCK_M)
-    tile, head = take(tl.program_id(0), tiles, sizes.batch * sizes.heads, section)
+    if not FEATURES.packed:
+        tile, head = take(tl.program_id(0), tiles, sizes.batch * sizes.heads, section)
+        batch = tl.cast(head // sizes.heads, tl.int64)
+        head = head % sizes.heads
     if FEATURES.after:
         tile = tiles - 1 - tile  # later queries see more keys: the longest work first
-    batch = tl.cast(head // sizes.heads, tl.int64)
-    head = head % sizes.heads
     wide_head = tl.cast(head, tl.int64)
     first_query = tile * BLOCK_M
     last_query = tl.minimum(first_query + BLOCK_M, sizes.q_len) - 1
     query = first_query + tl.arange(0, BLOCK_M)
-    terms = (batch * sizes.heads + head) * sizes.q_len + query
+    terms = first_term(inputs, batch, head, FEATURES) + query
     lse = tl.load(incoming.terms.lse + terms, mask=query < sizes.q_len, other=float("inf"))[:, None]
     delta = tl.load(incoming.terms.delta + terms, mask=query < sizes.q_len, other=0.0)[:, None]
     query = query[:, None]
@@ -474,6 +511,8 @@ def grad_query_kernel(
             BLOCK_D,
             BLOCK_V,
         )
+    if FEATURES.packed:
+        at += inputs.packed.query
     if grad_query.data is not None:
         pointers = grad_query.data + batch * grad_query.batch + wide_head * grad_query.head + at * grad_query.row + d
         store_tile(pointers, total * inputs.rules.gradient_scale, query, sizes.q_len, d, sizes.head_dim)

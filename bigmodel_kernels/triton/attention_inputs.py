@@ -74,6 +74,26 @@ class Dropout(NamedTuple):
     scale: float
 
 
+class Packed(NamedTuple):
+    """Sequences that follow each other along the rows, attention_varlen's. A tensor's View then holds all of them and
+    has a batch stride of 0, Sizes has all queries and keys, and the batch counts sequences: packed_sequences.py makes a
+    sequence's own Inputs of that. All is None where the call is not packed.
+
+    query_starts, key_starts: [sequences + 1]; queries, keys: how many there are in all; aligned: how many times
+    kv_len - q_len the diagonal is, 0 or 1; tiles, slots: of the pass at hand, see packed_sequences.py; query, key: the
+    first ones of the sequence whose own Inputs these are."""
+
+    query_starts: Any = None
+    key_starts: Any = None
+    queries: int | None = None
+    keys: int | None = None
+    aligned: int | None = None
+    tiles: Any = None
+    slots: int | None = None
+    query: int | None = None
+    key: int | None = None
+
+
 class Inputs(NamedTuple):
     query: View
     key: View
@@ -85,13 +105,14 @@ class Inputs(NamedTuple):
     band: Band
     rules: Rules
     dropout: Dropout
+    packed: Packed = Packed()
 
 
 class Features(NamedTuple):
     """plain: scores need no more than scaling by a positive number, and removals; before, after: the band's bounded
     sides; mask: "none", "bool" or "float"; wide: strides that need 64-bit offsets inside a tile; head_exact,
     value_exact: head_dim and value_dim fill their tiles; precision: of fp32 products, "ieee" or "tf32"; chunk: how many
-    features at a time the gradients' products of rows take, 0 for all."""
+    features at a time the gradients' products of rows take, 0 for all; packed: Inputs has packed sequences."""
 
     plain: bool
     softcap: bool
@@ -106,6 +127,7 @@ class Features(NamedTuple):
     value_exact: bool
     precision: str
     chunk: int = 0
+    packed: bool = False
 
 
 def padded(features: int) -> int:
@@ -138,8 +160,10 @@ def prepare(
     window_right: int,
     softcap: float,
     dropout_p: float,
+    packed: Packed | None = None,
 ) -> tuple[Inputs, Features]:
-    """The kernels' arguments of a call with the schema's arguments; value is None for attention_weights."""
+    """The kernels' arguments of a call with the schema's arguments; value is None for attention_weights. packed: that
+    of attention_varlen, whose tensors come as Packed says, and whose mask is of the longest sequence's sizes."""
     batch, heads, q_len, head_dim = query.shape
     kv_heads, kv_len = key.shape[1:3]
     value_dim = head_dim if value is None else value.shape[3]
@@ -149,17 +173,21 @@ def prepare(
     before, after = (_side(window, sizes) for window in (window_left, window_right))
     after = after if causal == "none" else 0
     threshold, kept_scale = dropout_constants(dropout_p)
+    of_scores = (batch, heads, q_len, kv_len)
+    if packed is not None and mask is not None:
+        of_scores = (*of_scores[:2], *(of_scores[dim] if mask.shape[dim] == 1 else mask.shape[dim] for dim in (2, 3)))
     inputs = Inputs(
         query=view(query),
         key=view(key),
         value=view(value),
-        mask=broadcast_view(mask, (batch, heads, q_len, kv_len)),
+        mask=broadcast_view(mask, of_scores),
         slopes=_slopes(alibi_slopes, batch, heads),
         sinks=vector(sinks),
         sizes=sizes,
         band=Band(0 if causal == "top_left" else kv_len - q_len, before or 0, after or 0),
         rules=_rules(scale, softcap),
         dropout=Dropout(dropout_seed.to(query.device) if dropout_p > 0 else None, threshold, kept_scale),
+        packed=Packed() if packed is None else packed,
     )
     additive = mask is not None and mask.dtype != torch.bool
     features = Features(
@@ -175,6 +203,7 @@ def prepare(
         head_exact=head_dim == padded(head_dim),
         value_exact=value_dim == padded(value_dim),
         precision=precision(query.dtype, query.device, max(padded(head_dim), padded(value_dim))),
+        packed=packed is not None,
     )
     return inputs, features
 

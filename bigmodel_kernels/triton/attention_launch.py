@@ -149,6 +149,10 @@ _WITH_DROPOUT = {
     ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
 }
 _WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
+# The same where sequences are packed: what is an argument otherwise, as the lengths, then takes registers.
+_OF_PACKED = dict.fromkeys(
+    (("sm_80", "half"), ("sm_86", "half"), ("sm_120", "half")), {"grad_key_value": {64: (32, 128, 8, 2)}}
+)
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
@@ -202,6 +206,7 @@ def attention_launch(
     arithmetic: str,
     mask: Tensor | None = None,
     dropout: bool = False,
+    packed: bool = False,
 ) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
     arithmetic_of; mask: of the scores, boolean or additive."""
@@ -209,7 +214,7 @@ def attention_launch(
     def default() -> Launch:
         if triton.knobs.runtime.interpret:
             return _INTERPRETER_LAUNCH
-        return table_launch(name, device.capability, features, arithmetic, dropout)
+        return table_launch(name, device.capability, features, arithmetic, dropout, packed)
 
     override = _overrides.get((name, device.capability, features, arithmetic))
     launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
@@ -221,11 +226,14 @@ def attention_launch(
     return replace(launch, block_n=min(launch.block_n, keys), num_stages=stages)
 
 
-def table_launch(name: str, capability: int, features: int, arithmetic: str, dropout: bool = False) -> Launch:
+def table_launch(
+    name: str, capability: int, features: int, arithmetic: str, dropout: bool = False, packed: bool = False
+) -> Launch:
     """The default of attention_launch, without a mask."""
     table, size = family(capability), min(max(features, 64), 512)
-    if dropout and (blocks := _WITH_DROPOUT.get((table, arithmetic), {}).get(name, {}).get(size)):
-        return _with_enough_terms(name, Launch(*blocks))
+    for given, blocks_of in ((dropout, _WITH_DROPOUT), (packed, _OF_PACKED)):
+        if given and (blocks := blocks_of.get((table, arithmetic), {}).get(name, {}).get(size)):
+            return _with_enough_terms(name, Launch(*blocks))
     if arithmetic == "half":
         rows = _HALF["sm_75"] if table == "sm_75" else _HALF["sm_80"] | _HALF[table]
     elif arithmetic == "ieee" or table == "sm_75":

@@ -4,7 +4,8 @@ does not have."""
 import triton
 import triton.language as tl
 
-from .attention_gradient import load_grad_weights, tile_gradients
+from .attention_gradient import first_term, incoming_of_sequence, load_grad_weights, tile_gradients
+from .packed_sequences import of_sequence
 from .scores import feature_products, key_ranges, load_slopes, mask_offset
 from .tiles import Rows, index, load_tile, store_tile
 
@@ -56,7 +57,7 @@ def _score_gradients(
         )
     if SOURCE == "weights":
         grad_weights = load_grad_weights(incoming, batch, head, query, key, sizes)
-    terms = (batch * sizes.heads + head) * sizes.q_len + query
+    terms = first_term(inputs, batch, head, FEATURES) + query
     lse = tl.load(incoming.terms.lse + terms, mask=query < sizes.q_len, other=float("inf"))
     delta = tl.load(incoming.terms.delta + terms, mask=query < sizes.q_len, other=0.0)
     _, grad_scores, _ = tile_gradients(
@@ -82,6 +83,55 @@ def _score_gradients(
 
 
 @triton.jit
+def _add_sequence(
+    total,
+    inputs,
+    incoming,
+    sequence,
+    mask_head,
+    heads,
+    first_query,
+    first_key,
+    FEATURES: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ADD_QUERIES: tl.constexpr,
+    ADD_KEYS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Adds what a sequence has of a tile of scores; with ADD_QUERIES or ADD_KEYS of all its tiles along that side, of
+    which the host does not know the number."""
+    inputs = of_sequence(inputs, sequence)
+    incoming = incoming_of_sequence(incoming, inputs, SOURCE)
+    sizes = inputs.sizes
+    query_end = sizes.q_len if ADD_QUERIES else tl.minimum(first_query + BLOCK_M, sizes.q_len)
+    key_end = sizes.kv_len if ADD_KEYS else tl.minimum(first_key + BLOCK_N, sizes.kv_len)
+    for row in tl.range(first_query, query_end, BLOCK_M):
+        last_query = tl.minimum(row + BLOCK_M, sizes.q_len) - 1
+        first, _, _, end = key_ranges(row, last_query, inputs, FEATURES, BLOCK_N)
+        query = row + tl.arange(0, BLOCK_M)[:, None]
+        for column in tl.range(tl.maximum(first, first_key), tl.minimum(end, key_end), BLOCK_N):
+            for h in tl.range(0, heads):
+                total += _score_gradients(
+                    inputs,
+                    incoming,
+                    sequence,
+                    tl.cast(h, tl.int64) + mask_head,
+                    query,
+                    column + tl.arange(0, BLOCK_N)[None, :],
+                    column,
+                    FEATURES,
+                    SOURCE,
+                    BLOCK_N,
+                    BLOCK_D,
+                    BLOCK_V,
+                )
+    return total
+
+
+@triton.jit
 def grad_mask_kernel(
     inputs,
     incoming,
@@ -99,7 +149,7 @@ def grad_mask_kernel(
 ):
     """One tile of the scores of one of the mask's mask_batch x mask_heads matrices, from all batches and heads that
     share it. grad_mask is [mask_batch, mask_heads, q_len, kv_len]; with ADD_QUERIES or ADD_KEYS a tile leaves one row
-    or one column behind, and the dimension counts tiles."""
+    or one column behind, and the dimension counts tiles. Of packed sequences the sizes of inputs are the mask's."""
     sizes = inputs.sizes
     row_tiles = tl.cdiv(sizes.q_len, BLOCK_M)
     # One dimension for both, because a grid's second holds 65,535 programs at most.
@@ -111,29 +161,51 @@ def grad_mask_kernel(
     first_key = tile // row_tiles * BLOCK_N
     query = first_query + tl.arange(0, BLOCK_M)[:, None]
     key = first_key + tl.arange(0, BLOCK_N)[None, :]
-    last_query = tl.minimum(first_query + BLOCK_M, sizes.q_len) - 1
-    first, _, _, end = key_ranges(first_query, last_query, inputs, FEATURES, BLOCK_N)
-    # A tile that no query sees has nothing to add up.
-    seen = (first_key >= first) & (first_key < end)
-    batches = tl.where(seen, sizes.batch // mask_batch, 0)
+    batches = sizes.batch // mask_batch
+    if not FEATURES.packed:
+        last_query = tl.minimum(first_query + BLOCK_M, sizes.q_len) - 1
+        first, _, _, end = key_ranges(first_query, last_query, inputs, FEATURES, BLOCK_N)
+        # A tile that no query sees has nothing to add up.
+        seen = (first_key >= first) & (first_key < end)
+        batches = tl.where(seen, batches, 0)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for b in tl.range(0, batches):
-        for h in tl.range(0, sizes.heads // mask_heads):
-            # Shared dimensions have size 1 in the mask: one of each pair is 0.
-            total += _score_gradients(
+        # Shared dimensions have size 1 in the mask: one of each pair of batches, or heads, is 0.
+        if FEATURES.packed:
+            total = _add_sequence(
+                total,
                 inputs,
                 incoming,
                 tl.cast(b, tl.int64) + matrix // mask_heads,
-                tl.cast(h, tl.int64) + mask_head,
-                query,
-                key,
+                mask_head,
+                sizes.heads // mask_heads,
+                first_query,
                 first_key,
                 FEATURES,
                 SOURCE,
+                ADD_QUERIES,
+                ADD_KEYS,
+                BLOCK_M,
                 BLOCK_N,
                 BLOCK_D,
                 BLOCK_V,
             )
+        else:
+            for h in tl.range(0, sizes.heads // mask_heads):
+                total += _score_gradients(
+                    inputs,
+                    incoming,
+                    tl.cast(b, tl.int64) + matrix // mask_heads,
+                    tl.cast(h, tl.int64) + mask_head,
+                    query,
+                    key,
+                    first_key,
+                    FEATURES,
+                    SOURCE,
+                    BLOCK_N,
+                    BLOCK_D,
+                    BLOCK_V,
+                )
     rows = query.to(tl.int64)
     columns = key
     row_end = sizes.q_len

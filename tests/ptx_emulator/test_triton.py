@@ -17,6 +17,7 @@ from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E40
 from bigmodel_kernels.triton.attention_gradient import Incoming, Terms  # noqa: E402
 from bigmodel_kernels.triton.attention_inputs import prepare, view  # noqa: E402
 from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
+from bigmodel_kernels.triton.attention_varlen import heads_first, prepare_packed  # noqa: E402
 from tests.ptx_emulator import Emulator, triton_kernels  # noqa: E402
 
 A100 = Device(80, 108, 40 << 20)
@@ -100,14 +101,17 @@ def _on_emulator(dtype: torch.dtype, tensors: tuple[torch.Tensor, ...], mask: to
     output, lse = torch.full_like(query, torch.nan), torch.full(query.shape[:3], torch.nan)
     given = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0} | options
     inputs, features = prepare("attention", query, key, value, mask, None, None, None, **given)
+    grads = [torch.empty_like(x) for x in (query, key, value)]
+    _run_both_passes(inputs, features, output, lse, grad_output, Terms(*empty_row_terms(query)), Gradients(*grads))
+    return output, grads
+
+
+def _run_both_passes(inputs, features, output, lse, grad_output, terms: Terms, grads: Gradients) -> None:
     emulator = Emulator()
-    _run_calls(emulator, forward_calls(inputs, features, output, lse, dtype, A100))
-    incoming = Incoming(Terms(*empty_row_terms(query)), view(grad_output), view(None))
-    grads = Gradients(query=torch.empty_like(query), key=torch.empty_like(key), value=torch.empty_like(value))
-    saved = (output, grad_output, lse, None)
+    _run_calls(emulator, forward_calls(inputs, features, output, lse, output.dtype, A100))
+    incoming, saved = Incoming(terms, view(grad_output), view(None)), (output, grad_output, lse, None)
     _run_calls(emulator, gradient_calls(inputs, features, incoming, "output", saved, grads, None, A100))
     emulator.check()
-    return output, (grads.query, grads.key, grads.value)
 
 
 def _check_attention(dtype: torch.dtype, tensors: tuple[torch.Tensor, ...], found, attend) -> None:
@@ -130,6 +134,30 @@ def test_attention(dtype, head_dim):
     """Forward and backward, causal, two query heads to a key head, beside torch's own."""
     tensors = _attention_inputs(dtype, head_dim)
     _check_attention(dtype, tensors, _on_emulator(dtype, tensors, None, causal="bottom_right"), _sdpa)
+
+
+@pytest.mark.parametrize("heads", [2, 4], ids=["tiles of a head", "folded"])
+def test_attention_of_packed_sequences(heads):
+    """One that is longer than a tile, one of a single query and one without queries; with more heads than the queries
+    are on the average, a group's are rows of one tile."""
+    dtype, lengths = torch.bfloat16, ((130, 133), (0, 5), (1, 70), (3, 64))
+    starts = [torch.tensor([0, *each]).cumsum(0) for each in zip(*lengths, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(starts[0][-1], heads), (starts[1][-1], 2), (starts[1][-1], 2), (starts[0][-1], heads)]
+    tensors = tuple(torch.randn(*size, 64, generator=generator).to(dtype) for size in sizes)
+    query, key, value, grad_output = tensors
+    inputs, features = prepare_packed("", query, key, value, *starts, *(None,) * 4, causal="bottom_right")
+    output, lse = torch.full_like(query, torch.nan), torch.full((heads, query.shape[0]), torch.nan)
+    grads = [torch.empty_like(x) for x in (query, key, value)]
+    of_all = [heads_first(x, len(lengths)) for x in (output, grad_output, *grads)]
+    terms = Terms(*(torch.empty_like(lse) for _ in range(2)))
+    rows = lse.expand(len(lengths), -1, -1)
+    _run_both_passes(inputs, features, of_all[0], rows, of_all[1], terms, Gradients(*of_all[2:]))
+
+    def attend(*leaves):
+        return reference.attention_varlen(*leaves, *starts, causal="bottom_right")[0]
+
+    _check_attention(dtype, tensors, (output, grads), attend)
 
 
 @pytest.mark.parametrize("options", [{"masked": True}, {"softcap": 1.5}, {"masked": True, "softcap": 1.5}], ids=str)
