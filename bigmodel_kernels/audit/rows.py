@@ -13,7 +13,16 @@ from .architectures import BY_CAPABILITY, Architecture, blocks_per_multiprocesso
 # The modules of `triton/` that offer audit_cases(arch).
 _FAMILIES = ("attention_audit", "layers_audit", "generation_audit")
 BACKENDS = ("triton", "cuda")
-OPS = ("attention", "attention_weights", "attention_decode", "linear", "feed_forward", "add_norm", "rotary")
+OPS = (
+    "attention",
+    "attention_weights",
+    "attention_decode",
+    "linear",
+    "feed_forward",
+    "add_norm",
+    "rotary",
+    "linear_cross_entropy",
+)
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())
 

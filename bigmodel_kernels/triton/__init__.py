@@ -26,6 +26,8 @@ _MODULES = {
     "attention_decode": "attention_decode",
     "rotary": "rotary",
     "rotary_": "rotary",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "linear_cross_entropy_backward": "linear_cross_entropy_backward",
 }
 
 
@@ -34,8 +36,6 @@ _WITHOUT_KERNELS = (
     "linear_pack",
     "attention_varlen",
     "attention_varlen_backward",
-    "linear_cross_entropy",
-    "linear_cross_entropy_backward",
 )
 
 
