@@ -24,6 +24,8 @@ from .scores import LN2, LOG2E, tanh
 # Programs per multiprocessor that the vocabulary is divided for: enough to have the last ones end at nearly one time.
 _PROGRAMS_EACH = 4
 _MERGED_ROWS, _MERGED_PARTS = 32, 32
+# What is kept of the rows beside the products would spill within the limit that products in fp32 have.
+_FLOAT32_REGISTERS = 255
 
 
 class Parts(NamedTuple):
@@ -221,8 +223,7 @@ def linear_cross_entropy(
         part_columns,
         SOFTCAP=softcap > 0,
         BLOCKS=how.blocks,
-        # What it keeps of the rows beside the products would spill within the limit of products in fp32.
-        **how.options | {"max_registers": None},
+        **how.options | {"max_registers": how.options["max_registers"] and _FLOAT32_REGISTERS},
     )
     run(
         merge_cross_entropy_kernel,
