@@ -10,6 +10,7 @@
 #include "bigmodel/attention.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
+#include "bigmodel/linear_cross_entropy.h"
 
 namespace bigmodel::cuda {
 
@@ -41,6 +42,8 @@ std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const FeedForwardForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearCrossEntropyForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearCrossEntropyBackwardArgs& args, const Place& place);
 
 // Launch. Throws Error where CUDA refuses.
 void run(const AddNormForwardArgs& args, const Place& place);
@@ -53,5 +56,7 @@ void run(const LinearForwardArgs& args, const Place& place);
 void run(const LinearBackwardArgs& args, const Place& place);
 void run(const FeedForwardForwardArgs& args, const Place& place);
 void run(const FeedForwardBackwardArgs& args, const Place& place);
+void run(const LinearCrossEntropyForwardArgs& args, const Place& place);
+void run(const LinearCrossEntropyBackwardArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

@@ -1,6 +1,5 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode,
-// attention_varlen, rotary and linear_cross_entropy have no other kernels yet: the first two are not registered
-// elsewhere, the other two refuse there.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode, attention_varlen and
+// rotary have no other kernels yet: the first two are not registered elsewhere, rotary refuses there.
 #include "registration.h"
 
 #include "namespace.h"

@@ -14,6 +14,8 @@ from bigmodel_kernels.testing import (
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
     LINEAR_CASES,
+    LINEAR_CROSS_ENTROPY_CASES,
+    LinearCrossEntropyCase,
 )
 from tests.ptx_emulator import building
 
@@ -24,12 +26,20 @@ from tests.ptx_emulator import emulated
 from tests.ptx_emulator.__main__ import app
 from tests.ptx_emulator.small_kernel import HEADER
 
+LOSSES = [
+    *LINEAR_CROSS_ENTROPY_CASES,
+    # More columns than a pass has, forward and backward.
+    LinearCrossEntropyCase(
+        "two_passes", (3,), 9, 8200, label_smoothing=0.1, z_loss=0.01, softcap=3.0, ignored=None, reduction="sum"
+    ),
+]
 CASES = {
     "attention": ATTENTION_CASES,
     "attention_weights": ATTENTION_WEIGHTS_CASES,
     "linear": LINEAR_CASES,
     "feed_forward": FEED_FORWARD_CASES,
     "add_norm": ADD_NORM_CASES,
+    "linear_cross_entropy": LOSSES,
 }
 NAMED = [pytest.param(op, case, id=f"{op}-{case.name}") for op, cases in CASES.items() for case in cases]
 
@@ -72,6 +82,7 @@ ON_DEVICES = {
     "attention_weights": ("above_large_tiles", "everything", "everything_averaged"),
     "linear": ("130x100x70", "gelu_residual", "deep"),
     "feed_forward": ("gelu_plain", "silu_hidden", "relu_input"),
+    "linear_cross_entropy": ("everything",),
 }  # fmt: skip
 
 
@@ -88,7 +99,13 @@ def test_other_devices(device, op, name, dtype, emulator):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
-    "op, name", [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "everything")]
+    "op, name",
+    [
+        ("add_norm", "rows_257_layer"),
+        ("linear", "130x100x70"),
+        ("attention", "everything"),
+        ("linear_cross_entropy", "everything"),
+    ],
 )
 def test_repeats_bitwise(op, name, dtype, emulator):
     needs_kernel(op)
@@ -103,6 +120,7 @@ TURING = {
     "linear": ("130x100x70", "gelu_residual"),
     "feed_forward": ("silu_hidden",),
     "add_norm": ("rows_257_layer",),
+    "linear_cross_entropy": ("everything", "two_passes"),
 }
 
 
@@ -117,7 +135,7 @@ def test_sm_75(op, name, dtype):
         emulator.check()
         classes = {name for kernel in emulator.counters().values() for name in kernel["classes"]}
     assert "cp_async" not in classes
-    if op in ("attention", "linear", "feed_forward"):
+    if op in ("attention", "linear", "feed_forward", "linear_cross_entropy"):
         assert ("mma" in classes) == (dtype == torch.float16)
 
 
