@@ -110,22 +110,24 @@ struct Backward {
       multiply_matrices<T>(chunk, transposed(weight), sum, workspace, place);
     }
     if (args.grad_weight.data) {
-      finish(chunk, transposed(args.hidden), rows_of(args.grad_weight, first, columns), width, workspace);
+      finish<T>(chunk, transposed(args.hidden), rows_of(args.grad_weight, first, columns), width, workspace);
     }
     if (args.grad_bias.data) {
       TensorView bias = transposed(as_row(rows_of(args.grad_bias, first, columns)));
-      finish(chunk, ones, bias, 1, workspace);
+      // Not on TF32: these are sums, whose terms no switch allows to be rounded.
+      finish<std::conditional_t<std::is_same_v<T, tf32>, float, T>>(chunk, ones, bias, 1, workspace);
     }
   }
 
-  // output = chunk^T right^T / scale
+  // output = chunk^T right^T / scale, multiplied as U.
+  template <class U>
   void finish(const TensorView& chunk, const TensorView& right, const TensorView& output, std::int64_t columns,
               Workspace& workspace) const {
-    const SumEpilogue<T> epilogue{.output = Rows<T>(output),
+    const SumEpilogue<U> epilogue{.output = Rows<U>(output),
                                   .scale = scale,
                                   .columns = static_cast<int>(columns),
-                                  .packed = all_packed<T>(output)};
-    multiply_matrices<T>(transposed(chunk), right, epilogue, workspace, place);
+                                  .packed = all_packed<U>(output)};
+    multiply_matrices<U>(transposed(chunk), right, epilogue, workspace, place);
   }
 };
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
-from op_check import DTYPES, check_case, check_repeats, dtype_name
+from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
 from typer.testing import CliRunner
 
+import bigmodel_kernels as bmk
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
     ATTENTION_CASES,
@@ -137,6 +138,32 @@ def test_sm_75(op, name, dtype):
     assert "cp_async" not in classes
     if op in ("attention", "linear", "feed_forward", "linear_cross_entropy"):
         assert ("mma" in classes) == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("target", [-1, 65, 1 << 40])
+def test_a_target_outside_the_vocabulary_is_nan(target, emulator):
+    """And touches no memory of others: nobody on the host looks at targets on a device."""
+    needs_kernel("linear_cross_entropy")
+    hidden, weight = torch.randn(3, 16, requires_grad=True), torch.randn(65, 16)
+    loss = bmk.linear_cross_entropy(hidden, weight, torch.tensor([1, target, 2]), reduction="none", backend="cuda")
+    (grad,) = torch.autograd.grad(loss.sum(), hidden)
+    emulator.check()
+    assert loss.isnan().tolist() == grad.isnan().all(-1).tolist() == [False, True, False]
+    assert grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("wanted", ["hidden", "weight", "bias"])
+def test_one_gradient_of_the_loss_alone(wanted, dtype, emulator):
+    needs_kernel("linear_cross_entropy")
+    (case,) = [case for case in LOSSES if case.name == "everything"]
+    inputs = case.inputs(dtype)
+    everything = leaves(inputs)
+    expected = torch.autograd.grad(case.run(everything, "cuda")["loss"], everything[wanted])
+    alone = inputs | {wanted: inputs[wanted].detach().requires_grad_()}
+    grad = torch.autograd.grad(case.run(alone, "cuda")["loss"], alone[wanted])
+    emulator.check()
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
 
 
 def test_tensors_are_the_memory_of_the_device(emulator):
