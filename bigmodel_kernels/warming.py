@@ -20,6 +20,7 @@ _OPTIONS = {
     "add_norm": ({"kind": "layer"}, {"kind": "rms"}),
     "rotary": ({}, {"interleaved": True}),
     "attention_decode": ({},),
+    "linear_cross_entropy": ({},),
 }
 
 
@@ -48,14 +49,14 @@ def warm_up(
 
     Args:
         ops: names, as "attention"; without any, all of attention, attention_weights, attention_varlen, linear,
-            feed_forward, add_norm, rotary and attention_decode.
+            feed_forward, add_norm, rotary, attention_decode and linear_cross_entropy.
         dtypes, head_dims: one or several; each dtype is called with each head size.
         batch, heads, kv_heads, lengths: of attention: query [batch, heads, q_len, head_dim], key and value [batch,
             kv_heads or heads, kv_len, head_dim] for each (q_len, kv_len) of lengths; attention_varlen packs as many
             sequences of these lengths, rotary's keys have q_len tokens, and attention_decode's cache kv_len before the
             call.
         width, hidden: of the other ops, whose input is [batch, q_len, width]: linear's weight is [width, width],
-            feed_forward's are [hidden, width] and [width, hidden].
+            feed_forward's are [hidden, width] and [width, hidden], linear_cross_entropy's is [hidden, width].
         options: by op, the keyword arguments of each call; by default attention and attention_varlen plain and
             causal, feed_forward with GELU and as SwiGLU, add_norm as LayerNorm and RMSNorm, rotary both ways.
         backward: the gradients' kernels too.
@@ -119,7 +120,7 @@ def _shown(calls: list[tuple], progress: bool | None) -> Iterator[tuple]:
 
 def _call(function: Callable, tensors: Mapping[str, Tensor], options: Mapping, backward: bool) -> None:
     """One call, with gradients of all tensors that have one."""
-    fixed = ("cos", "sin", "cu_seqlens_q", "cu_seqlens_k")
+    fixed = ("cos", "sin", "cu_seqlens_q", "cu_seqlens_k", "target")
     wanted = [x.requires_grad_() for name, x in tensors.items() if backward and name not in fixed]
     with torch.set_grad_enabled(backward):
         outputs = function(**tensors, **options)
@@ -155,6 +156,9 @@ def _tensors(name: str, make: Callable, batch: int, length: int, width: int, hid
     x = make(batch, length, width)
     if name == "linear":
         return {"x": x, "weight": make(width, width), "bias": make(width)}
+    if name == "linear_cross_entropy":
+        target = torch.zeros(batch, length, dtype=torch.int64, device=x.device)
+        return {"hidden": x, "weight": make(hidden, width), "target": target}
     if name == "add_norm":
         parameters = {"weight": make(width)} | ({"bias": make(width)} if given.get("kind", "layer") == "layer" else {})
         return {"x": x, "residual": make(batch, length, width), **parameters}

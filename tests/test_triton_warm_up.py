@@ -16,7 +16,7 @@ runs = pytest.mark.skipif(
 SMALL = {"batch": 1, "heads": 2, "lengths": ((4, 4),), "width": 16, "hidden": 16, "backend": "triton"}
 SMALL["device"] = device_of("triton")
 OPS = ("attention", "attention_weights", "attention_varlen", "linear", "feed_forward", "add_norm", "rotary")
-OPS = (*OPS, "attention_decode")
+OPS = (*OPS, "attention_decode", "linear_cross_entropy")
 
 
 @pytest.fixture
@@ -31,12 +31,14 @@ def launched(monkeypatch):
         feed_forward_backward,
         linear,
         linear_backward,
+        linear_cross_entropy,
+        linear_cross_entropy_backward,
         rotary,
     )
 
     found = []
     modules = (add_norm, add_norm_backward, feed_forward, feed_forward_backward, linear, linear_backward)
-    for module in (*modules, rotary, attention_decode):
+    for module in (*modules, rotary, attention_decode, linear_cross_entropy, linear_cross_entropy_backward):
         original = module.run
 
         def run(kernel, *arguments, _original=original, **options):
@@ -51,10 +53,11 @@ def launched(monkeypatch):
 
 @runs
 def test_all_ops_run_forward_and_backward(launched):
-    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 13
+    assert bmk.warm_up(dtypes=torch.float16, head_dims=16, **SMALL) == 14
     assert launched.count("rotary_kernel") == 4 and "_attention_decode_kernel" in launched
     assert {"forward", "row_terms", "grad_key_value", "grad_query", "weights"} <= set(launched)
     assert launched.count("order_tiles") == 2 * 3
+    assert {"cross_entropy_parts_kernel", "logits_gradient_kernel", "summed_product_kernel"} <= set(launched)
     assert {"linear_kernel", "grad_input_kernel", "grad_weight_kernel"} <= set(launched)
     assert {"gated_hidden_kernel", "gate_gradient_kernel"} <= set(launched)
     assert len([name for name in launched if "norm" in name]) >= 4

@@ -160,7 +160,7 @@ _ALONG = {"depth": 0, "rows": 1}
 
 
 def _products(capability: int, dtype: str) -> list[CudaCase]:
-    """The matrix products of linear and feed_forward."""
+    """The matrix products of linear, feed_forward and linear_cross_entropy."""
 
     def case(op: str, name: str, shape: tuple, left: str, right: str, epilogue: str) -> CudaCase:
         rows, columns, _, _, rights = shape
@@ -181,6 +181,10 @@ def _products(capability: int, dtype: str) -> list[CudaCase]:
         case("linear", "grad_weight", LARGE, "rows", "rows", "Epilogue"),
         case("feed_forward", "gated_hidden", GATED, "depth", "depth", "GatedEpilogue"),
         case("feed_forward", "grad_hidden", LARGE, "depth", "rows", "GradientEpilogue"),
+        case("linear_cross_entropy", "cross_entropy_parts", LARGE, "depth", "depth", "PartEpilogue"),
+        case("linear_cross_entropy", "logits_gradient", LARGE, "depth", "depth", "LogitsGradientEpilogue"),
+        case("linear_cross_entropy", "grad_hidden of the loss", LARGE, "depth", "rows", "SumEpilogue"),
+        case("linear_cross_entropy", "grad_weight of the loss", LARGE, "rows", "rows", "SumEpilogue"),
     ]
 
 

@@ -22,6 +22,7 @@ OPS = (
     "feed_forward",
     "add_norm",
     "rotary",
+    "linear_cross_entropy",
 )
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 ARCHITECTURES = tuple(each.name for each in BY_CAPABILITY.values())

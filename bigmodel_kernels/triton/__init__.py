@@ -28,15 +28,13 @@ _MODULES = {
     "attention_decode": "attention_decode",
     "rotary": "rotary",
     "rotary_": "rotary",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "linear_cross_entropy_backward": "linear_cross_entropy_backward",
 }
 
 
 # Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.MISSING_OPS names.
-_WITHOUT_KERNELS = (
-    "linear_pack",
-    "linear_cross_entropy",
-    "linear_cross_entropy_backward",
-)
+_WITHOUT_KERNELS = ("linear_pack",)
 
 
 def _register() -> torch.library.Library:

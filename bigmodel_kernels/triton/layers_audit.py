@@ -1,4 +1,5 @@
-"""The kernels of add_norm, linear and feed_forward with their default launches, for `bigmodel audit`.
+"""The kernels of add_norm, linear, feed_forward and linear_cross_entropy with their default launches, for `bigmodel
+audit`.
 
 The launches are those of the launchers themselves, run on tensors without data.
 """
@@ -16,9 +17,11 @@ from .feed_forward import feed_forward
 from .feed_forward_backward import feed_forward_backward
 from .linear import linear
 from .linear_backward import ONES, linear_backward
+from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy_backward import linear_cross_entropy_backward
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_ROWS, _WIDTH, _HIDDEN, _FEW_ROWS = 8192, 4096, 16384, 256
+_ROWS, _WIDTH, _HIDDEN, _FEW_ROWS, _VOCABULARY = 8192, 4096, 16384, 256, 128256
 
 
 def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
@@ -26,7 +29,7 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     where there is bf16, whose code is all but the same."""
     cases = []
     for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16", *(["fp16"] if every else [])):
-        for op, calls in (("add_norm", _add_norm), ("linear", _linear), ("feed_forward", _feed_forward)):
+        for op, calls in _CALLS.items():
             for name, call in calls(_DTYPES[dtype]).items():
                 with launch.recorded(arch, MULTIPROCESSORS[arch]) as launches:
                     call()
@@ -102,6 +105,36 @@ def _feed_forward(dtype: torch.dtype) -> dict[str, Callable]:
             x, x, w1, None, w2, None, w1, None, h, h, activation="silu", gate="hidden"
         ),
     }
+
+
+def _linear_cross_entropy(dtype: torch.dtype) -> dict[str, Callable]:
+    weight, bias = _empty(_VOCABULARY, _WIDTH, dtype=dtype), _empty(_VOCABULARY, dtype=dtype)
+    options = {"label_smoothing": 0.1, "z_loss": 1e-4, "softcap": 30.0}
+
+    def forward(rows: int, bias: torch.Tensor | None = None, **options) -> Callable:
+        x, target = _empty(rows, _WIDTH, dtype=dtype), _empty(rows, dtype=torch.int64)
+        return lambda: linear_cross_entropy(x, weight, target, bias, **options)
+
+    def backward(bias: torch.Tensor | None = None, **options) -> Callable:
+        x, target = _empty(_ROWS, _WIDTH, dtype=dtype), _empty(_ROWS, dtype=torch.int64)
+        by_row = _empty(_ROWS, dtype=torch.float32)
+        return lambda: linear_cross_entropy_backward(by_row, x, weight, target, by_row, bias, **options)
+
+    return {
+        "plain": forward(_ROWS),
+        "few rows": forward(_FEW_ROWS),
+        "every option": forward(_ROWS, bias, **options),
+        "backward": backward(),
+        "every option backward": backward(bias, **options),
+    }
+
+
+_CALLS = {
+    "add_norm": _add_norm,
+    "linear": _linear,
+    "feed_forward": _feed_forward,
+    "linear_cross_entropy": _linear_cross_entropy,
+}
 
 
 def _case(op: str, name: str, dtype: str, each: launch.Launch) -> AuditCase:

@@ -11,6 +11,7 @@
 #include "bigmodel/attention_decode.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
+#include "bigmodel/linear_cross_entropy.h"
 #include "bigmodel/rotary.h"
 
 namespace bigmodel::cuda {
@@ -45,6 +46,8 @@ std::int64_t workspace_bytes(const FeedForwardForwardArgs& args, const Place& pl
 std::int64_t workspace_bytes(const FeedForwardBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionDecodeArgs& args, const Place& place);
 std::int64_t workspace_bytes(const RotaryArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearCrossEntropyForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const LinearCrossEntropyBackwardArgs& args, const Place& place);
 
 // Launch. Throws Error where CUDA refuses.
 void run(const AddNormForwardArgs& args, const Place& place);
@@ -59,5 +62,7 @@ void run(const FeedForwardForwardArgs& args, const Place& place);
 void run(const FeedForwardBackwardArgs& args, const Place& place);
 void run(const AttentionDecodeArgs& args, const Place& place);
 void run(const RotaryArgs& args, const Place& place);
+void run(const LinearCrossEntropyForwardArgs& args, const Place& place);
+void run(const LinearCrossEntropyBackwardArgs& args, const Place& place);
 
 }  // namespace bigmodel::cuda

@@ -17,6 +17,11 @@ __device__ inline void for_each_of(Body body) {
   for (int i = 0; i < N; ++i) body(i);
 }
 
+// Whether an epilogue reduces rows: then all lanes of a warp call it together, N neighbouring elements of a row in each
+// of neighbouring lanes, past the last row and column too.
+template <class Epilogue>
+inline constexpr bool reduces_rows = requires { Epilogue::reduces_rows; };
+
 template <int N>
 __device__ inline void drop(const DropoutRule& rule, std::int64_t row, int column, float (&x)[N]) {
   if (rule.seed) HeadDropout(rule, 0).drop(0, static_cast<int>(row), column, x);

@@ -124,7 +124,7 @@ __device__ void finish_rows(const Epilogue& epilogue, const float* room, std::in
   for (int i = lane_id(); i < 16 * chunks; i += warp_size) {
     const std::int64_t row = first_row + i / chunks;
     const int column = first_column + i % chunks * N;
-    if (row >= rows || column >= epilogue.columns) continue;
+    if (!reduces_rows<Epilogue> && (row >= rows || column >= epilogue.columns)) continue;
     float x[Shape::rights][N];
 #pragma unroll
     for (int which = 0; which < Shape::rights; ++which) {

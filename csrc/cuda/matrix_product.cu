@@ -69,22 +69,6 @@ GemmParams<T, 1, Epilogue> params(const TensorView& left, const TensorView& righ
           .epilogue = epilogue};
 }
 
-// By how the operands lie: x weight^T, grad weight, and grad^T x are three of the four ways, and the fourth is copied.
-template <class T>
-void multiply_tiles(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue, Workspace& workspace,
-                    const Place* place) {
-  if (!lies_along_rows(right)) {
-    const Operand<T> a = along_depth<T>(left, workspace, place), b = along_depth<T>(right, workspace, place);
-    if (place) launch_shape<T, Inside::depth, Inside::depth>(params(left, right, a, b, epilogue), *place);
-  } else if (!lies_along_rows(left)) {
-    const Operand<T> a = along_depth<T>(left, workspace, place), b = along_rows<T>(right, workspace, place);
-    if (place) launch_shape<T, Inside::depth, Inside::rows>(params(left, right, a, b, epilogue), *place);
-  } else {
-    const Operand<T> a = along_rows<T>(left, workspace, place), b = along_rows<T>(right, workspace, place);
-    if (place) launch_shape<T, Inside::rows, Inside::rows>(params(left, right, a, b, epilogue), *place);
-  }
-}
-
 template <bool LeftDepthInside, bool RightDepthInside, class Epilogue>
 void launch_plain(const PlainGemmParams<Epilogue>& p, const Place& place) {
   launch(&plain_gemm_kernel<LeftDepthInside, RightDepthInside, Epilogue>,
@@ -101,6 +85,34 @@ PlainGemmParams<Epilogue> plain_params(const TensorView& left, const TensorView&
           .row_tiles = static_cast<int>(ceil_div(left.size[0], plain_tile)),
           .column_tiles = static_cast<int>(ceil_div(right.size[0], plain_tile)),
           .epilogue = epilogue};
+}
+
+// With operands that lie so, or are copied to.
+template <class T, Inside Left, Inside Right, class Epilogue>
+void multiply_as(const TensorView& left, const TensorView& right, const Epilogue& epilogue, Workspace& workspace,
+                 const Place* place) {
+  if constexpr (!std::is_same_v<T, float>) {
+    const Operand<T> a =
+        Left == Inside::depth ? along_depth<T>(left, workspace, place) : along_rows<T>(left, workspace, place);
+    const Operand<T> b =
+        Right == Inside::depth ? along_depth<T>(right, workspace, place) : along_rows<T>(right, workspace, place);
+    if (place) launch_shape<T, Left, Right>(params(left, right, a, b, epilogue), *place);
+  } else if (place) {
+    launch_plain<Left == Inside::depth, Right == Inside::depth>(plain_params(left, right, epilogue), *place);
+  }
+}
+
+// By how the operands lie: x weight^T, grad weight, and grad^T x are three of the four ways, and the fourth is copied.
+template <class T>
+void multiply_tiles(const TensorView& left, const TensorView& right, const Epilogue<T>& epilogue, Workspace& workspace,
+                    const Place* place) {
+  if (!lies_along_rows(right)) {
+    multiply_as<T, Inside::depth, Inside::depth>(left, right, epilogue, workspace, place);
+  } else if (!lies_along_rows(left)) {
+    multiply_as<T, Inside::depth, Inside::rows>(left, right, epilogue, workspace, place);
+  } else {
+    multiply_as<T, Inside::rows, Inside::rows>(left, right, epilogue, workspace, place);
+  }
 }
 
 void multiply_plain(const TensorView& left, const TensorView& right, const Epilogue<float>& epilogue,
@@ -154,11 +166,28 @@ void multiply_matrices(const TensorView& left, const TensorView& right, const Ep
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
                        Workspace& workspace, const Place* place) {
-  if constexpr (!std::is_same_v<T, float>) {
-    const Operand<T> a = along_depth<T>(left, workspace, place), b = along_rows<T>(right, workspace, place);
-    if (place) launch_shape<T, Inside::depth, Inside::rows>(params(left, right, a, b, epilogue), *place);
-  } else if (place) {
-    launch_plain<true, false>(plain_params(left, right, epilogue), *place);
+  multiply_as<T, Inside::depth, Inside::rows>(left, right, epilogue, workspace, place);
+}
+
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const PartEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place) {
+  multiply_as<T, Inside::depth, Inside::depth>(left, right, epilogue, workspace, place);
+}
+
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const LogitsGradientEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place) {
+  multiply_as<T, Inside::depth, Inside::depth>(left, right, epilogue, workspace, place);
+}
+
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const SumEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place) {
+  if (left.stride[1] == 1) {
+    multiply_as<T, Inside::depth, Inside::rows>(left, right, epilogue, workspace, place);
+  } else {
+    multiply_as<T, Inside::rows, Inside::rows>(left, right, epilogue, workspace, place);
   }
 }
 
@@ -189,6 +218,12 @@ void apply_epilogue(const TensorView& product, const Epilogue<T>& epilogue, cons
 #define BIGMODEL_INSTANTIATE(T)                                                                                        \
   template void multiply_matrices(const TensorView&, const TensorView&, const Epilogue<T>&, Workspace&, const Place*); \
   template void multiply_matrices(const TensorView&, const TensorView&, const GradientEpilogue<T>&, Workspace&,        \
+                                  const Place*);                                                                       \
+  template void multiply_matrices(const TensorView&, const TensorView&, const PartEpilogue<T>&, Workspace&,            \
+                                  const Place*);                                                                       \
+  template void multiply_matrices(const TensorView&, const TensorView&, const LogitsGradientEpilogue<T>&, Workspace&,  \
+                                  const Place*);                                                                       \
+  template void multiply_matrices(const TensorView&, const TensorView&, const SumEpilogue<T>&, Workspace&,             \
                                   const Place*);                                                                       \
   template void apply_epilogue(const TensorView&, const Epilogue<T>&, const Place*);
 BIGMODEL_INSTANTIATE(half)

@@ -2,6 +2,7 @@
 // call this; the kernels are compiled once, in matrix_product.cu.
 #pragma once
 
+#include "cuda/cross_entropy.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/pack_rows.h"
 
@@ -36,6 +37,17 @@ void multiply_matrices(const TensorView& left, const TensorView& right, const Ep
 template <class T>
 void multiply_matrices(const TensorView& left, const TensorView& right, const GradientEpilogue<T>& epilogue,
                        Workspace& workspace, const Place* place);
+// Operands as linear_cross_entropy has them: both lie along the depth but for SumEpilogue, whose right one lies along
+// its rows, and the left one either way.
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const PartEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const LogitsGradientEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
+template <class T>
+void multiply_matrices(const TensorView& left, const TensorView& right, const SumEpilogue<T>& epilogue,
+                       Workspace& workspace, const Place* place);
 // Two products at once, for all T but float.
 template <class T>
 void multiply_gated(const TensorView& left, const TensorView& right, const TensorView& gate,
@@ -51,6 +63,17 @@ inline TensorView transposed(const TensorView& matrix) {
   for (int dim = 0; dim < 2; ++dim) {
     result.size[dim] = matrix.size[1 - dim];
     result.stride[dim] = matrix.stride[1 - dim];
+  }
+  return result;
+}
+
+// Some rows of a matrix, or elements of a vector; one that is absent stays so.
+inline TensorView rows_of(const TensorView& matrix, std::int64_t first, std::int64_t count) {
+  TensorView result = matrix;
+  result.size[0] = count;
+  if (matrix.data) {
+    const std::int64_t item_bytes = matrix.dtype == DType::float32 ? 4 : 2;
+    result.data = static_cast<char*>(matrix.data) + first * matrix.stride[0] * item_bytes;
   }
   return result;
 }

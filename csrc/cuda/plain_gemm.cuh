@@ -35,7 +35,7 @@ __global__ __launch_bounds__(plain_threads) void plain_gemm_kernel(
 #pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const std::int64_t row = first_row + plain_row() + i;
-    if (row >= p.rows) break;
+    if (!reduces_rows<Epilogue> && row >= p.rows) break;
     float x[4];
 #pragma unroll
     for (int k = 0; k < 16; ++k) {
@@ -43,7 +43,7 @@ __global__ __launch_bounds__(plain_threads) void plain_gemm_kernel(
     }
     const auto column = static_cast<int>(first_column) + plain_column();
     if (p.epilogue.packed) {
-      if (column < p.epilogue.columns) p.epilogue(row, column, x);
+      if (reduces_rows<Epilogue> || column < p.epilogue.columns) p.epilogue(row, column, x);
       continue;
     }
 #pragma unroll 1

@@ -1,5 +1,4 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_varlen and
-// linear_cross_entropy have no other kernels yet: the first is not registered elsewhere, the other refuses there.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_varlen has no CUDA kernels yet.
 #include "registration.h"
 
 #include "namespace.h"

@@ -5,16 +5,19 @@ import json
 
 import pytest
 import torch
-from op_check import DTYPES, check_case, check_repeats, dtype_name
+from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
 from typer.testing import CliRunner
 
+import bigmodel_kernels as bmk
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
     ATTENTION_CASES,
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
     LINEAR_CASES,
+    LINEAR_CROSS_ENTROPY_CASES,
     ROTARY_CASES,
+    LinearCrossEntropyCase,
 )
 from tests.ptx_emulator import building
 
@@ -25,6 +28,13 @@ from tests.ptx_emulator import emulated
 from tests.ptx_emulator.__main__ import app
 from tests.ptx_emulator.small_kernel import HEADER
 
+LOSSES = [
+    *LINEAR_CROSS_ENTROPY_CASES,
+    # More columns than a pass has, forward and backward.
+    LinearCrossEntropyCase(
+        "two_passes", (3,), 9, 8200, label_smoothing=0.1, z_loss=0.01, softcap=3.0, ignored=None, reduction="sum"
+    ),
+]
 CASES = {
     "attention": ATTENTION_CASES,
     "attention_weights": ATTENTION_WEIGHTS_CASES,
@@ -32,6 +42,7 @@ CASES = {
     "feed_forward": FEED_FORWARD_CASES,
     "add_norm": ADD_NORM_CASES,
     "rotary": ROTARY_CASES,
+    "linear_cross_entropy": LOSSES,
 }
 NAMED = [pytest.param(op, case, id=f"{op}-{case.name}") for op, cases in CASES.items() for case in cases]
 
@@ -74,6 +85,7 @@ ON_DEVICES = {
     "attention_weights": ("above_large_tiles", "everything", "everything_averaged"),
     "linear": ("130x100x70", "gelu_residual", "deep"),
     "feed_forward": ("gelu_plain", "silu_hidden", "relu_input"),
+    "linear_cross_entropy": ("everything",),
 }  # fmt: skip
 
 
@@ -91,7 +103,13 @@ def test_other_devices(device, op, name, dtype, emulator):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
     "op, name",
-    [("add_norm", "rows_257_layer"), ("linear", "130x100x70"), ("attention", "everything"), ("rotary", "partial")],
+    [
+        ("add_norm", "rows_257_layer"),
+        ("linear", "130x100x70"),
+        ("attention", "everything"),
+        ("rotary", "partial"),
+        ("linear_cross_entropy", "everything"),
+    ],
 )
 def test_repeats_bitwise(op, name, dtype, emulator):
     needs_kernel(op)
@@ -107,6 +125,7 @@ TURING = {
     "feed_forward": ("silu_hidden",),
     "add_norm": ("rows_257_layer",),
     "rotary": ("partial", "partial_interleaved"),
+    "linear_cross_entropy": ("everything", "two_passes"),
 }
 
 
@@ -121,8 +140,34 @@ def test_sm_75(op, name, dtype):
         emulator.check()
         classes = {name for kernel in emulator.counters().values() for name in kernel["classes"]}
     assert "cp_async" not in classes
-    if op in ("attention", "linear", "feed_forward"):
+    if op in ("attention", "linear", "feed_forward", "linear_cross_entropy"):
         assert ("mma" in classes) == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("target", [-1, 65, 1 << 40])
+def test_a_target_outside_the_vocabulary_is_nan(target, emulator):
+    """And touches no memory of others: nobody on the host looks at targets on a device."""
+    needs_kernel("linear_cross_entropy")
+    hidden, weight = torch.randn(3, 16, requires_grad=True), torch.randn(65, 16)
+    loss = bmk.linear_cross_entropy(hidden, weight, torch.tensor([1, target, 2]), reduction="none", backend="cuda")
+    (grad,) = torch.autograd.grad(loss.sum(), hidden)
+    emulator.check()
+    assert loss.isnan().tolist() == grad.isnan().all(-1).tolist() == [False, True, False]
+    assert grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("wanted", ["hidden", "weight", "bias"])
+def test_one_gradient_of_the_loss_alone(wanted, dtype, emulator):
+    needs_kernel("linear_cross_entropy")
+    (case,) = [case for case in LOSSES if case.name == "everything"]
+    inputs = case.inputs(dtype)
+    everything = leaves(inputs)
+    expected = torch.autograd.grad(case.run(everything, "cuda")["loss"], everything[wanted])
+    alone = inputs | {wanted: inputs[wanted].detach().requires_grad_()}
+    grad = torch.autograd.grad(case.run(alone, "cuda")["loss"], alone[wanted])
+    emulator.check()
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
 
 
 def test_tensors_are_the_memory_of_the_device(emulator):
