@@ -1,4 +1,5 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_varlen has no CUDA kernels yet.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_varlen has no CUDA kernels
+// yet.
 #include "registration.h"
 
 #include "namespace.h"
