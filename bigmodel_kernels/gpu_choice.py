@@ -3,7 +3,7 @@ size. A row that no device has measured says so."""
 
 from dataclasses import dataclass
 
-ALL_OPS = ("attention", "attention_weights", "linear", "feed_forward", "add_norm")
+ALL_OPS = ("attention", "attention_weights", "attention_varlen", "linear", "feed_forward", "add_norm")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ TABLE = (
     Row("cuda", ALL_OPS, most_elements=1 << 16, why="the host starts a CUDA kernel sooner than a Triton one"),
     Row(
         "triton",
-        ("attention", "linear", "feed_forward"),
+        ("attention", "attention_varlen", "linear", "feed_forward"),
         first=(9, 0),
         last=(10, 9),
         why="Triton's products use these architectures' asynchronous tensor cores, the CUDA kernels mma.sync",

@@ -42,7 +42,8 @@ def attention_varlen(
         value: [keys, kv_heads, value_dim].
         cu_seqlens_q, cu_seqlens_k: [sequences + 1], int32 or int64: sequence s has the queries cu_seqlens_q[s] ...
             cu_seqlens_q[s + 1] - 1 and the keys cu_seqlens_k[s] ... cu_seqlens_k[s + 1] - 1. They begin with 0, never
-            fall, and end with the number of queries and keys; a sequence may have no query or no key.
+            fall, and end with the number of queries and keys; a sequence may have no query or no key. On a GPU nobody
+            checks the numbers, nor a mask's size by them: the host would have to wait for the device.
         mask: broadcasts to [sequences, heads, most queries of a sequence, most keys of one], as padded tensors would
             have it; a sequence takes its first rows and columns. Boolean (True: may attend), or additive in float32 or
             the query's dtype, and then differentiable.
@@ -115,7 +116,7 @@ def _checked(query, key, value, cu_seqlens_q, cu_seqlens_k, mask) -> tuple[Tenso
 
 
 def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor) -> int | None:
-    """The most tokens of a sequence; None where values cannot be seen, while a graph is traced."""
+    """The most tokens of a sequence; None where values cannot be seen: while a graph is traced, and on a GPU."""
     checks.is_tensor(_OP, name, cu_seqlens)
     if cu_seqlens.layout != torch.strided or cu_seqlens.is_nested:
         raise ValueError(f"[{_OP}] {name} is nested or sparse; expected a dense tensor")
@@ -125,7 +126,7 @@ def _longest(name: str, cu_seqlens: Tensor, tokens: Tensor) -> int | None:
         raise ValueError(f"[{_OP}] {name} is on {cu_seqlens.device}, query on {tokens.device}; expected one device")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"[{_OP}] {name} has shape {list(cu_seqlens.shape)}; expected [sequences + 1]")
-    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
+    if torch.compiler.is_compiling() or not cu_seqlens.is_cpu:
         return None
     starts = cu_seqlens.tolist()
     lengths = [end - first for first, end in zip(starts, starts[1:], strict=False)]

@@ -8,6 +8,7 @@
 
 #include "bigmodel/add_norm.h"
 #include "bigmodel/attention.h"
+#include "bigmodel/attention_varlen.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
 
@@ -35,6 +36,8 @@ std::int64_t workspace_bytes(const AddNormForwardArgs& args, const Place& place)
 std::int64_t workspace_bytes(const AddNormBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionVarlenForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionVarlenBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionWeightsForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionWeightsBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
@@ -47,6 +50,8 @@ void run(const AddNormForwardArgs& args, const Place& place);
 void run(const AddNormBackwardArgs& args, const Place& place);
 void run(const AttentionForwardArgs& args, const Place& place);
 void run(const AttentionBackwardArgs& args, const Place& place);
+void run(const AttentionVarlenForwardArgs& args, const Place& place);
+void run(const AttentionVarlenBackwardArgs& args, const Place& place);
 void run(const AttentionWeightsForwardArgs& args, const Place& place);
 void run(const AttentionWeightsBackwardArgs& args, const Place& place);
 void run(const LinearForwardArgs& args, const Place& place);

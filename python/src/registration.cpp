@@ -1,6 +1,5 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode,
-// attention_varlen, rotary and linear_cross_entropy have no other kernels yet: the first two are not registered
-// elsewhere, the other two refuse there.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_decode, rotary and
+// linear_cross_entropy have no other kernels yet: the first is not registered elsewhere, the other two refuse there.
 #include "registration.h"
 
 #include "namespace.h"
@@ -10,6 +9,7 @@ namespace {
 void register_everywhere(bigmodel::binding::Library& library) {
   bigmodel::binding::register_attention(library);
   bigmodel::binding::register_attention_weights(library);
+  bigmodel::binding::register_attention_varlen(library);
   bigmodel::binding::register_linear(library);
   bigmodel::binding::register_feed_forward(library);
   bigmodel::binding::register_add_norm(library);
@@ -23,7 +23,6 @@ BIGMODEL_LIBRARY_IMPL(BIGMODEL_NAMESPACE, CPU, library) {
   register_everywhere(library);
 #if !defined(BIGMODEL_EMULATED)
   bigmodel::binding::register_linear_pack(library);
-  bigmodel::binding::register_attention_varlen(library);
   bigmodel::binding::register_attention_decode(library);
 #endif
 }
