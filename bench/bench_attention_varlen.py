@@ -53,14 +53,17 @@ FULL = [
     Shape("short", _spread(256, 4, 32), heads=12),
     Shape("documents", _spread(8, 256, 2048), causal=True),
 ]
+CUDA = [
+    Shape("sentences", _spread(256, 16, 512), heads=16),
+    Shape("documents", _spread(8, 512, 8192), heads=16, causal=True),
+    Shape("one long", (4096, *(64,) * 31), heads=16, causal=True),
+]
 
 
 def cases(quick: bool, dtypes: list[str], device: str = "cpu") -> Iterator[Case]:
-    """The rows of this op, which no GPU has yet."""
-    if device != "cpu":
-        return
+    """The rows of this op."""
     for dtype in dtypes:
-        for shape in QUICK if quick else FULL:
+        for shape in CUDA if device == "cuda" else QUICK if quick else FULL:
             for backward in (False, True):
                 yield case(shape, dtype, backward)
 
@@ -112,7 +115,7 @@ def padded(shape: Shape, inputs: Inputs) -> Tensor:
         tensors.append(whole.transpose(1, 2))
     mask = filled[:, None, None]
     if shape.causal:
-        mask = mask & torch.ones(filled.shape[1], filled.shape[1], dtype=torch.bool).tril()
+        mask = mask & torch.ones(filled.shape[1], filled.shape[1], dtype=torch.bool, device=filled.device).tril()
     return F.scaled_dot_product_attention(*tensors, attn_mask=mask).transpose(1, 2)[filled]
 
 

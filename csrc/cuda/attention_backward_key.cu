@@ -7,10 +7,10 @@
 namespace bigmodel::cuda {
 namespace {
 
-// A block's place in the work: its keys (none where first_key is past the last), and the tiles of queries that pass by, head after head; of those that see any
-// of the keys, the ones between full_first and full_end see all.
+// A block's place in the work: its keys (none where first_key is past the last), and the tiles of queries that pass by,
+// head after head; of those that see any of the keys, the ones between full_first and full_end see all.
 struct KeyWork {
-  int b, kv_head, first_key, first_head, queries, begin, tiles, items, full_first, full_end;
+  int b, kv_head, first_key, first_head, queries, begin, tiles, full_first, full_end;
 
   template <class T>
   __device__ KeyWork(const GradientParams<T>& p, AttentionTensors<T>& in, int rows, int queries) : queries(queries) {
@@ -24,10 +24,10 @@ struct KeyWork {
     const int first_query = max(band.first_query(first_key), 0), end_query = min(band.end_query(last_key), in.q_len);
     begin = first_query / queries;
     tiles = max((end_query + queries - 1) / queries - begin, 0);
-    items = tiles * in.group;
     full_first = band.first_query(last_key);
     full_end = band.end_query(first_key);
   }
+  __device__ int items(int group) const { return tiles * group; }
   __device__ bool full(int query) const { return query >= full_first && query + queries <= full_end; }
 };
 
@@ -56,17 +56,18 @@ __device__ QueryRow column_query(const AttentionTensors<T>& in, QueryRow head_ro
 // A warp's sixteen rows of dK or dV, if it is wanted.
 template <class T, int Head>
 __device__ void store_gradient(Accumulators<Head>& sums, float scale, const View<T>& gradient,
-                               const AttentionTensors<T>& in, const KeyWork& work, int first_key, int width,
-                               bool packed, T* room) {
+                               const AttentionTensors<T>& in, const KeyWork& work, int width, bool packed, T* room) {
   if (!gradient.data) return;
+  const int first_key = work.first_key + 16 * warp_id();
   sums.for_each([&](float& x, int, int) { x *= scale; });
   store_rows(sums, room, width, packed, [&](int i) -> T* {
     return first_key + i < in.kv_len ? gradient.at(work.b, work.kv_head, in.first_key + first_key + i) : nullptr;
   });
 }
 
+// Of small heads three blocks fill a multiprocessor's registers.
 template <class T, int Head, bool Plain, bool Keys, bool Values>
-__global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
+__global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 : 1) void grad_key_kernel(
     const __grid_constant__ GradientParams<T> p) {
   constexpr int queries = passing_rows<T, Head, Plain>;
   using Tile = SharedTile<T, queries, Head>;
@@ -85,7 +86,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   copy_own_rows<T, Head>(memory + rows * Head, in.value, work.b, work.kv_head, work.first_key, in.kv_len, in.value_dim);
   Walk ahead(work);
   const auto fetch = [&](int item, int slot) {
-    if (item >= work.items) return;
+    if (item >= work.items(in.group)) return;
     const int h = ahead.head, first = ahead.query(work);
     ahead.advance(work);
     T* const to = ring + 2 * slot * Tile::elements;
@@ -101,7 +102,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   grad_value.clear();
 
   Walk walk(work);
-  for (int item = 0; item < work.items; ++item, walk.advance(work)) {
+  for (int item = 0; item < work.items(in.group); ++item, walk.advance(work)) {
     const int slot = pipeline.step(fetch), h = walk.head, first_query = walk.query(work);
     const Tile query(ring + 2 * slot * Tile::elements), grad_output(ring + (2 * slot + 1) * Tile::elements);
     // Of two neighbouring queries at a time: {lse, delta, lse, delta}.
@@ -136,11 +137,14 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
 
   ptx::wait_for_copies<0>();
   __syncthreads();
+  // Where it belongs is looked up again: over the loop it would take registers.
+  AttentionTensors<T> out = p.in;
+  const KeyWork done(p, out, rows, queries);
   if constexpr (Keys) {
-    store_gradient(grad_key, in.rules.scale, p.grad_key, in, work, first_key, p.head_dim, p.packed_key, my_rows);
+    store_gradient(grad_key, in.rules.scale, p.grad_key, out, done, p.head_dim, p.packed_key, my_rows);
   }
   if constexpr (Values) {
-    store_gradient(grad_value, 1.0f, p.grad_value, in, work, first_key, p.value_dim, p.packed_value, my_rows);
+    store_gradient(grad_value, 1.0f, p.grad_value, out, done, p.value_dim, p.packed_value, my_rows);
   }
 }
 

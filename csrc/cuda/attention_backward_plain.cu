@@ -31,8 +31,8 @@ struct Scratch {
   PlainTile tile;
 };
 
-// A 64x64 tile, queries by keys: P F in `probabilities`, and dS in `gradients` if it is wanted. `in`: p's own, or that of
-// a packed sequence.
+// A 64x64 tile, queries by keys: P F in `probabilities`, and dS in `gradients` if it is wanted. `in`: p's own, or that
+// of a packed sequence.
 template <class T>
 __device__ void tile_gradients(const Params<T>& p, const AttentionTensors<T>& in, PlainStage& stage, int b, int h,
                                int first_query, int first_key, bool gradients_wanted, PlainAccumulators& probabilities,
@@ -58,9 +58,10 @@ __device__ void tile_gradients(const Params<T>& p, const AttentionTensors<T>& in
       x = to_float(grad[query * p.grad_weights.row + key * p.grad_weights.column]) * p.grad_weights_scale;
     });
   } else if (gradients_wanted) {
-    plain_multiply<true, true>(gradients, stage, in.value_dim,
-                               rows_of(p.grad_output.from_row(in.first_query), b, h, first_query, in.q_len, in.value_dim),
-                               rows_of(in.value, b, kv_head, first_key, in.kv_len, in.value_dim));
+    plain_multiply<true, true>(
+        gradients, stage, in.value_dim,
+        rows_of(p.grad_output.from_row(in.first_query), b, h, first_query, in.q_len, in.value_dim),
+        rows_of(in.value, b, kv_head, first_key, in.kv_len, in.value_dim));
   }
   const HeadDropout dropout(in.rules.dropout, b);
   const RowTerms* const terms = p.terms.at(in, b, h);
@@ -144,8 +145,8 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const 
   }
 }
 
-// A block sums one tile of the mask's gradient over the dimensions in which the mask broadcasts. It is 0 behind the last
-// query and key of a packed sequence.
+// A block sums one tile of the mask's gradient over the dimensions in which the mask broadcasts. It is 0 behind the
+// last query and key of a packed sequence.
 template <class T>
 __global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) Scratch scratch;

@@ -257,7 +257,10 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
     const Tile value_tile(ring + pipeline.step(fetch) * Tile::elements);
     multiply_transposed<T>(output, s, value_tile);  // O += P V
   }
-  store_result<T, Head, Plain>(p, in, work, row, first_row, softmax, output, my_queries);
+  // Where it belongs is looked up again: over the loop it would take registers.
+  AttentionTensors<T> out = p.in;
+  const Work<T> done(p, out, rows);
+  store_result<T, Head, Plain>(p, out, done, row, first_row, softmax, output, my_queries);
 }
 
 // How many blocks share the keys of a row: none do where there are blocks enough or few keys; else as few as fill the

@@ -146,10 +146,10 @@ struct AttentionTensors {
   // Of packed sequences the lengths become those of one, and its first query and key the first ones.
   __device__ void choose_sequence(int s) {
     if (query_starts.data) {
-      first_query = query_starts[s];
-      first_key = key_starts[s];
-      q_len = query_starts.length(s);
-      kv_len = key_starts.length(s);
+      first_query = agreed(query_starts[s]);
+      first_key = agreed(key_starts[s]);
+      q_len = agreed(query_starts.length(s));
+      kv_len = agreed(key_starts.length(s));
       query = query.from_row(first_query);
       key = key.from_row(first_key);
       value = value.from_row(first_key);

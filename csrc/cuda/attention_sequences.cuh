@@ -59,7 +59,7 @@ struct Starts {
       first += max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, reached))), 0) * step;
       end = min(first + step, end);
     }
-    return {first, max(tile - first_tile((*this)[first], first, size, each), 0)};
+    return {agreed(first), agreed(max(tile - first_tile((*this)[first], first, size, each), 0))};
   }
 };
 

@@ -33,8 +33,7 @@ TensorView check_starts(const Call& call, const char* name, const Tensor& tensor
   return view;
 }
 
-std::vector<std::int64_t> read_starts(const Call& call, const char* name, const TensorView& view,
-                                      std::int64_t tokens) {
+std::vector<std::int64_t> read_starts(const Call& call, const char* name, const TensorView& view, std::int64_t tokens) {
   std::vector<std::int64_t> starts(view.size[0]);
   for (std::int64_t i = 0; i < view.size[0]; ++i) {
     starts[i] = view.dtype == DType::int32 ? static_cast<const std::int32_t*>(view.data)[i * view.stride[0]]
@@ -115,8 +114,9 @@ struct CheckedVarlen {
 void keep_starts_on_device(const Call& call, const OptionalTensor& mask, CheckedVarlen& checked) {
   auto& [shape, inputs] = checked.attention;
   shape.q_len = checked.queries, shape.kv_len = checked.keys;
-  call.check(shape.batch > 0 || (shape.q_len == 0 && shape.kv_len == 0), "cu_seqlens_q has no sequence, expected those ",
-             "of ", shape.q_len, " queries and ", shape.kv_len, " keys");
+  call.check(shape.batch > 0 || (shape.q_len == 0 && shape.kv_len == 0),
+             "cu_seqlens_q has no sequence, expected those ", "of ", shape.q_len, " queries and ", shape.kv_len,
+             " keys");
   if (!mask) return;
   const Layout layout(*mask);
   if (layout.sizes.size() == 4 && layout.sizes[2] != 1) shape.q_len = layout.sizes[2];
