@@ -140,7 +140,7 @@ def test_starts_that_nobody_checked_reach_nothing_else(starts, emulator):
     query, key, value, grad = (torch.randn(70, 2, 16) for _ in range(4))
     packed = query, key, value
     starts = torch.tensor(starts), torch.tensor([0, 40, 70])
-    ops = emulated.namespace()
+    ops = emulated.namespace(emulated.NAMESPACE)
     for order in (starts, starts[::-1]):
         output, lse = ops.attention_varlen(*packed, *order)
         ops.attention_varlen_backward(grad, None, *packed, torch.zeros_like(output), torch.zeros_like(lse), *order)
@@ -150,7 +150,7 @@ def test_starts_that_nobody_checked_reach_nothing_else(starts, emulator):
 def test_tokens_of_no_sequence_are_refused(emulator):
     query, starts = torch.randn(5, 2, 8), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"^\[attention_varlen\] cu_seqlens_q has no sequence, expected those of 5 "):
-        emulated.namespace().attention_varlen(query, query, query, starts, starts)
+        emulated.namespace(emulated.NAMESPACE).attention_varlen(query, query, query, starts, starts)
 
 
 def test_tensors_are_the_memory_of_the_device(emulator):
