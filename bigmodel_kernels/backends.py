@@ -36,7 +36,7 @@ OPS = (
 )
 # Ops that a GPU backend does not have yet. Where neither has one, CUDA tensors run on the reference.
 MISSING_OPS: dict[str, tuple[str, ...]] = {
-    "cuda": ("attention_varlen",),
+    "cuda": (),
     "triton": (),
 }
 CPU_ONLY_OPS = tuple(op for op in OPS if all(op in missing for missing in MISSING_OPS.values()))

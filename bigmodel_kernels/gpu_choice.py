@@ -6,6 +6,7 @@ from dataclasses import dataclass
 ALL_OPS = (
     "attention",
     "attention_weights",
+    "attention_varlen",
     "attention_decode",
     "linear",
     "feed_forward",
@@ -34,7 +35,7 @@ TABLE = (
     Row("cuda", ALL_OPS, most_elements=1 << 16, why="the host starts a CUDA kernel sooner than a Triton one"),
     Row(
         "triton",
-        ("attention", "linear", "feed_forward", "linear_cross_entropy"),
+        ("attention", "attention_varlen", "linear", "feed_forward", "linear_cross_entropy"),
         first=(9, 0),
         last=(10, 9),
         why="Triton's products use these architectures' asynchronous tensor cores, the CUDA kernels mma.sync",

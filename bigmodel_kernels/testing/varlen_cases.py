@@ -84,12 +84,14 @@ def _cases() -> list[AttentionVarlenCase]:
         "value_dim": {"value_dim": 19},
         "head_dim_80": {"head_dim": 80},
         "head_dim_129": {"head_dim": 129, "value_dim": 65},
+        "head_dim_257": {"head_dim": 257},
     }
     everything = AttentionCase(
         "", heads=4, kv_heads=2, head_dim=40, value_dim=33, mask="float", mask_dims="hqk", causal="bottom_right",
         window=(50, None), softcap=2.5, alibi="batch", sinks=True,
     )  # fmt: skip
     few = AttentionCase("", heads=3, kv_heads=1, causal="bottom_right")
+    ragged = (0, 70, 0, (65, 130), (64, 0), (0, 63), 64, 1)  # beside the sizes of tiles, and empty on either side
     return [
         case("plain"),
         *(case(name, attention=AttentionCase("", **fields)) for name, fields in options.items()),
@@ -104,6 +106,10 @@ def _cases() -> list[AttentionVarlenCase]:
         case("no_keys", ((4, 0), (6, 9), (2, 0)), AttentionCase("", sinks=True)),
         case("no_keys_at_all", ((4, 0), (2, 0))),
         case("no_queries", ((0, 4), (6, 9), (0, 3)), AttentionCase("", mask="float")),
+        case("ragged", ragged, AttentionCase("", heads=2, kv_heads=1, head_dim=24, sinks=True, causal="bottom_right")),
+        case("ragged_mask", ragged, AttentionCase("", head_dim=24, mask="float", softcap=2.0, dropout_p=0.2)),
+        # So few queries each that the heads of one key head share a tile.
+        case("grouped_short", ((1, 90), (33, 70), (0, 5), (20, 20), (3, 130)), AttentionCase("", heads=6, kv_heads=2)),
         case("tiles", (63, 64, 65, 127, 129, 144, 145), AttentionCase("", heads=1, head_dim=64)),
         case("one_long_many_short", (700, *range(1, 20)), AttentionCase("", heads=2, head_dim=16, causal="top_left")),
         case("long", (1100, 30), AttentionCase("", heads=1, head_dim=8)),

@@ -10,7 +10,7 @@
 namespace bigmodel::cuda {
 namespace {
 
-constexpr int term_threads = 128, term_lanes = 8, term_tile = 64;
+constexpr int term_threads = 128, term_lanes = 8;
 
 template <class T>
 struct TermParams {
@@ -18,6 +18,7 @@ struct TermParams {
   const float *lse, *grad_lse;
   std::int64_t lse_stride[3], grad_lse_stride[3];
   RowTermsView terms;
+  Starts query_starts;
   int heads, q_len, value_dim;
   std::int64_t rows;  // of terms, in all heads
 };
@@ -43,15 +44,22 @@ __device__ float lane_delta(const TermParams<T>& p, int b, int h, int q) {
   return delta;
 }
 
-// term_lanes lanes take a query.
+// term_lanes lanes take a query, and a block some of one tile.
 template <class T, int N>
 __global__ __launch_bounds__(term_threads) void row_terms_kernel(const __grid_constant__ TermParams<T> p) {
   const std::int64_t first = std::int64_t(blockIdx.x) * (term_threads / term_lanes);
   const std::int64_t row = first + static_cast<int>(threadIdx.x) / term_lanes;
   const std::int64_t known = row < p.rows ? row : p.rows - 1;  // lanes past the end take part in the sums
-  const auto q = static_cast<int>(known % p.terms.length), h = static_cast<int>(known / p.terms.length % p.heads),
+  const auto h = static_cast<int>(known / p.terms.length % p.heads),
              b = static_cast<int>(known / p.terms.length / p.heads);
-  const bool seen = q < p.q_len;
+  auto q = static_cast<int>(known % p.terms.length);
+  bool seen = q < p.q_len;
+  if (p.query_starts.data) {
+    const SequenceTile tile = p.query_starts.find(static_cast<int>(first % p.terms.length / term_tile), term_tile, 1);
+    const int query = tile.number * term_tile + q % term_tile;
+    seen = query < p.query_starts.length(tile.sequence);
+    q = p.query_starts[tile.sequence] + query;
+  }
   const float delta = group_sum<term_lanes>(seen && p.grad_output.data ? lane_delta<N>(p, b, h, q) : 0.0f);
   if (row >= p.rows || lane_id() % term_lanes != 0) return;
   RowTerms terms{INFINITY, 0.0f};
@@ -68,14 +76,14 @@ constexpr int sink_threads = 256;
 // d lse / d sink = exp(sink - lse) in every row, and the output shrinks by as much: -exp(sink - lse) delta, summed.
 __global__ __launch_bounds__(sink_threads) void sink_gradient_kernel(const float* sinks, std::int64_t sink_stride,
                                                                      const __grid_constant__ RowTermsView terms,
-                                                                     int batch, int q_len, float* grad_sinks) {
+                                                                     int batch, float* grad_sinks) {
   __shared__ float room[sink_threads / warp_size];
   const int h = static_cast<int>(blockIdx.x);
   const float sink = sinks[h * sink_stride];
   float sum = 0.0f;
   for (int b = 0; b < batch; ++b) {
-    const RowTerms* const row = terms.at(b, h);
-    for (int q = static_cast<int>(threadIdx.x); q < q_len; q += sink_threads) {
+    const RowTerms* const row = terms.data + (std::int64_t(b) * terms.heads + h) * terms.length;
+    for (std::int64_t q = threadIdx.x; q < terms.length; q += sink_threads) {
       sum -= expf(sink - row[q].lse) * row[q].delta;
     }
   }
@@ -90,6 +98,7 @@ void launch_terms(const AttentionBackwardArgs& args, const RowTermsView& terms, 
                   .lse = static_cast<const float*>(args.lse.data),
                   .grad_lse = static_cast<const float*>(args.grad_lse.data),
                   .terms = terms,
+                  .query_starts = Starts(args.inputs.query_starts, args.inputs.query.size[2]),
                   .heads = static_cast<int>(args.inputs.query.size[1]),
                   .q_len = static_cast<int>(args.inputs.query.size[2]),
                   .value_dim = static_cast<int>(args.inputs.value.size[3]),
@@ -149,14 +158,14 @@ RowTermsView row_terms(const AttentionBackwardArgs& args, Workspace& workspace, 
   const TensorView& query = args.inputs.query;
   RowTermsView terms;
   terms.heads = query.size[1];
-  terms.length = (query.size[2] + term_tile - 1) / term_tile * term_tile;
+  terms.length = Starts(args.inputs.query_starts, query.size[2]).tiles(query.size[2], term_tile) * term_tile;
   terms.data = workspace.take<RowTerms>(query.size[0] * terms.heads * terms.length);
   if (!place) return terms;
   with_dtype(query.dtype, [&]<class T>(T) { launch_terms<T>(args, terms, *place); });
   if (args.grad_sinks.data) {
     launch(&sink_gradient_kernel, {terms.heads, sink_threads}, *place,
            static_cast<const float*>(args.inputs.sinks.data), args.inputs.sinks.stride[0], terms,
-           static_cast<int>(query.size[0]), static_cast<int>(query.size[2]), static_cast<float*>(args.grad_sinks.data));
+           static_cast<int>(query.size[0]), static_cast<float*>(args.grad_sinks.data));
   }
   return terms;
 }

@@ -15,13 +15,19 @@ struct RowTerms {
   float lse, delta;
 };
 
-// The terms of all queries, [batch, heads, length]: each head's are filled up to whole tiles by queries that see
-// nothing.
+inline constexpr int term_tile = 64;
+
+// The terms of all queries, [batch, heads, length]: each head's, and of packed sequences each one's, are filled up to
+// whole tiles by queries that see nothing.
 struct RowTermsView {
   RowTerms* data = nullptr;
   std::int64_t heads = 0, length = 0;
 
-  __host__ __device__ RowTerms* at(int b, int h) const { return data + (std::int64_t(b) * heads + h) * length; }
+  template <class T>
+  __device__ RowTerms* at(const AttentionTensors<T>& in, int b, int h) const {
+    if (!in.query_starts.data) return data + (std::int64_t(b) * heads + h) * length;
+    return data + h * length + std::int64_t(Starts::first_tile(in.first_query, b, term_tile, 1)) * term_tile;
+  }
 };
 
 // Computes them, and the sinks' gradient. place null: only the memory is counted.

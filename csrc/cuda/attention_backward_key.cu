@@ -7,28 +7,27 @@
 namespace bigmodel::cuda {
 namespace {
 
-// A block's place in the work: its keys, and the tiles of queries that pass by, head after head; of those that see any
-// of the keys, the ones between full_first and full_end see all.
+// A block's place in the work: its keys (none where first_key is past the last), and the tiles of queries that pass by,
+// head after head; of those that see any of the keys, the ones between full_first and full_end see all.
 struct KeyWork {
-  int b, kv_head, first_key, first_head, queries, begin, tiles, items, full_first, full_end;
+  int b, kv_head, first_key, first_head, queries, begin, tiles, full_first, full_end;
 
   template <class T>
-  __device__ KeyWork(const GradientParams<T>& p, int rows, int queries) : queries(queries) {
-    const AttentionTensors<T>& in = p.in;
-    const Band& band = in.band;
+  __device__ KeyWork(const GradientParams<T>& p, AttentionTensors<T>& in, int rows, int queries) : queries(queries) {
     const int unit = static_cast<int>(blockIdx.x) / p.row_tiles;
     b = unit / in.kv_heads;
     kv_head = unit % in.kv_heads;
     first_head = kv_head * in.group;
-    first_key = static_cast<int>(blockIdx.x) % p.row_tiles * rows;
+    first_key = in.enter_tile(in.key_starts, static_cast<int>(blockIdx.x) % p.row_tiles, rows, b) * rows;
+    const Band& band = in.band;
     const int last_key = min(first_key + rows, in.kv_len) - 1;
     const int first_query = max(band.first_query(first_key), 0), end_query = min(band.end_query(last_key), in.q_len);
     begin = first_query / queries;
     tiles = max((end_query + queries - 1) / queries - begin, 0);
-    items = tiles * in.group;
     full_first = band.first_query(last_key);
     full_end = band.end_query(first_key);
   }
+  __device__ int items(int group) const { return tiles * group; }
   __device__ bool full(int query) const { return query >= full_first && query + queries <= full_end; }
 };
 
@@ -56,25 +55,29 @@ __device__ QueryRow column_query(const AttentionTensors<T>& in, QueryRow head_ro
 
 // A warp's sixteen rows of dK or dV, if it is wanted.
 template <class T, int Head>
-__device__ void store_gradient(Accumulators<Head>& sums, float scale, const View<T>& gradient, const KeyWork& work,
-                               int first_key, int kv_len, int width, bool packed, T* room) {
+__device__ void store_gradient(Accumulators<Head>& sums, float scale, const View<T>& gradient,
+                               const AttentionTensors<T>& in, const KeyWork& work, int width, bool packed, T* room) {
   if (!gradient.data) return;
+  const int first_key = work.first_key + 16 * warp_id();
   sums.for_each([&](float& x, int, int) { x *= scale; });
   store_rows(sums, room, width, packed, [&](int i) -> T* {
-    return first_key + i < kv_len ? gradient.at(work.b, work.kv_head, first_key + i) : nullptr;
+    return first_key + i < in.kv_len ? gradient.at(work.b, work.kv_head, in.first_key + first_key + i) : nullptr;
   });
 }
 
+// Of small heads three blocks fill a multiprocessor's registers.
 template <class T, int Head, bool Plain, bool Keys, bool Values>
-__global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
+__global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 : 1) void grad_key_kernel(
     const __grid_constant__ GradientParams<T> p) {
   constexpr int queries = passing_rows<T, Head, Plain>;
   using Tile = SharedTile<T, queries, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
-  const AttentionTensors<T>& in = p.in;
+  AttentionTensors<T> in = p.in;
   const int rows = 16 * (static_cast<int>(blockDim.x) / warp_size);
-  const KeyWork work(p, rows, queries);
+  const KeyWork work(p, in, rows, queries);
+  if (work.first_key >= in.kv_len) return;
+  const View<const T> grad_outputs = p.grad_output.from_row(in.first_query);
   T* const memory = reinterpret_cast<T*>(shared);
   T* const my_rows = memory + warp_id() * Own::elements;
   const Own key(my_rows), value(my_rows + rows * Head);
@@ -83,12 +86,12 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   copy_own_rows<T, Head>(memory + rows * Head, in.value, work.b, work.kv_head, work.first_key, in.kv_len, in.value_dim);
   Walk ahead(work);
   const auto fetch = [&](int item, int slot) {
-    if (item >= work.items) return;
+    if (item >= work.items(in.group)) return;
     const int h = ahead.head, first = ahead.query(work);
     ahead.advance(work);
     T* const to = ring + 2 * slot * Tile::elements;
     copy_passing<Tile>(to, in.query, work.b, h, first, in.q_len, in.head_dim);
-    copy_passing<Tile>(to + Tile::elements, p.grad_output, work.b, h, first, in.q_len, in.value_dim);
+    copy_passing<Tile>(to + Tile::elements, grad_outputs, work.b, h, first, in.q_len, in.value_dim);
   };
   Pipeline pipeline(p.stages, fetch);
   const int first_key = work.first_key + 16 * warp_id();
@@ -99,11 +102,11 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
   grad_value.clear();
 
   Walk walk(work);
-  for (int item = 0; item < work.items; ++item, walk.advance(work)) {
+  for (int item = 0; item < work.items(in.group); ++item, walk.advance(work)) {
     const int slot = pipeline.step(fetch), h = walk.head, first_query = walk.query(work);
     const Tile query(ring + 2 * slot * Tile::elements), grad_output(ring + (2 * slot + 1) * Tile::elements);
     // Of two neighbouring queries at a time: {lse, delta, lse, delta}.
-    const float4* const terms = reinterpret_cast<const float4*>(p.terms.at(work.b, h) + first_query);
+    const float4* const terms = reinterpret_cast<const float4*>(p.terms.at(in, work.b, h) + first_query);
     const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
@@ -134,17 +137,20 @@ __global__ __launch_bounds__(gradient_warps* warp_size) void grad_key_kernel(
 
   ptx::wait_for_copies<0>();
   __syncthreads();
+  // Where it belongs is looked up again: over the loop it would take registers.
+  AttentionTensors<T> out = p.in;
+  const KeyWork done(p, out, rows, queries);
   if constexpr (Keys) {
-    store_gradient(grad_key, in.rules.scale, p.grad_key, work, first_key, in.kv_len, p.head_dim, p.packed_key, my_rows);
+    store_gradient(grad_key, in.rules.scale, p.grad_key, out, done, p.head_dim, p.packed_key, my_rows);
   }
   if constexpr (Values) {
-    store_gradient(grad_value, 1.0f, p.grad_value, work, first_key, in.kv_len, p.value_dim, p.packed_value, my_rows);
+    store_gradient(grad_value, 1.0f, p.grad_value, out, done, p.value_dim, p.packed_value, my_rows);
   }
 }
 
 template <class T, int Head, bool Plain>
 void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
-  p.row_tiles = (p.in.kv_len + 16 * warps - 1) / (16 * warps);
+  p.row_tiles = static_cast<int>(p.in.key_starts.tiles(p.in.kv_len, 16 * warps));
   const Launch shape{std::int64_t(p.in.batch) * p.in.kv_heads * p.row_tiles, warps * warp_size,
                      gradient_shared_bytes<T, Head, Plain>(warps, p.stages)};
   if constexpr (Head <= 128) {

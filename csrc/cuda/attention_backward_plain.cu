@@ -23,7 +23,7 @@ struct Params {
   // The mask's: contiguous, with size 1 where it broadcasts.
   void* grad_mask;
   bool mask_is_wide;
-  int mask_size[4], mask_tiles[2];
+  int mask_batch, mask_size[4], mask_tiles[2];  // mask_batch: whatever it broadcasts over
 };
 
 struct Scratch {
@@ -31,11 +31,12 @@ struct Scratch {
   PlainTile tile;
 };
 
-// A 64x64 tile, queries by keys: P F in `probabilities`, and dS in `gradients` if it is wanted.
+// A 64x64 tile, queries by keys: P F in `probabilities`, and dS in `gradients` if it is wanted. `in`: p's own, or that
+// of a packed sequence.
 template <class T>
-__device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int h, int first_query, int first_key,
-                               bool gradients_wanted, PlainAccumulators& probabilities, PlainAccumulators& gradients) {
-  const AttentionTensors<T>& in = p.in;
+__device__ void tile_gradients(const Params<T>& p, const AttentionTensors<T>& in, PlainStage& stage, int b, int h,
+                               int first_query, int first_key, bool gradients_wanted, PlainAccumulators& probabilities,
+                               PlainAccumulators& gradients) {
   const auto rows_of = [](const View<const T>& view, int batch, int head, int first, int count, int width) {
     const T* const data = view.data ? view.at(batch, head) : nullptr;
     return [=, row_stride = view.row, stride = view.column](int row, int depth) {
@@ -57,12 +58,13 @@ __device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int
       x = to_float(grad[query * p.grad_weights.row + key * p.grad_weights.column]) * p.grad_weights_scale;
     });
   } else if (gradients_wanted) {
-    plain_multiply<true, true>(gradients, stage, in.value_dim,
-                               rows_of(p.grad_output, b, h, first_query, in.q_len, in.value_dim),
-                               rows_of(in.value, b, kv_head, first_key, in.kv_len, in.value_dim));
+    plain_multiply<true, true>(
+        gradients, stage, in.value_dim,
+        rows_of(p.grad_output.from_row(in.first_query), b, h, first_query, in.q_len, in.value_dim),
+        rows_of(in.value, b, kv_head, first_key, in.kv_len, in.value_dim));
   }
   const HeadDropout dropout(in.rules.dropout, b);
-  const RowTerms* const terms = p.terms.at(b, h);
+  const RowTerms* const terms = p.terms.at(in, b, h);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int query = first_query + plain_row() + i;
@@ -87,19 +89,22 @@ __device__ void tile_gradients(const Params<T>& p, PlainStage& stage, int b, int
 template <class T, int Slices>
 __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) Scratch scratch;
-  const AttentionTensors<T>& in = p.in;
+  AttentionTensors<T> in = p.in;
   const bool of_query = p.which == PlainGradient::query, of_value = p.which == PlainGradient::value;
   int block = static_cast<int>(blockIdx.x);
   const int first_feature = block % p.feature_parts * Slices * plain_tile;
   block /= p.feature_parts;
-  const int first_row = block % p.row_tiles * plain_tile, unit = block / p.row_tiles;
-  const int units = of_query ? in.heads : in.kv_heads, b = unit / units, own_head = unit % units;
+  const int units = of_query ? in.heads : in.kv_heads, unit = block / p.row_tiles, own_head = unit % units;
+  int b = unit / units;
+  const Starts& starts = of_query ? in.query_starts : in.key_starts;
+  const int first_row = in.enter_tile(starts, block % p.row_tiles, plain_tile, b) * plain_tile;
   const int length = of_query ? in.q_len : in.kv_len, last_row = min(first_row + plain_tile, length) - 1;
+  if (first_row >= length) return;
   // What passes by: keys of one head, or queries of all heads that read these keys.
   const int passing_length = of_query ? in.kv_len : in.q_len;
   const int first = of_query ? in.band.first_key(first_row) : max(in.band.first_query(first_row), 0);
   const int end = of_query ? in.band.end_key(last_row) : min(in.band.end_query(last_row), in.q_len);
-  const View<const T>& passing = of_query ? in.key : of_value ? p.grad_output : in.query;
+  const View<const T> passing = of_query ? in.key : of_value ? p.grad_output.from_row(in.first_query) : in.query;
 
   PlainAccumulators sums[Slices];
 #pragma unroll
@@ -109,7 +114,7 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const 
     const T* const rows = passing.data ? passing.at(b, of_query ? own_head / in.group : h) : nullptr;
     for (int other = first / plain_tile * plain_tile; other < end; other += plain_tile) {
       PlainAccumulators probabilities, gradients;
-      tile_gradients(p, scratch.stage, b, h, of_query ? first_row : other, of_query ? other : first_row, !of_value,
+      tile_gradients(p, in, scratch.stage, b, h, of_query ? first_row : other, of_query ? other : first_row, !of_value,
                      probabilities, gradients);
       if (of_query) {
         gradients.store(scratch.tile);
@@ -134,16 +139,17 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const 
     sums[slice].for_each([&](float x, int row, int column) {
       const int feature = first_feature + slice * plain_tile + column;
       if (first_row + row >= length || feature >= p.features) return;
-      p.gradient.at(b, own_head, first_row + row)[feature] = from_float<T>(x * scale);
+      const int token = (of_query ? in.first_query : in.first_key) + first_row + row;
+      p.gradient.at(b, own_head, token)[feature] = from_float<T>(x * scale);
     });
   }
 }
 
-// A block sums one tile of the mask's gradient over the dimensions in which the mask broadcasts.
+// A block sums one tile of the mask's gradient over the dimensions in which the mask broadcasts. It is 0 behind the
+// last query and key of a packed sequence.
 template <class T>
 __global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) Scratch scratch;
-  const AttentionTensors<T>& in = p.in;
   int block = static_cast<int>(blockIdx.x);
   const int first_key = block % p.mask_tiles[1] * plain_tile;
   block /= p.mask_tiles[1];
@@ -155,12 +161,15 @@ __global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const _
 
   PlainAccumulators sums;
   sums.clear();
-  for (int b = one_b ? 0 : mask_b; b < (one_b ? in.batch : mask_b + 1); ++b) {
+  for (int b = one_b ? 0 : mask_b; b < (one_b ? p.mask_batch : mask_b + 1); ++b) {
+    AttentionTensors<T> in = p.in;
+    in.choose_sequence(b);
+    if (first_query >= in.q_len || first_key >= in.kv_len) continue;
     for (int h = one_h ? 0 : mask_h; h < (one_h ? in.heads : mask_h + 1); ++h) {
       for (int query = first_query; query < (one_q ? in.q_len : first_query + 1); query += plain_tile) {
         for (int key = first_key; key < (one_k ? in.kv_len : first_key + 1); key += plain_tile) {
           PlainAccumulators probabilities, gradients;
-          tile_gradients(p, scratch.stage, b, h, query, key, true, probabilities, gradients);
+          tile_gradients(p, in, scratch.stage, b, h, query, key, true, probabilities, gradients);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -172,8 +181,7 @@ __global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const _
   }
   sums.store(scratch.tile);  // [key][query]
   __syncthreads();
-  const int queries = one_q ? 1 : min(plain_tile, in.q_len - first_query);
-  const int keys = one_k ? 1 : min(plain_tile, in.kv_len - first_key);
+  const int queries = min(plain_tile, p.mask_size[2] - first_query), keys = min(plain_tile, p.mask_size[3] - first_key);
   for (int i = static_cast<int>(threadIdx.x); i < queries * keys; i += plain_threads) {
     const int query = i / keys, key = i % keys;
     float sum = 0.0f;
@@ -201,7 +209,7 @@ __global__ __launch_bounds__(plain_threads, 1) void lse_gradient_kernel(const __
   float sums[4] = {};
   for (int key = in.band.first_key(first_query) / plain_tile * plain_tile; key < end; key += plain_tile) {
     PlainAccumulators probabilities, gradients;
-    tile_gradients(p, stage, b, h, first_query, key, true, probabilities, gradients);
+    tile_gradients(p, in, stage, b, h, first_query, key, true, probabilities, gradients);
     gradients.for_each([&](float x, int row, int) { sums[row - plain_row()] += x; });
   }
 #pragma unroll
@@ -219,6 +227,7 @@ int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 
 template <class T>
 void launch_mask(Params<T> p, const TensorView& grad_mask, const Place& place) {
   p.grad_mask = grad_mask.data;
+  p.mask_batch = p.in.query_starts.data ? p.in.query_starts.sequences : p.in.batch;
   p.mask_is_wide = grad_mask.dtype == DType::float32;
   for (int dim = 0; dim < 4; ++dim) p.mask_size[dim] = static_cast<int>(grad_mask.size[dim]);
   for (int dim = 0; dim < 2; ++dim) p.mask_tiles[dim] = ceil_div(p.mask_size[2 + dim], plain_tile);
@@ -238,7 +247,8 @@ void launch_gradient(Params<T> p, const TensorView& gradient, const Place& place
   p.gradient = View<T>(gradient);
   p.features = static_cast<int>(gradient.size[3]);
   p.feature_parts = ceil_div(p.features, Slices * plain_tile);
-  p.row_tiles = ceil_div(gradient.size[2], plain_tile);
+  const Starts& starts = p.which == PlainGradient::query ? p.in.query_starts : p.in.key_starts;
+  p.row_tiles = static_cast<int>(starts.tiles(gradient.size[2], plain_tile));
   const std::int64_t blocks = gradient.size[0] * gradient.size[1] * p.row_tiles * p.feature_parts;
   launch(&plain_gradient_kernel<T, Slices>, {blocks, plain_threads}, place, p);
 }

@@ -12,12 +12,15 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   using Tile = SharedTile<T, keys, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
-  const AttentionTensors<T>& in = p.in;
+  AttentionTensors<T> in = p.in;
   const int warps = static_cast<int>(blockDim.x) / warp_size, rows = 16 * warps;
   const int tile_of_rows = static_cast<int>(blockIdx.x) % p.row_tiles,
             unit = static_cast<int>(blockIdx.x) / p.row_tiles;
-  const int b = unit / in.heads, h = unit % in.heads, kv_head = h / in.group;
-  const int block_row = (p.row_tiles - 1 - tile_of_rows) * rows;  // the last rows have the most keys where it is causal
+  const int h = unit % in.heads, kv_head = h / in.group;
+  int b = unit / in.heads;
+  // The last rows have the most keys where it is causal.
+  const int block_row = in.enter_tile(in.query_starts, p.row_tiles - 1 - tile_of_rows, rows, b) * rows;
+  if (block_row >= in.q_len) return;
   const int last_row = min(block_row + rows, in.q_len) - 1;
   T* const memory = reinterpret_cast<T*>(shared);
   T* const my_rows = memory + warp_id() * Own::elements;
@@ -25,7 +28,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   T* const ring = memory + 2 * rows * Head;
 
   copy_own_rows<T, Head>(memory, in.query, b, h, block_row, in.q_len, in.head_dim);
-  copy_own_rows<T, Head>(memory + rows * Head, p.grad_output, b, h, block_row, in.q_len, in.value_dim);
+  copy_own_rows<T, Head>(memory + rows * Head, p.grad_output.from_row(in.first_query), b, h, block_row, in.q_len,
+                         in.value_dim);
 
   const Band& band = in.band;
   const int begin = band.first_key(block_row) / keys, end = (band.end_key(last_row) + keys - 1) / keys;
@@ -46,7 +50,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   for (int half = 0; half < 2; ++half) {
     const int r = first_row + lane_id() / 4 + 8 * half;
     row[half] = QueryRow(in, b, h, r);
-    terms[half] = r < p.terms.length ? p.terms.at(b, h)[r] : RowTerms{INFINITY, 0.0f};
+    terms[half] = r < in.q_len ? p.terms.at(in, b, h)[r] : RowTerms{INFINITY, 0.0f};
   }
   const HeadDropout dropout(in.rules.dropout, b);
   Accumulators<Head> result;
@@ -78,13 +82,14 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   ptx::wait_for_copies<0>();
   __syncthreads();
   result.for_each([&](float& x, int, int) { x *= in.rules.scale; });
-  store_rows(result, my_rows, p.head_dim, p.packed_query,
-             [&](int i) -> T* { return first_row + i < in.q_len ? p.grad_query.at(b, h, first_row + i) : nullptr; });
+  store_rows(result, my_rows, p.head_dim, p.packed_query, [&](int i) -> T* {
+    return first_row + i < in.q_len ? p.grad_query.at(b, h, in.first_query + first_row + i) : nullptr;
+  });
 }
 
 template <class T, int Head, bool Plain>
 void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
-  p.row_tiles = (p.in.q_len + 16 * warps - 1) / (16 * warps);
+  p.row_tiles = static_cast<int>(p.in.query_starts.tiles(p.in.q_len, 16 * warps));
   launch(&grad_query_kernel<T, Head, Plain>,
          {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, warps * warp_size,
           gradient_shared_bytes<T, Head, Plain>(warps, p.stages)},

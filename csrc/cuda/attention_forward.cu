@@ -23,7 +23,7 @@ struct Params {
   float* lse;
   // A unit of rows is the queries of one head; or, where they are few, of all heads that share keys.
   bool folded;
-  int unit_rows, units, row_tiles;
+  int units, row_tiles;
   bool last_rows_first;  // causal: they have the most keys
   int stages;
   Splits splits;
@@ -52,25 +52,25 @@ std::int64_t shared_bytes(int warps, int stages) {
 // A block's place in the work.
 template <class T>
 struct Work {
-  int batch, kv_head, first_head, first_row, split;
+  int batch, kv_head, first_head, first_row, q_len, split;
 
-  __device__ explicit Work(const Params<T>& p, int rows) {
+  __device__ Work(const Params<T>& p, AttentionTensors<T>& in, int rows) {
     int block = static_cast<int>(blockIdx.x);
     split = block % p.splits.count;
     block /= p.splits.count;
     // Tile after tile, so that the keys of one head stay in the cache; but the longest tiles of all heads first.
     const int tile = p.last_rows_first ? p.row_tiles - 1 - block / p.units : block % p.row_tiles;
     const int unit = p.last_rows_first ? block % p.units : block / p.row_tiles;
-    const int units_per_batch = p.folded ? p.in.kv_heads : p.in.heads;
+    const int units_per_batch = p.folded ? in.kv_heads : in.heads, each = p.folded ? in.group : 1;
     batch = unit / units_per_batch;
-    first_head = unit % units_per_batch * (p.folded ? p.in.group : 1);
-    kv_head = first_head / p.in.group;
-    first_row = tile * rows;
+    first_head = unit % units_per_batch * each;
+    kv_head = first_head / in.group;
+    first_row = in.enter_tile(in.query_starts, tile, rows, batch, each) * rows;
+    q_len = in.q_len;
   }
-  __device__ int head(const Params<T>& p, int row) const {
-    return p.folded ? first_head + row / p.in.q_len : first_head;
-  }
-  __device__ int query(const Params<T>& p, int row) const { return p.folded ? row % p.in.q_len : row; }
+  __device__ int unit_rows(const Params<T>& p) const { return p.folded ? q_len * p.in.group : q_len; }
+  __device__ int head(const Params<T>& p, int row) const { return p.folded ? first_head + row / q_len : first_head; }
+  __device__ int query(const Params<T>& p, int row) const { return p.folded ? row % q_len : row; }
 };
 
 // Tiles of keys [begin, end) that a block walks over; those in [full_begin, full_end) are seen by all its queries.
@@ -78,12 +78,11 @@ struct KeyTiles {
   int begin, end, full_begin, full_end;
 
   template <class T>
-  __device__ KeyTiles(const Params<T>& p, const Work<T>& work, int rows, int keys) {
-    const int last_row = min(work.first_row + rows, p.unit_rows) - 1;
+  __device__ KeyTiles(const Params<T>& p, const Band& band, const Work<T>& work, int rows, int keys) {
+    const int last_row = min(work.first_row + rows, work.unit_rows(p)) - 1;
     const bool one_head = work.head(p, work.first_row) == work.head(p, last_row);
     const int first = one_head ? work.query(p, work.first_row) : 0;
-    const int last = one_head ? work.query(p, last_row) : p.in.q_len - 1;
-    const Band& band = p.in.band;
+    const int last = one_head ? work.query(p, last_row) : work.q_len - 1;
     const int first_tile = band.first_key(first) / keys, end_tile = (band.end_key(last) + keys - 1) / keys;
     const int each = (max(end_tile - first_tile, 0) + p.splits.count - 1) / p.splits.count;
     begin = first_tile + work.split * each;
@@ -96,13 +95,13 @@ struct KeyTiles {
 
 // One split's rows, in fp32.
 template <class T, int Head>
-__device__ void store_split(const Params<T>& p, const Work<T>& work, int first_row, Accumulators<Head>& output) {
+__device__ void store_split(const Params<T>& p, const AttentionTensors<T>& in, const Work<T>& work, int first_row,
+                            Accumulators<Head>& output) {
   const int lane = lane_id();
   output.for_each_pair([&](float first, float second, int half, int column) {
     const int row = first_row + lane / 4 + 8 * half;
-    if (row >= p.unit_rows || column >= p.value_dim) return;
-    const std::int64_t whole_row =
-        (std::int64_t(work.batch) * p.in.heads + work.head(p, row)) * p.in.q_len + work.query(p, row);
+    if (row >= work.unit_rows(p) || column >= p.value_dim) return;
+    const std::int64_t whole_row = in.row_of(work.batch, work.head(p, row), work.query(p, row));
     float* const to = p.splits.output + (work.split * p.splits.rows + whole_row) * p.value_dim + column;
     if (p.value_dim % 2 == 0) {
       *reinterpret_cast<float2*>(to) = {first, second};
@@ -115,13 +114,12 @@ __device__ void store_split(const Params<T>& p, const Work<T>& work, int first_r
 
 // Starts copying a block's queries: sixteen rows for each warp.
 template <class T, int Head>
-__device__ void copy_queries(const Params<T>& p, const Work<T>& work, int warps, T* to) {
-  const View<const T>& query = p.in.query;
+__device__ void copy_queries(const Params<T>& p, const View<const T>& query, const Work<T>& work, int warps, T* to) {
   for (int warp = 0; warp < warps; ++warp) {
     const SharedTile<T, warp_rows, Head> part(to + warp * warp_rows * Head);
     copy_tile(part, p.in.head_dim, query.data, [&](int row) -> const T* {
       const int r = work.first_row + warp * warp_rows + row;
-      return r < p.unit_rows ? query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+      return r < work.unit_rows(p) ? query.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
     });
   }
 }
@@ -183,10 +181,10 @@ struct QueryOperand {
 
 // A warp's rows are complete: writes their log-sum-exps and their output, or this split's part of both.
 template <class T, int Head, bool Plain>
-__device__ void store_result(const Params<T>& p, const Work<T>& work, const QueryRow (&row)[2], int first_row,
-                             OnlineSoftmax<Plain>& softmax, Accumulators<Head>& output, T* room) {
+__device__ void store_result(const Params<T>& p, const AttentionTensors<T>& in, const Work<T>& work,
+                             const QueryRow (&row)[2], int first_row, OnlineSoftmax<Plain>& softmax,
+                             Accumulators<Head>& output, T* room) {
   softmax.finish();
-  const AttentionTensors<T>& in = p.in;
   const bool whole = p.splits.count == 1;
   float factor[2];
 #pragma unroll
@@ -195,17 +193,18 @@ __device__ void store_result(const Params<T>& p, const Work<T>& work, const Quer
     const float sink = whole && in.sinks ? in.sinks[row[half].head * in.sink_stride] : -INFINITY;
     const RowEnd end(maximum, softmax.sum[half], sink);
     factor[half] = end.factor;
-    const bool writes = lane_id() % 4 == 0 && first_row + lane_id() / 4 + 8 * half < p.unit_rows;
-    const std::int64_t whole_row = (std::int64_t(work.batch) * in.heads + row[half].head) * in.q_len + row[half].query;
+    const bool writes = lane_id() % 4 == 0 && first_row + lane_id() / 4 + 8 * half < work.unit_rows(p);
+    const std::int64_t whole_row = in.row_of(work.batch, row[half].head, row[half].query);
     if (writes) (whole ? p.lse : p.splits.lse + work.split * p.splits.rows)[whole_row] = end.lse;
   }
   output.for_each([&](float& x, int half, int) { x *= factor[half]; });
-  if (!whole) return store_split(p, work, first_row, output);
+  if (!whole) return store_split(p, in, work, first_row, output);
   ptx::wait_for_copies<0>();  // of queries, where there were no keys
   __syncthreads();
   store_rows(output, room, p.value_dim, p.packed_output, [&](int i) -> T* {
     const int r = first_row + i;
-    return r < p.unit_rows ? p.output.at(work.batch, work.head(p, r), work.query(p, r)) : nullptr;
+    if (r >= work.unit_rows(p)) return nullptr;
+    return p.output.at(work.batch, work.head(p, r), in.first_query + work.query(p, r));
   });
 }
 
@@ -214,14 +213,15 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   constexpr int keys = tile_keys<T, Head>;
   using Tile = SharedTile<T, keys, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
-  const AttentionTensors<T>& in = p.in;
+  AttentionTensors<T> in = p.in;
   const int warps = static_cast<int>(blockDim.x) / warp_size, rows = warps * warp_rows;
-  const Work<T> work(p, rows);
-  const KeyTiles tiles(p, work, rows, keys);
+  const Work<T> work(p, in, rows);
+  if (work.first_row >= work.unit_rows(p)) return;
+  const KeyTiles tiles(p, in.band, work, rows, keys);
   // Queries [rows, Head], each warp's on their own; then the ring of tiles of keys and values.
   T *const queries = reinterpret_cast<T*>(shared), *const my_queries = queries + warp_id() * warp_rows * Head;
   T* const ring = queries + rows * Head;
-  copy_queries<T, Head>(p, work, warps, queries);
+  copy_queries<T, Head>(p, in.query, work, warps, queries);
   const FetchKeysAndValues<T, Head> fetch(in, work, tiles, ring);
   Pipeline pipeline(p.stages, fetch);
 
@@ -229,7 +229,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   QueryRow row[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int r = min(first_row + lane_id() / 4 + 8 * half, p.unit_rows - 1);
+    const int r = min(first_row + lane_id() / 4 + 8 * half, work.unit_rows(p) - 1);
     row[half] = QueryRow(in, work.batch, work.head(p, r), work.query(p, r));
   }
   const HeadDropout dropout(in.rules.dropout, work.batch);
@@ -257,13 +257,16 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
     const Tile value_tile(ring + pipeline.step(fetch) * Tile::elements);
     multiply_transposed<T>(output, s, value_tile);  // O += P V
   }
-  store_result<T, Head, Plain>(p, work, row, first_row, softmax, output, my_queries);
+  // Where it belongs is looked up again: over the loop it would take registers.
+  AttentionTensors<T> out = p.in;
+  const Work<T> done(p, out, rows);
+  store_result<T, Head, Plain>(p, out, done, row, first_row, softmax, output, my_queries);
 }
 
 // How one call is divided; decided by shapes and the device alone.
 struct Division {
   bool folded;
-  int unit_rows, units, row_tiles, warps, stages, splits;
+  int units, row_tiles, warps, stages, splits;
   std::int64_t shared;
 };
 
@@ -271,23 +274,23 @@ template <class T, int Head>
 Division divide(const AttentionForwardArgs& args, const Place& place) {
   const TensorView &query = args.inputs.query, &key = args.inputs.key;
   const auto batch = static_cast<int>(query.size[0]), heads = static_cast<int>(query.size[1]),
-             q_len = static_cast<int>(query.size[2]), kv_heads = static_cast<int>(key.size[1]);
+             kv_heads = static_cast<int>(key.size[1]);
+  const Starts query_starts(args.inputs.query_starts, query.size[2]), key_starts(args.inputs.key_starts, key.size[2]);
+  const std::int64_t q_len = query_starts.usual_length(query.size[2]), kv_len = key_starts.usual_length(key.size[2]);
   Division d;
   d.folded = heads > kv_heads && q_len <= fewest_warps * warp_rows / 2;
-  d.unit_rows = d.folded ? heads / kv_heads * q_len : q_len;
+  const int each = d.folded ? heads / kv_heads : 1;
   d.units = batch * (d.folded ? kv_heads : heads);
   // Larger tiles read the keys less often, but only where they are full and leave no part of the device idle.
   const auto fits = [&](int warps, int stages) { return shared_bytes<T, Head>(warps, stages) <= place.shared_memory; };
-  const std::int64_t large_tiles =
-      std::int64_t(d.units) * ((d.unit_rows + most_warps * warp_rows - 1) / (most_warps * warp_rows));
-  const bool large =
-      has_large_tiles<Head> && d.unit_rows > fewest_warps * warp_rows && large_tiles >= place.multiprocessors;
+  const auto tiles_of = [&](int warps) { return query_starts.tiles(each * query.size[2], warps * warp_rows); };
+  const bool large = has_large_tiles<Head> && each * q_len > fewest_warps * warp_rows &&
+                     d.units * tiles_of(most_warps) >= place.multiprocessors;
   d.warps = large && fits(most_warps, 2) ? most_warps : fewest_warps;
   d.stages = place.capability >= 80 && fits(d.warps, 3) ? 3 : 2;
   d.shared = shared_bytes<T, Head>(d.warps, d.stages);
-  const int rows = d.warps * warp_rows;
-  d.row_tiles = (d.unit_rows + rows - 1) / rows;
-  const auto key_tiles = static_cast<int>((key.size[2] + tile_keys<T, Head> - 1) / tile_keys<T, Head>);
+  d.row_tiles = static_cast<int>(tiles_of(d.warps));
+  const auto key_tiles = static_cast<int>((kv_len + tile_keys<T, Head> - 1) / tile_keys<T, Head>);
   d.splits = choose_splits(std::int64_t(d.units) * d.row_tiles, key_tiles, place);
   return d;
 }
@@ -303,7 +306,6 @@ void run_tiles(const AttentionForwardArgs& args, const Place& place) {
                     .value_dim = static_cast<int>(args.output.size[3]),
                     .lse = static_cast<float*>(args.lse.data),
                     .folded = d.folded,
-                    .unit_rows = d.unit_rows,
                     .units = d.units,
                     .row_tiles = d.row_tiles,
                     .last_rows_first = args.inputs.options.causal != Causal::none,

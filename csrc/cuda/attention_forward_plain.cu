@@ -49,12 +49,14 @@ template <class T, int Slices>
 __global__ __launch_bounds__(plain_threads, 1) void plain_attention_kernel(const __grid_constant__ Params<T> p) {
   __shared__ __align__(16) PlainStage stage;
   __shared__ __align__(16) PlainTile probabilities;
-  const AttentionTensors<T>& in = p.in;
+  AttentionTensors<T> in = p.in;
   int block = static_cast<int>(blockIdx.x);
   const int part = block % p.value_parts;
   block /= p.value_parts;
-  const int first_row = block % p.row_tiles * plain_tile, unit = block / p.row_tiles;
-  const int b = unit / in.heads, h = unit % in.heads, kv_head = h / in.group;
+  const int unit = block / p.row_tiles, h = unit % in.heads, kv_head = h / in.group;
+  int b = unit / in.heads;
+  const int first_row = in.enter_tile(in.query_starts, block % p.row_tiles, plain_tile, b) * plain_tile;
+  if (first_row >= in.q_len) return;
   const int last_row = min(first_row + plain_tile, in.q_len) - 1, first_value = part * Slices * plain_tile;
   const T *const query = in.query.at(b, h), *const key = in.key.at(b, kv_head), *const value = in.value.at(b, kv_head);
   const HeadDropout dropout(in.rules.dropout, b);
@@ -106,14 +108,14 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_attention_kernel(const
     const RowEnd row_end(softmax.maximum[i], group_sum<16>(softmax.sum[i]),
                          in.sinks ? in.sinks[h * in.sink_stride] : -INFINITY);
     if (row >= in.q_len) continue;
-    if (part == 0 && plain_column() == 0) p.lse[(std::int64_t(b) * in.heads + h) * in.q_len + row] = row_end.lse;
+    if (part == 0 && plain_column() == 0) p.lse[in.row_of(b, h, row)] = row_end.lse;
 #pragma unroll
     for (int slice = 0; slice < Slices; ++slice) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int feature = first_value + slice * plain_tile + plain_column() + j;
         if (feature < in.value_dim)
-          p.output.at(b, h, row)[feature] = from_float<T>(output[slice].at[i][j] * row_end.factor);
+          p.output.at(b, h, in.first_query + row)[feature] = from_float<T>(output[slice].at[i][j] * row_end.factor);
       }
     }
   }
@@ -124,7 +126,7 @@ void run_slices(const AttentionForwardArgs& args, const Place& place) {
   Params<T> p{.in = AttentionTensors<T>(args.inputs),
               .output = View<T>(args.output),
               .lse = static_cast<float*>(args.lse.data)};
-  p.row_tiles = (p.in.q_len + plain_tile - 1) / plain_tile;
+  p.row_tiles = static_cast<int>(p.in.query_starts.tiles(p.in.q_len, plain_tile));
   p.value_parts = (p.in.value_dim + Slices * plain_tile - 1) / (Slices * plain_tile);
   const std::int64_t blocks = std::int64_t(p.in.batch) * p.in.heads * p.row_tiles * p.value_parts;
   launch(&plain_attention_kernel<T, Slices>, {blocks, plain_threads}, place, p);

@@ -1,11 +1,12 @@
 // What attention's kernels read, as they take it: pointers of a known type, 32-bit sizes, 64-bit strides; and the band
-// of keys that a query sees by its position alone.
+// of keys that a query sees by its position alone. Of packed sequences a block makes itself the inputs of one.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "bigmodel/attention.h"
+#include "cuda/attention_sequences.cuh"
 #include "cuda/cuda.h"
 #include "cuda/element.cuh"
 #include "cuda/pack_rows.h"
@@ -22,11 +23,17 @@ struct View {
   View() = default;
   explicit View(const TensorView& view)
       : data(static_cast<T*>(view.data)),
-        batch(view.stride[0]),
+        batch(view.size[0] == 1 ? 0 : view.stride[0]),  // packed sequences are one batch, whichever is asked for
         head(view.stride[1]),
         row(view.stride[2]),
         column(view.stride[3]) {}
 
+  // That begins with row r, if there is one.
+  __device__ View from_row(int r) const {
+    View result = *this;
+    if (data) result.data += r * row;
+    return result;
+  }
   __device__ T* at(int b, int h) const { return data + b * batch + h * head; }
   __device__ T* at(int b, int h, int r) const { return at(b, h) + r * row; }
 };
@@ -34,7 +41,12 @@ struct View {
 // Query i sees the keys d(i) - before <= j <= d(i) + after, where d(i) = i + offset.
 struct Band {
   int offset, before, after, kv_len;
+  bool from_start;  // offset is 0
 
+  __host__ __device__ void set_lengths(int queries, int keys) {
+    kv_len = keys;
+    offset = from_start ? 0 : keys - queries;
+  }
   __host__ __device__ int clamp(int key) const { return key < 0 ? 0 : key > kv_len ? kv_len : key; }
   __host__ __device__ int first_key(int query) const { return clamp(query + offset - before); }
   __host__ __device__ int end_key(int query) const { return clamp(query + offset + after + 1); }
@@ -49,8 +61,8 @@ struct Band {
     // Kernels add a few such distances in 32 bits.
     if (q_len + keys > (1 << 28)) throw Error("more than 2^28 queries and keys in one head are not supported");
     const auto unbounded = static_cast<int>(q_len + keys);
-    kv_len = static_cast<int>(keys);
-    offset = options.causal == Causal::top_left ? 0 : static_cast<int>(keys - q_len);
+    from_start = options.causal == Causal::top_left;
+    set_lengths(static_cast<int>(q_len), static_cast<int>(keys));
     before = options.window_left < 0 ? unbounded : static_cast<int>(options.window_left);
     after = options.window_right < 0 ? unbounded : static_cast<int>(options.window_right);
     if (options.causal != Causal::none) after = 0;
@@ -107,6 +119,9 @@ struct AttentionTensors {
   ScoreRules rules;
   const float* sinks;
   std::int64_t sink_stride;
+  Starts query_starts, key_starts;
+  int queries;  // of one head, in all sequences where they are packed
+  int first_query = 0, first_key = 0;
 
   explicit AttentionTensors(const AttentionInputs& inputs)
       : query(inputs.query),
@@ -123,7 +138,38 @@ struct AttentionTensors {
         band(inputs),
         rules(inputs),
         sinks(static_cast<const float*>(inputs.sinks.data)),
-        sink_stride(inputs.sinks.stride[0]) {}
+        sink_stride(inputs.sinks.stride[0]),
+        query_starts(inputs.query_starts, inputs.query.size[2]),
+        key_starts(inputs.key_starts, inputs.key.size[2]),
+        queries(q_len) {}
+
+  // Of packed sequences the lengths become those of one, and its first query and key the first ones.
+  __device__ void choose_sequence(int s) {
+    if (query_starts.data) {
+      first_query = agreed(query_starts[s]);
+      first_key = agreed(key_starts[s]);
+      q_len = agreed(query_starts.length(s));
+      kv_len = agreed(key_starts.length(s));
+      query = query.from_row(first_query);
+      key = key.from_row(first_key);
+      value = value.from_row(first_key);
+    }
+    band.set_lengths(q_len, kv_len);  // always, so that these take no registers of their own
+  }
+  // The number, within its sequence, of a tile of `size` rows along query_starts or key_starts, `each` rows for a
+  // token. Of packed sequences b becomes its sequence, and this what choose_sequence makes of it.
+  __device__ int enter_tile(const Starts& starts, int tile, int size, int& b, int each = 1) {
+    SequenceTile found{b, tile};
+    if (starts.data) found = starts.find(tile, size, each);
+    b = found.sequence;
+    choose_sequence(b);
+    return found.number;
+  }
+  // Of all rows of queries, [batch, heads, q_len], or [heads, queries] where sequences are packed.
+  __device__ std::int64_t row_of(int b, int h, int query) const {
+    const std::int64_t head = query_starts.data ? h : std::int64_t(b) * heads + h;
+    return head * queries + first_query + query;
+  }
 };
 
 // The inputs as the tensor-core kernels can copy them. place null: only the memory is counted.

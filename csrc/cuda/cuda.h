@@ -9,6 +9,7 @@
 #include "bigmodel/add_norm.h"
 #include "bigmodel/attention.h"
 #include "bigmodel/attention_decode.h"
+#include "bigmodel/attention_varlen.h"
 #include "bigmodel/feed_forward.h"
 #include "bigmodel/linear.h"
 #include "bigmodel/linear_cross_entropy.h"
@@ -38,6 +39,8 @@ std::int64_t workspace_bytes(const AddNormForwardArgs& args, const Place& place)
 std::int64_t workspace_bytes(const AddNormBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionBackwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionVarlenForwardArgs& args, const Place& place);
+std::int64_t workspace_bytes(const AttentionVarlenBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionWeightsForwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const AttentionWeightsBackwardArgs& args, const Place& place);
 std::int64_t workspace_bytes(const LinearForwardArgs& args, const Place& place);
@@ -54,6 +57,8 @@ void run(const AddNormForwardArgs& args, const Place& place);
 void run(const AddNormBackwardArgs& args, const Place& place);
 void run(const AttentionForwardArgs& args, const Place& place);
 void run(const AttentionBackwardArgs& args, const Place& place);
+void run(const AttentionVarlenForwardArgs& args, const Place& place);
+void run(const AttentionVarlenBackwardArgs& args, const Place& place);
 void run(const AttentionWeightsForwardArgs& args, const Place& place);
 void run(const AttentionWeightsBackwardArgs& args, const Place& place);
 void run(const LinearForwardArgs& args, const Place& place);

@@ -12,6 +12,12 @@ inline constexpr std::uint32_t whole_warp = 0xffffffffu;
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % warp_size; }
 __device__ inline int warp_id() { return static_cast<int>(threadIdx.x) / warp_size; }
 
+// x, which all lanes of the warp agree on, so that the compiler knows it too: it can then keep what follows from x in
+// registers that the lanes share. By a vote on each bit.
+__device__ inline int agreed(int x) {
+  return static_cast<int>(__ballot_sync(whole_warp, static_cast<unsigned>(x) >> lane_id() & 1));
+}
+
 // Over groups of Lanes neighbouring lanes, a power of two.
 template <int Lanes = warp_size>
 __device__ inline float group_sum(float x) {

@@ -19,7 +19,7 @@
 namespace bigmodel::binding {
 namespace {
 
-// Where the sequences start, in host memory, and the order in which they are computed.
+// For the CPU kernels: where the sequences start, in host memory, and the order in which they are computed.
 struct Starts {
   std::vector<std::int64_t> queries, keys, order;
 
@@ -27,9 +27,13 @@ struct Starts {
   PackedSequences sequences() const { return {count(), queries.data(), keys.data(), order.data()}; }
 };
 
-std::vector<std::int64_t> starts_of(const Call& call, const char* name, const Tensor& tensor, std::int64_t tokens) {
+TensorView check_starts(const Call& call, const char* name, const Tensor& tensor) {
   const TensorView view = call.one_of({DType::int32, DType::int64}, name, tensor, {any_size});
   call.check(view.size[0] > 0, name, " is empty, expected a 0 and the end of every sequence");
+  return view;
+}
+
+std::vector<std::int64_t> read_starts(const Call& call, const char* name, const TensorView& view, std::int64_t tokens) {
   std::vector<std::int64_t> starts(view.size[0]);
   for (std::int64_t i = 0; i < view.size[0]; ++i) {
     starts[i] = view.dtype == DType::int32 ? static_cast<const std::int32_t*>(view.data)[i * view.stride[0]]
@@ -49,12 +53,10 @@ std::int64_t longest(const std::vector<std::int64_t>& starts) {
   return most;
 }
 
-Starts check_starts(const Call& call, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, std::int64_t queries,
-                    std::int64_t keys) {
+Starts read_starts(const Call& call, const TensorView& of_queries, const TensorView& of_keys, std::int64_t queries,
+                   std::int64_t keys) {
   Starts starts{
-      starts_of(call, "cu_seqlens_q", cu_seqlens_q, queries), starts_of(call, "cu_seqlens_k", cu_seqlens_k, keys), {}};
-  call.check(starts.queries.size() == starts.keys.size(), "cu_seqlens_k has ", starts.keys.size(),
-             " entries, expected cu_seqlens_q's ", starts.queries.size());
+      read_starts(call, "cu_seqlens_q", of_queries, queries), read_starts(call, "cu_seqlens_k", of_keys, keys), {}};
   starts.order.resize(starts.queries.size() - 1);
   std::iota(starts.order.begin(), starts.order.end(), 0);
   const auto work = [&](std::int64_t s) {
@@ -101,10 +103,25 @@ Tensor empty_tokens(const Call& call, const TensorView& like, std::int64_t featu
 }
 
 struct CheckedVarlen {
-  CheckedAttention attention;  // its shape: batch is the number of sequences, lengths are the longest ones
-  Starts starts;
+  // Its shape: batch is the number of sequences, lengths are the longest ones, as far as the host can know.
+  CheckedAttention attention;
+  Starts starts;  // on a CPU
   std::int64_t queries, keys;
 };
+
+// The host does not wait for a device to tell it the numbers: kernels read them there. A mask's own size stands for the
+// longest lengths, else no sequence is longer than all of them.
+void keep_starts_on_device(const Call& call, const OptionalTensor& mask, CheckedVarlen& checked) {
+  auto& [shape, inputs] = checked.attention;
+  shape.q_len = checked.queries, shape.kv_len = checked.keys;
+  call.check(shape.batch > 0 || (shape.q_len == 0 && shape.kv_len == 0),
+             "cu_seqlens_q has no sequence, expected those ", "of ", shape.q_len, " queries and ", shape.kv_len,
+             " keys");
+  if (!mask) return;
+  const Layout layout(*mask);
+  if (layout.sizes.size() == 4 && layout.sizes[2] != 1) shape.q_len = layout.sizes[2];
+  if (layout.sizes.size() == 4 && layout.sizes[3] != 1) shape.kv_len = layout.sizes[3];
+}
 
 CheckedVarlen check_varlen(const Call& call, const AttentionTensors& tensors, const Tensor& cu_seqlens_q,
                            const Tensor& cu_seqlens_k, const AttentionKeywords& keywords) {
@@ -121,9 +138,17 @@ CheckedVarlen check_varlen(const Call& call, const AttentionTensors& tensors, co
   inputs.value = heads_first(call.tensor("value", *tensors.value, {checked.keys, shape.kv_heads, any_size}));
   shape.value_dim = inputs.value.size[3];
   call.check(shape.value_dim > 0, "value has value_dim 0, expected at least 1");
-  checked.starts = check_starts(call, cu_seqlens_q, cu_seqlens_k, checked.queries, checked.keys);
-  shape.batch = checked.starts.count();
-  shape.q_len = longest(checked.starts.queries), shape.kv_len = longest(checked.starts.keys);
+  inputs.query_starts = check_starts(call, "cu_seqlens_q", cu_seqlens_q);
+  inputs.key_starts = check_starts(call, "cu_seqlens_k", cu_seqlens_k);
+  call.check(inputs.key_starts.size[0] == inputs.query_starts.size[0], "cu_seqlens_k has ", inputs.key_starts.size[0],
+             " entries, expected cu_seqlens_q's ", inputs.query_starts.size[0]);
+  shape.batch = inputs.query_starts.size[0] - 1;
+  if (call.on_cuda()) {
+    keep_starts_on_device(call, tensors.mask, checked);
+  } else {
+    checked.starts = read_starts(call, inputs.query_starts, inputs.key_starts, checked.queries, checked.keys);
+    shape.q_len = longest(checked.starts.queries), shape.kv_len = longest(checked.starts.keys);
+  }
   check_score_rules(call, tensors, keywords, checked.attention);
   return checked;
 }
@@ -143,7 +168,7 @@ std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& k
   Tensor output = empty_tokens(call, inputs.query, shape.value_dim);
   const std::int64_t lse_sizes[] = {shape.heads, checked.queries};
   Tensor lse = call.empty(lse_sizes, DType::float32);
-  if (shape.has_queries()) {
+  if (shape.batch > 0 && output.numel() > 0) {
     AttentionVarlenForwardArgs args;
     args.packed = {.inputs = inputs,
                    .output = heads_first(tensor_view(output, call.dtype())),

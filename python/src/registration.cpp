@@ -1,5 +1,4 @@
-// Which ops each device has. A layout of packed weights is the CPU kernels' own. attention_varlen has no CUDA kernels
-// yet.
+// Which ops each device has. A layout of packed weights is the CPU kernels' own.
 #include "registration.h"
 
 #include "namespace.h"
@@ -9,6 +8,7 @@ namespace {
 void register_everywhere(bigmodel::binding::Library& library) {
   bigmodel::binding::register_attention(library);
   bigmodel::binding::register_attention_weights(library);
+  bigmodel::binding::register_attention_varlen(library);
   bigmodel::binding::register_attention_decode(library);
   bigmodel::binding::register_linear(library);
   bigmodel::binding::register_feed_forward(library);
@@ -23,7 +23,6 @@ BIGMODEL_LIBRARY_IMPL(BIGMODEL_NAMESPACE, CPU, library) {
   register_everywhere(library);
 #if !defined(BIGMODEL_EMULATED)
   bigmodel::binding::register_linear_pack(library);
-  bigmodel::binding::register_attention_varlen(library);
 #endif
 }
 #if defined(BIGMODEL_CUDA) && !defined(BIGMODEL_EMULATED)

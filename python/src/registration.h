@@ -9,7 +9,7 @@ using Library = torch::stable::detail::StableLibrary;
 
 void register_attention(Library& library);
 void register_attention_weights(Library& library);
-void register_attention_varlen(Library& library);  // no CUDA kernel yet
+void register_attention_varlen(Library& library);
 void register_attention_decode(Library& library);
 void register_linear(Library& library);
 void register_linear_pack(Library& library);  // a layout of the CPU kernels

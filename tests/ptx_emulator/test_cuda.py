@@ -12,6 +12,7 @@ import bigmodel_kernels as bmk
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
     ATTENTION_CASES,
+    ATTENTION_VARLEN_CASES,
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
     LINEAR_CASES,
@@ -38,6 +39,7 @@ LOSSES = [
 CASES = {
     "attention": ATTENTION_CASES,
     "attention_weights": ATTENTION_WEIGHTS_CASES,
+    "attention_varlen": ATTENTION_VARLEN_CASES,
     "linear": LINEAR_CASES,
     "feed_forward": FEED_FORWARD_CASES,
     "add_norm": ADD_NORM_CASES,
@@ -83,6 +85,7 @@ ON_DEVICES = {
     "attention": ("primes", "head_dim_80", "head_dim_129", "large_tiles", "above_large_tiles", "long_keys",
                   "one_query_long", "multi_query", "causal_large", "window_causal", "everything"),
     "attention_weights": ("above_large_tiles", "everything", "everything_averaged"),
+    "attention_varlen": ("ragged", "grouped_short", "everything"),
     "linear": ("130x100x70", "gelu_residual", "deep"),
     "feed_forward": ("gelu_plain", "silu_hidden", "relu_input"),
     "linear_cross_entropy": ("everything",),
@@ -109,6 +112,7 @@ def test_other_devices(device, op, name, dtype, emulator):
         ("attention", "everything"),
         ("rotary", "partial"),
         ("linear_cross_entropy", "everything"),
+        ("attention_varlen", "everything"),
     ],
 )
 def test_repeats_bitwise(op, name, dtype, emulator):
@@ -121,6 +125,7 @@ def test_repeats_bitwise(op, name, dtype, emulator):
 TURING = {
     "attention": ("primes", "head_dim_80", "above_large_tiles", "long_keys", "everything"),
     "attention_weights": ("everything",),
+    "attention_varlen": ("ragged", "grouped_short", "everything"),
     "linear": ("130x100x70", "gelu_residual"),
     "feed_forward": ("silu_hidden",),
     "add_norm": ("rows_257_layer",),
@@ -140,7 +145,7 @@ def test_sm_75(op, name, dtype):
         emulator.check()
         classes = {name for kernel in emulator.counters().values() for name in kernel["classes"]}
     assert "cp_async" not in classes
-    if op in ("attention", "linear", "feed_forward", "linear_cross_entropy"):
+    if op in ("attention", "attention_varlen", "linear", "feed_forward", "linear_cross_entropy"):
         assert ("mma" in classes) == (dtype == torch.float16)
 
 
@@ -168,6 +173,28 @@ def test_one_gradient_of_the_loss_alone(wanted, dtype, emulator):
     grad = torch.autograd.grad(case.run(alone, "cuda")["loss"], alone[wanted])
     emulator.check()
     torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+
+
+WRONG_STARTS = ([0, 70, 40], [-9, 30, 70], [8, 30, 1 << 40], [99, 99, 99], [0, 0, 0], [70, 30, 0])
+
+
+@pytest.mark.parametrize("starts", WRONG_STARTS, ids=str)
+def test_starts_that_nobody_checked_reach_nothing_else(starts, emulator):
+    """The host does not read cu_seqlens: kernels stay within the tensors whatever it holds."""
+    query, key, value, grad = (torch.randn(70, 2, 16) for _ in range(4))
+    packed = query, key, value
+    starts = torch.tensor(starts), torch.tensor([0, 40, 70])
+    ops = emulated.namespace(emulated.NAMESPACE)
+    for order in (starts, starts[::-1]):
+        output, lse = ops.attention_varlen(*packed, *order)
+        ops.attention_varlen_backward(grad, None, *packed, torch.zeros_like(output), torch.zeros_like(lse), *order)
+        assert {hazard.kind for hazard in emulator.hazards()} <= {"uninitialised"}
+
+
+def test_tokens_of_no_sequence_are_refused(emulator):
+    query, starts = torch.randn(5, 2, 8), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"^\[attention_varlen\] cu_seqlens_q has no sequence, expected those of 5 "):
+        emulated.namespace(emulated.NAMESPACE).attention_varlen(query, query, query, starts, starts)
 
 
 def test_tensors_are_the_memory_of_the_device(emulator):

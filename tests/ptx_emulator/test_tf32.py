@@ -12,6 +12,7 @@ from op_check import expected, run_with_gradients
 from bigmodel_kernels import attention, linear
 from bigmodel_kernels.testing import (
     ATTENTION_CASES,
+    ATTENTION_VARLEN_CASES,
     FEED_FORWARD_CASES,
     FORWARD,
     GRADIENT,
@@ -27,11 +28,16 @@ if building.nvcc() is None:
 
 from tests.ptx_emulator import comparing, emulated
 
+# Packed sequences take attention's kernels: some of their cases say as much as all.
+PACKED = [
+    case for case in ATTENTION_VARLEN_CASES if case.name in ("ragged", "grouped_short", "everything", "head_dim_129")
+]
 CASES = {
     "linear": LINEAR_CASES,
     "feed_forward": FEED_FORWARD_CASES,
     "attention": ATTENTION_CASES,
     "linear_cross_entropy": [case for case in LINEAR_CROSS_ENTROPY_CASES if case.name in ("97x20x2500", "everything")],
+    "attention_varlen": PACKED,
 }
 NAMED = [pytest.param(case, id=f"{op}-{case.name}") for op, cases in CASES.items() for case in cases]
 
@@ -63,7 +69,8 @@ def check(case, emulator) -> None:
     emulator.check()
     kernels = multipliers(emulator)
     empty = any(x is not None and x.numel() == 0 for x in case.inputs(torch.float32).values())
-    large = max(getattr(case, "head_dim", 0), getattr(case, "value_dim", 0) or 0) > 128
+    attention = getattr(case, "attention", case)  # of attention_varlen
+    large = max(getattr(attention, "head_dim", 0), getattr(attention, "value_dim", 0) or 0) > 128
     assert empty or (kernels and all(found != large for found in kernels.values())), kernels
     with tf32.Products() as products:
         of_torch = run_with_gradients(case, case.inputs(torch.float32), torch.float32, "reference")
@@ -71,7 +78,7 @@ def check(case, emulator) -> None:
     truth, _ = expected(case, torch.float32)
     # dO V^T sees rounded factors, and rowsum(dO O), which is subtracted from it, does not: plain attention subtracts a
     # sum of dO V^T itself. So attention's floor has TF32's eps, which is float16's, as in other dtypes it has theirs.
-    floor_of = torch.float16 if isinstance(case, AttentionCase) else torch.float32
+    floor_of = torch.float16 if isinstance(attention, AttentionCase) else torch.float32
     for found, reference, true, factor in zip((outputs, grads), of_torch, truth, (FORWARD, GRADIENT), strict=True):
         for name, x in found.items():
             assert_as_exact(name, x, reference[name], true[name], factor, floor_of)

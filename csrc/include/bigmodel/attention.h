@@ -38,6 +38,8 @@ struct AttentionInputs {
   TensorView mask;               // [batch, heads, q_len, kv_len] after broadcasting; boolean, fp32 or the query's dtype
   TensorView alibi_slopes;       // [batch, heads] after broadcasting
   TensorView sinks;              // [heads]
+  // [sequences + 1], int32 or int64, of packed sequences (attention_varlen.h) in device memory, for kernels there.
+  TensorView query_starts, key_starts;
   AttentionOptions options;
 };
 

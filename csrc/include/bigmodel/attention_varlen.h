@@ -10,6 +10,7 @@
 
 namespace bigmodel {
 
+// In host memory. Kernels of other devices read the inputs' query_starts and key_starts instead, and no order.
 struct PackedSequences {
   std::int64_t count = 0;
   const std::int64_t* query_starts = nullptr;  // [count + 1], never falling, from 0 to the number of queries

@@ -1,0 +1,66 @@
+// Where packed sequences (bigmodel/attention_varlen.h) start, as kernels read it: in device memory, for which no host
+// waits. So a grid is made for whatever the lengths are. Tile start[s] / size + s is the first of sequence s, which
+// leaves every sequence the tiles that it needs; the few that are left have no rows, and their blocks leave at once.
+#pragma once
+
+#include <cstdint>
+
+#include "bigmodel/tensor.h"
+#include "cuda/warp.cuh"
+
+namespace bigmodel::cuda {
+
+// A tile of a grid as the `number`th of one sequence.
+struct SequenceTile {
+  int sequence, number;
+};
+
+// Of queries or of keys. Absent where sequences are not packed: these are as long as the tensors' rows are many.
+struct Starts {
+  const void* data = nullptr;
+  std::int64_t stride = 0;
+  bool wide = false;  // int64 instead of int32
+  int sequences = 0, tokens = 0;
+
+  Starts() = default;
+  Starts(const TensorView& starts, std::int64_t tokens)
+      : data(starts.data),
+        stride(starts.stride[0]),
+        wide(starts.dtype == DType::int64),
+        sequences(static_cast<int>(starts.size[0] - 1)),
+        tokens(static_cast<int>(tokens)) {}
+
+  // Tiles of `size` rows for `rows` rows in all.
+  std::int64_t tiles(std::int64_t rows, int size) const {
+    return data ? rows / size + sequences : (rows + size - 1) / size;
+  }
+  // What the host can know of a sequence's length: the mean.
+  std::int64_t usual_length(std::int64_t rows) const { return data ? (rows + sequences - 1) / sequences : rows; }
+
+  // No check has seen the numbers: whatever they are, nothing outside the tokens is touched.
+  __device__ int operator[](int s) const {
+    const std::int64_t at = s * stride;
+    const std::int64_t start =
+        wide ? static_cast<const std::int64_t*>(data)[at] : static_cast<const std::int32_t*>(data)[at];
+    return static_cast<int>(start < 0 ? 0 : start > tokens ? tokens : start);
+  }
+  __device__ int length(int s) const { return max((*this)[s + 1] - (*this)[s], 0); }
+
+  // Where tokens have `each` rows.
+  __device__ static int first_tile(int start, int s, int size, int each) {
+    return static_cast<int>(std::int64_t(start) * each / size) + s;
+  }
+  // That of the last sequence whose first tile is not behind it. Every lane of a warp looks at another sequence.
+  __device__ SequenceTile find(int tile, int size, int each) const {
+    int first = 0, end = sequences;
+    while (end - first > 1) {
+      const int step = (end - first + warp_size - 1) / warp_size, mine = first + lane_id() * step;
+      const bool reached = mine < end && first_tile((*this)[mine], mine, size, each) <= tile;
+      first += max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, reached))), 0) * step;
+      end = min(first + step, end);
+    }
+    return {agreed(first), agreed(max(tile - first_tile((*this)[first], first, size, each), 0))};
+  }
+};
+
+}  // namespace bigmodel::cuda
