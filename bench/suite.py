@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bigmodel_kernels.backends import CPU_ONLY_OPS
-
 from . import (
     bench_add_norm,
     bench_attention,
@@ -53,8 +51,7 @@ def select(ops: Sequence[str] = (), dtypes: Sequence[str] = (), quick: bool = Fa
         if name not in known:
             raise ValueError(f"[bench] {name!r} is unknown: expected one of {', '.join(known)}")
     kind = device.partition(":")[0]
-    names = ops or [op for op in OPS if kind == "cpu" or op not in CPU_ONLY_OPS]
-    return [case for op in names for case in OPS[op].cases(quick, dtypes or list(DTYPES), kind)]
+    return [case for op in ops or OPS for case in OPS[op].cases(quick, dtypes or list(DTYPES), kind)]
 
 
 def run_suite(

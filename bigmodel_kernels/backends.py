@@ -34,12 +34,6 @@ OPS = (
     "rotary",
     "linear_cross_entropy",
 )
-# Ops that a GPU backend does not have yet. Where neither has one, CUDA tensors run on the reference.
-MISSING_OPS: dict[str, tuple[str, ...]] = {
-    "cuda": (),
-    "triton": (),
-}
-CPU_ONLY_OPS = tuple(op for op in OPS if all(op in missing for missing in MISSING_OPS.values()))
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (torch.float64, *KERNEL_DTYPES)
 
@@ -98,7 +92,7 @@ def resolve(op: str, device: torch.device, dtype: torch.dtype, name: str | None 
     if name is None:
         return _namespace(_automatic(op, device, dtype, elements))
     _check_name(op, name)
-    reasons = _reasons(op, name, device, dtype)
+    reasons = _reasons(name, device, dtype)
     if reasons:
         raise RuntimeError(f"[{op}] the {name} backend cannot run this: {'; '.join(reasons)}")
     return _namespace(name)
@@ -126,10 +120,10 @@ def unsupported_reasons(
     # Every option of an op is supported wherever the op is, so that the op, devices and dtypes decide alone.
     del options
     if not tensors:
-        return _op_reasons(op, backend)
+        return [*_backend_reasons(backend)]
     reasons = []
     for tensor in tensors:
-        reasons += [reason for reason in _reasons(op, backend, tensor.device, tensor.dtype) if reason not in reasons]
+        reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
     return reasons
 
 
@@ -215,13 +209,13 @@ def _check_name(op: str, name: str) -> None:
 
 
 def _automatic(op: str, device: torch.device, dtype: torch.dtype, elements: int | None = None) -> str:
-    if device.type == "cuda" and not any(_reasons(op, name, device, dtype) for name in _GPU_BACKENDS):
+    if device.type == "cuda" and not any(_reasons(name, device, dtype) for name in _GPU_BACKENDS):
         return gpu_choice.choose(op, torch.cuda.get_device_capability(device), elements).backend
     for name in AUTOMATIC_ORDER:
         # On CPU tensors Triton only interprets its kernels: a test of them, and never a choice.
-        if not (name == "triton" and device.type == "cpu") and not _reasons(op, name, device, dtype):
+        if not (name == "triton" and device.type == "cpu") and not _reasons(name, device, dtype):
             return name
-    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons(op, 'reference', device, dtype))}")
+    raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
 
 
 # What these functions return is decided when a call is traced: no compiler need follow how.
@@ -312,14 +306,8 @@ def _load_triton() -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _op_reasons(op: str, name: str) -> list[str]:
-    """Why a backend cannot run an op, whatever the tensors."""
-    missing = op in MISSING_OPS.get(name, ())
-    return [*_backend_reasons(name), *([f"{op} has no {name} kernel yet"] if missing else [])]
-
-
-def _reasons(op: str, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    reasons = _op_reasons(op, name)
+def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    reasons = [*_backend_reasons(name)]
     if reasons:
         return reasons
     if name == "reference":

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from op_check import DTYPES, EXAMPLES, dtype_name
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels import backends
 from bigmodel_kernels.testing import ATTENTION_DECODE_CASES, FORWARD, AttentionDecodeCase, assert_as_exact
 from bigmodel_kernels.testing.decode_cases import CACHES
 from bigmodel_kernels.testing.layouts import LAYOUTS
@@ -21,13 +20,6 @@ CACHE_DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 OPTIONS = {"scale": None, "window_left": -1, "softcap": 0.0}
 NAMES = ("query", "key_cache", "value_cache", "cache_lengths", "block_table", "new_key", "new_value", "key_scales")
 NAMES = (*NAMES, "value_scales", "sinks")
-
-
-@pytest.fixture(autouse=True)
-def only_kernels_there_are(request):
-    backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
-    if "attention_decode" in backends.MISSING_OPS.get(backend, ()):
-        pytest.skip(f"attention_decode has no {backend} kernel yet")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -12,9 +12,6 @@ import torch
 import bigmodel_kernels as bmk
 from bigmodel_kernels import backends, gpu_choice, reference
 
-# Of both GPU backends.
-GPU_OPS = [op for op in backends.OPS if not any(op in missing for missing in backends.MISSING_OPS.values())]
-
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_available_or_says_why_not(name):
@@ -179,7 +176,7 @@ class TestTriton:
         assert self.run(code, TRITON_INTERPRET="1") == "0"
 
 
-@pytest.mark.parametrize("op", GPU_OPS)
+@pytest.mark.parametrize("op", backends.OPS)
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("elements", [None, 1, 1 << 40])
 def test_a_row_of_the_table_fits_every_call(op, capability, elements):
@@ -190,7 +187,7 @@ def test_automatic_choice_between_the_gpu_backends_follows_the_table(monkeypatch
     monkeypatch.setattr(backends, "_reasons", lambda op, name, device, dtype: [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device("cuda")
-    for op in GPU_OPS:
+    for op in backends.OPS:
         for elements in (1, 1 << 30):
             chosen = backends.resolve(op, device, torch.bfloat16, elements=elements)
             row = gpu_choice.choose(op, (9, 0), elements)
@@ -209,18 +206,6 @@ def test_devices_that_a_build_is_for(monkeypatch, architectures, runs, does_not_
     monkeypatch.setattr(backends, "_cuda_architectures", lambda: architectures)
     assert all(backends._compiled_for(capability) for capability in runs)
     assert not any(backends._compiled_for(capability) for capability in does_not_run)
-
-
-def test_an_op_without_gpu_kernels_says_so(monkeypatch):
-    """Named GPU backends give the reason; automatic choice on the CPU is untouched."""
-    monkeypatch.setattr(backends, "MISSING_OPS", {"cuda": ("linear",), "triton": ("linear",)})
-    monkeypatch.setattr(backends, "_backend_reasons", lambda name: ())
-    x = torch.ones(2, 2)
-    assert "linear has no triton kernel yet" in backends.unsupported_reasons("linear", "triton", (x,))
-    assert backends.unsupported_reasons("linear", "cpu", (x,)) == []
-    assert backends.explain("linear", x).backend == "cpu"
-    with pytest.raises(RuntimeError, match=r"\[linear\] .* linear has no cuda kernel yet"):
-        bmk.linear(x, x, backend="cuda")
 
 
 def test_a_triton_that_is_too_old_is_a_reason(monkeypatch):

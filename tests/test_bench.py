@@ -391,7 +391,7 @@ def test_a_device_of_another_name_has_no_percentages():
     assert "1.00x" in printed(compare.print_comparison, record, record)
 
 
-@pytest.mark.parametrize("op", [op for op in suite.OPS if op not in bmk.backends.CPU_ONLY_OPS])
+@pytest.mark.parametrize("op", suite.OPS)
 def test_cuda_devices_have_cases_of_their_own(op):
     cases = suite.select([op], device="cuda:1")
     keys = [case.key for case in cases]

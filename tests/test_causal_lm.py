@@ -138,17 +138,6 @@ def test_steps_after_the_prompts_call_attention_decode(monkeypatch, beams):
     assert lengths == [[len(prompt) + i for prompt in PROMPTS for _ in range(beams)] for i in range(3) for _ in "12"]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_where_decode_has_no_kernel_steps_call_attention(monkeypatch, name, beams):
-    """As on a GPU, token for token what attention_decode gives."""
-    model = make(name, torch.float64)
-    expected = model.generate(PROMPTS, 20, beams=beams)
-    monkeypatch.setattr(kv_cache, "has_kernel", lambda op, query: False)
-    monkeypatch.delattr(kv_cache.functional, "attention_decode")
-    assert model.generate(PROMPTS, 20, beams=beams) == expected
-
-
 def test_a_gradient_through_the_cache_is_refused():
     model = make("gpt")
     cache = kv_cache.KVCache(model.config, 1, 4, torch.float32, torch.device("cpu"))

@@ -134,6 +134,21 @@ def test_workers_take_turns_and_each_goes_on_with_its_own(folder, ensemble_of):
         assert turns == list(range(len(turns)))
 
 
+def test_workers_that_memory_does_not_hold_together_come_one_after_the_other(folder, ensemble_of, monkeypatch):
+    monkeypatch.setattr(conductor, "SHARE_OF_MEMORY", 1e-12)
+    row = ensemble_of(fake("ours"), fake("other")).run(ROW, CASE, 0.02, folder)
+    assert row.results["ours right"].timing and row.results["other right"].timing
+    names = [line.split()[0] for line in (folder / "calls.log").read_text().splitlines()]
+    assert names == sorted(names, key=["ours", "other"].index)
+
+
+def test_groups():
+    assert conductor.groups("abcde", 3.0, 7.0) == ["ab", "cd", "e"]
+    assert conductor.groups("abc", 3.0, 1.0) == ["a", "b", "c"]
+    assert conductor.groups("abc", 3.0, float("inf")) == ["abc"]
+    assert conductor.groups([], 3.0, 7.0) == []
+
+
 def test_failures_stay_in_the_row_and_leave_the_others_running(folder, ensemble_of):
     row = ensemble_of(fake("ours"), fake("other", "more")).run(ROW, CASE, 0.05, folder)
     results = row.results

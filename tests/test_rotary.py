@@ -7,19 +7,11 @@ from hypothesis import strategies as st
 from op_check import DTYPES, EXAMPLES, RANDOM_DTYPES, check_case, check_repeats, dtype_name, leaves
 
 import bigmodel_kernels as bmk
-from bigmodel_kernels import backends
 from bigmodel_kernels.testing import ROTARY_CASES, RotaryCase
 from bigmodel_kernels.testing.layouts import LAYOUTS
 
 CASE = {case.name: case for case in ROTARY_CASES}
 OP = torch.ops.bigmodel.rotary
-
-
-@pytest.fixture(autouse=True)
-def only_kernels_there_are(request):
-    backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
-    if "rotary" in backends.MISSING_OPS.get(backend, ()):
-        pytest.skip(f"rotary has no {backend} kernel yet")
 
 
 def arguments(inputs):

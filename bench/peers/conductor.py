@@ -4,6 +4,7 @@ Inputs and truth go to the workers in one file, times come back over their pipes
 """
 
 import json
+import math
 import select
 import subprocess
 import tempfile
@@ -12,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
+from bigmodel_kernels.machine import this_machine
 
 from ..calls import run_once
 from ..case import Case
@@ -26,6 +29,10 @@ from .worker import IDLE_PATIENCE_S
 
 # A row may have to be compiled and a slow contender may need a minute a call; a worker silent for longer has hung.
 REPLY_SECONDS = 600
+# A worker holds at most so many times what it is given: its copy, outputs and gradients, what a compiler keeps. All that
+# are at work on a row together may hold this share of the machine's memory.
+HELD_PER_GIVEN = 6
+SHARE_OF_MEMORY = 0.6
 # What a worker that has closed its output may take to end by itself, with its last words.
 ENDING_SECONDS = 10
 
@@ -146,35 +153,40 @@ class Ensemble:
         self.workers.pop(name).close()
 
     def run(self, row: PeerRow, case: Case, budget_s: float, scratch: Path) -> Row:
-        """Every contender's error and time on one row."""
+        """Every contender's error and time on one row: all workers in turns, where memory holds them all."""
         data = scratch / "row.pt"
         sets = write_data(row, case, data)
         result = Row(case.op, case.shape, case.dtype, pass_name(row, case), case.flops, case.bytes, sets)
         result.threads = self.threads
         asked = [name for name, worker in self.workers.items() if row.dtype in worker.family.dtypes]
-        samplers = {}
-        for name in asked:
-            try:
-                reply = self.workers[name].ask(do="prepare", row=row.to_json(), data=str(data), sets=sets)
-            except WorkerFailed as error:
-                result.results[name] = Result(failure=str(error))
-                self.absent[name] = f"{' '.join(result.key)}: {error}"
-                self.drop(name)
-                continue
-            for variant, outcome in reply["contenders"].items():
-                contender = f"{name} {variant}".strip()
-                result.results[contender] = Result(**outcome)
-                if "failure" not in outcome:
-                    samplers[contender] = partial(self._sample_ns, name, variant)
+        held = HELD_PER_GIVEN * sets * data.stat().st_size
+        for group in groups(asked, held, SHARE_OF_MEMORY * (this_machine().memory_bytes or math.inf)):
+            samplers = {}
+            for name in group:
+                samplers |= self._prepare(name, result, row=row.to_json(), data=str(data), sets=sets)
+            for contender, timing in measure(samplers, budget_s, _remotely).items():
+                if isinstance(timing, Exception):
+                    result.results[contender].failure = str(timing)
+                else:
+                    result.results[contender].timing = timing
+            for name in [name for name in group if name in self.workers]:
+                self.workers[name].ask(do="release")
         data.unlink()
-        for contender, timing in measure(samplers, budget_s, _remotely).items():
-            if isinstance(timing, Exception):
-                result.results[contender].failure = str(timing)
-            else:
-                result.results[contender].timing = timing
-        for name in [name for name in asked if name in self.workers]:
-            self.workers[name].ask(do="release")
         return result
+
+    def _prepare(self, name: str, result: Row, **message) -> dict[str, Callable[[int, int], int]]:
+        """Puts the errors of a worker's contenders into the row; contender -> what samples its time."""
+        try:
+            reply = self.workers[name].ask(do="prepare", **message)
+        except WorkerFailed as error:
+            result.results[name] = Result(failure=str(error))
+            self.absent[name] = f"{' '.join(result.key)}: {error}"
+            self.drop(name)
+            return {}
+        contenders = {f"{name} {variant}".strip(): variant for variant in reply["contenders"]}
+        result.results |= {each: Result(**reply["contenders"][variant]) for each, variant in contenders.items()}
+        able = {each: variant for each, variant in contenders.items() if "failure" not in reply["contenders"][variant]}
+        return {each: partial(self._sample_ns, name, variant) for each, variant in able.items()}
 
     def _sample_ns(self, name: str, variant: str, turn: int, calls: int) -> int:
         if name not in self.workers:
@@ -193,6 +205,12 @@ class Ensemble:
 def _remotely(sampler: Callable[[int, int], int], first_turn: int, calls: int) -> int:
     """The clock of a contender elsewhere: its worker's own."""
     return sampler(first_turn, calls)
+
+
+def groups(names: Sequence[str], bytes_each: float, bytes_in_all: float) -> list[Sequence[str]]:
+    """The names in their order, as many together as the memory holds, and one at least."""
+    fitting = max(1, int(min(bytes_in_all / bytes_each, len(names)))) if names else 1
+    return [names[first : first + fitting] for first in range(0, len(names), fitting)]
 
 
 def pass_name(row: PeerRow, case: Case) -> str:

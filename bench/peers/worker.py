@@ -67,7 +67,7 @@ class Worker:
     def prepare(self, row: dict, data: str, sets: int) -> dict:
         """Makes every contender of the row, and compares one call of each with the truth."""
         self.release()
-        content = torch.load(data, weights_only=True)
+        content = torch.load(data, weights_only=True, mmap=True)
         truth, replies = content["truth"], {}
         for name, make in self._engine.contenders(PeerRow.from_json(row)).items():
             try:
@@ -78,7 +78,9 @@ class Worker:
                 self._contenders[name] = contender
             except Exception as error:  # the table shows it
                 replies[name] = {"failure": failure_of(error)}
+        del content
         gc.collect()
+        _trim()
         gc.freeze()  # a collection between samples then has nothing old to look through
         return {"contenders": replies}
 
@@ -93,14 +95,19 @@ class Worker:
         return {"ns": elapsed}
 
     def release(self) -> dict:
-        """Gives the row's memory back to the system: raised allocator thresholds would keep it."""
+        """Gives the row's memory back to the system."""
         self._contenders.clear()
         gc.unfreeze()
         gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+        _trim()
         return {}
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system: raised allocator thresholds would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _like(output: torch.Tensor, true: torch.Tensor) -> torch.Tensor:

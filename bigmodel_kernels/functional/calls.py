@@ -53,17 +53,6 @@ def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def has_kernel(op: str, x: Tensor) -> bool:
-    """Whether an op of x need not be avoided: False where a GPU, or its backend that is forced, has no kernel for it.
-
-    The reference would wait for the device to tell it lengths.
-    """
-    forced = backends.forced.name
-    if x.is_cpu and forced not in backends.MISSING_OPS:
-        return True
-    return any(op not in missing for name, missing in backends.MISSING_OPS.items() if forced in (None, name))
-
-
 def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     if torch.is_grad_enabled():
         for tensor in tensors:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
-from bigmodel_kernels.functional.calls import has_kernel
 
 
 class KVCache:
@@ -35,9 +34,7 @@ class KVCache:
             keys[:, :, : key.size(2)] = key
             values[:, :, : value.size(2)] = value
             return functional.attention(query, key, value, causal=True)
-        if has_kernel("attention_decode", query):
-            return functional.attention_decode(query, keys, values, self.lengths, new_key=key, new_value=value)
-        return self._attend_under_mask(keys, values, query, key, value)
+        return functional.attention_decode(query, keys, values, self.lengths, new_key=key, new_value=value)
 
     def advance(self, count: int) -> None:
         """The entries that all layers have just added are filled."""
@@ -54,12 +51,3 @@ class KVCache:
         for tensors in (self.keys, self.values):
             for tensor in tensors:
                 tensor[:, :, : self.longest] = tensor[rows, :, : self.longest]
-
-    def _attend_under_mask(self, keys: Tensor, values: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        positions = self.positions(key.size(2))
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        keys[rows, :, positions] = key.transpose(1, 2).to(keys.dtype)
-        values[rows, :, positions] = value.transpose(1, 2).to(values.dtype)
-        last = self.longest + key.size(2)
-        seen = torch.arange(last, device=positions.device) <= positions[:, None, :, None]
-        return functional.attention(query, keys[:, :, :last], values[:, :, :last], mask=seen)

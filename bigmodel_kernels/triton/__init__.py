@@ -33,7 +33,7 @@ _MODULES = {
 }
 
 
-# Ops of the schema without a kernel here: a GPU reads weights as they lie; and what backends.MISSING_OPS names.
+# An op of the schema without a kernel here: a GPU reads weights as they lie.
 _WITHOUT_KERNELS = ("linear_pack",)
 
 

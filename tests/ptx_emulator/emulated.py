@@ -40,8 +40,8 @@ def cuda_backend(capability: tuple[int, int] = (8, 0)) -> Iterator[Emulator]:
     emulated = namespace(next(name for oldest, name in NAMESPACES.items() if capability >= oldest))
     reasons, choose = backends._reasons, backends._namespace
 
-    def no_reasons(op: str, name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-        return [] if name == "cuda" and device.type == "cpu" else reasons(op, name, device, dtype)
+    def no_reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+        return [] if name == "cuda" and device.type == "cpu" else reasons(name, device, dtype)
 
     def chosen(name: str):
         return emulated if name == "cuda" else choose(name)
