@@ -29,8 +29,8 @@ from .worker import IDLE_PATIENCE_S
 
 # A row may have to be compiled and a slow contender may need a minute a call; a worker silent for longer has hung.
 REPLY_SECONDS = 600
-# A worker holds at most so many times what it is given: its copy, outputs and gradients, what a compiler keeps. All that
-# are at work on a row together may hold this share of the machine's memory.
+# A worker holds at most so many times what it is given: its copy, outputs and gradients, what a compiler keeps. All
+# that are at work on a row together may hold this share of the machine's memory.
 HELD_PER_GIVEN = 6
 SHARE_OF_MEMORY = 0.6
 # What a worker that has closed its output may take to end by itself, with its last words.
