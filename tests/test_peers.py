@@ -2,6 +2,7 @@
 contenders, and no timings."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -126,12 +127,15 @@ def test_workers_take_turns_and_each_goes_on_with_its_own(folder, ensemble_of):
     assert first.error == second.error == 0
     assert first.timing.samples == second.timing.samples >= harness.FEWEST_ROUNDS
     calls = [line.split() for line in (folder / "calls.log").read_text().splitlines()]
-    assert [name for name, _ in calls[:2]] == ["ours", "other"]  # the warm-up
-    pairs = [{calls[at][0], calls[at + 1][0]} for at in range(2, len(calls) - 1, 2)]
-    assert all(pair == {"ours", "other"} for pair in pairs)
+    samples = [
+        (name, [int(turn) for _, turn in group]) for name, group in itertools.groupby(calls, lambda call: call[0])
+    ]
+    assert [name for name, _ in samples[:2]] == ["ours", "other"]  # the warm-up
+    # Each has one in every round; where a round begins with the one that ended the last, two are one group.
+    assert len(samples) > first.timing.samples
     for name in ("ours", "other"):
-        turns = [int(turn) for who, turn in calls if who == name]
-        assert turns == list(range(len(turns)))
+        turns = [turn for who, group in samples if who == name for turn in group]
+        assert turns == sorted(turns) and set(turns) == set(range(turns[-1] + 1))
 
 
 def test_workers_that_memory_does_not_hold_together_come_one_after_the_other(folder, ensemble_of, monkeypatch):

@@ -16,7 +16,7 @@ from .conductor import run_rows
 from .rows import PeerRow, rows
 
 # Seconds of sampling per row, all contenders together.
-BUDGET_S = 1.5
+BUDGET_S = 3.0
 SMOKE_BUDGET_S = 0.3
 
 
