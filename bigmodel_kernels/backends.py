@@ -117,10 +117,10 @@ def unsupported_reasons(
     if op not in OPS:
         raise ValueError(f"[{op}] is not an op; expected one of {', '.join(OPS)}")
     _check_name(op, backend)
-    # Every option of an op is supported wherever the op is, so that the op, devices and dtypes decide alone.
+    # Every backend has every op with every option, so that devices and dtypes decide alone.
     del options
     if not tensors:
-        return [*_backend_reasons(backend)]
+        return list(_backend_reasons(backend))
     reasons = []
     for tensor in tensors:
         reasons += [reason for reason in _reasons(backend, tensor.device, tensor.dtype) if reason not in reasons]
@@ -307,7 +307,7 @@ def _load_triton() -> tuple[str, ...]:
 
 
 def _reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    reasons = [*_backend_reasons(name)]
+    reasons = list(_backend_reasons(name))
     if reasons:
         return reasons
     if name == "reference":

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import CPU_DISPATCHES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_check import DTYPES, EXAMPLES, RANDOM_DTYPES, check_case, check_repeats, dtype_name, leaves, ops_of
+from op_check import DTYPES, EXAMPLES, RANDOM_DTYPES, check_case, check_repeats, device_of, dtype_name, leaves, ops_of
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.ops import direct, packed_weights
@@ -68,6 +68,19 @@ def test_large_arguments_of_activations(activation, backend):
     (grad,) = torch.autograd.grad(ours.sum(), x)
     (true_grad,) = torch.autograd.grad(truth.sum(), wide)
     torch.testing.assert_close(grad.double(), true_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("rows", [1, 3, 5, 32, 40])
+@pytest.mark.parametrize("width", [1, 13, 33])
+def test_what_lies_beside_a_row_does_not_matter(width, rows, dtype, backend):
+    """Neighbours in memory that are no numbers: other rows, and what surrounds the tensor."""
+    device = device_of(backend)
+    memory = torch.full((rows + 2, width), float("nan"), dtype=dtype, device=device)
+    x, weight = memory[1:-1], torch.ones(7, width, dtype=dtype, device=device)
+    x[::2] = 1.0
+    output = bmk.linear(x, weight, backend=backend)
+    assert (output[::2] == width).all() and output[1::2].isnan().all()
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "residual"])

@@ -96,6 +96,26 @@ def test_what_watches_is_left_to_the_ops():
     assert answered(attention, x) is None
 
 
+@pytest.mark.parametrize("by_instance", [True, False])
+def test_a_replaced_method_is_called(by_instance):
+    class Replaced(ours.MultiheadAttention):
+        pass
+
+    attention, x, calls = Replaced(24, 3, batch_first=True).eval(), torch.randn(2, 3, 24), []
+
+    def project(query, key, value):
+        calls.append(1)
+        return ours.MultiheadAttention._project(attention, query, key, value)
+
+    if by_instance:
+        attention._project = project
+    else:
+        Replaced._project = lambda self, *inputs: project(*inputs)
+    with torch.no_grad():
+        attention(x, x, x, need_weights=False)
+    assert calls == [1]
+
+
 def test_a_wrong_width_raises_what_torch_raises():
     x = torch.randn(2, 3, 12)
     with torch.no_grad(), pytest.raises(AssertionError, match="was expecting embedding dimension of 24, but got 12"):

@@ -44,6 +44,7 @@ def attention_varlen(
             cu_seqlens_q[s + 1] - 1 and the keys cu_seqlens_k[s] ... cu_seqlens_k[s + 1] - 1. They begin with 0, never
             fall, and end with the number of queries and keys; a sequence may have no query or no key. On a GPU the host
             does not wait for them, unless there is a mask to check: wrong ones give wrong results there, and no error.
+            Under torch.compile nobody looks at them, nor whether a mask is as long as the longest.
         mask: broadcasts to [sequences, heads, most queries of a sequence, most keys of one], as padded tensors would
             have it; a sequence takes its first rows and columns. Boolean (True: may attend), or additive in float32 or
             the query's dtype, and then differentiable.

@@ -1,5 +1,6 @@
 """torch.nn.MultiheadAttention computed by the fused attention ops."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,19 @@ from bigmodel_kernels.nn import small_attention
 from bigmodel_kernels.nn.counterparts import computes_for
 from bigmodel_kernels.nn.fusion import apply_linear
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
+
+# The methods that one call for all of self-attention leaves out.
+_PARTS = frozenset(("_check", "_project", "_projected", "_heads_first", "_heads_last", "_attention"))
+
+
+@functools.cache
+def _class_keeps_its_parts(kind: type) -> bool:
+    return all(getattr(kind, name) is getattr(MultiheadAttention, name) for name in _PARTS)
+
+
+def _keeps_its_parts(module: "MultiheadAttention") -> bool:
+    """Whether neither the module nor its class has replaced what expects to be called."""
+    return _class_keeps_its_parts(type(module)) and _PARTS.isdisjoint(module.__dict__)
 
 
 @computes_for(torch.nn.MultiheadAttention)
@@ -67,7 +81,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """forward() for tensors that are not nested, with `residual`, shaped as the output, added to the output."""
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        if query is key and key is value and not masked and not need_weights:
+        if query is key and key is value and not masked and not need_weights and _keeps_its_parts(self):
             output = small_attention.answer(self, query, residual)
             if output is not None:
                 return output, None

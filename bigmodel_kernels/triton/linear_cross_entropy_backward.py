@@ -245,7 +245,8 @@ def linear_cross_entropy_backward(
     step = pass_columns(rows, vocabulary, hidden.dtype)
     memory = hidden.new_empty(rows * step) if want_hidden or want_weight else None
     output = grad_hidden.view(rows, width) if want_hidden else None
-    sums = output if hidden.dtype == torch.float32 or step == vocabulary else x.new_empty(x.shape, dtype=torch.float32)
+    in_output = output is None or hidden.dtype == torch.float32 or step == vocabulary
+    sums = output if in_output else x.new_empty(x.shape, dtype=torch.float32)
     for first in range(0, vocabulary, step):
         columns = slice(first, min(first + step, vocabulary))
         count, last = columns.stop - first, columns.stop == vocabulary

@@ -44,11 +44,21 @@ inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
 inline constexpr std::int64_t few_rows_totals = most_few_rows * few_rows_most_group * lanes;
 constexpr std::int64_t few_rows_worker(int products) { return products * few_rows_sums + few_rows_totals + worker_gap; }
 
-// Sums of every worker, and the lhs as fp32, which every job reads.
+// Whether every job reads the rows of an lhs where they lie, and not from a copy in fp32.
+BIGMODEL_INLINE bool in_place(const Matrix<const float>& lhs) { return lhs.column_stride == 1; }
+template <class T>
+BIGMODEL_INLINE bool in_place(const Matrix<const T>&) {
+  return false;
+}
+
+// Sums of every worker, and the copies.
 template <class T>
 BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int products, int workers) {
   std::int64_t floats = workers * few_rows_worker(products);
-  for (int p = 0; p < products; ++p) floats += product[p].lhs.rows * few_rows_stride(product[p].lhs.columns);
+  for (int p = 0; p < products; ++p) {
+    const Matrix<const T>& lhs = product[p].lhs;
+    if (!in_place(lhs)) floats += lhs.rows * few_rows_stride(lhs.columns);
+  }
   return floats;
 }
 
@@ -66,10 +76,10 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs
     }
   };
   each([&](F32& sum, const float* from) BIGMODEL_INLINE_LAMBDA { sum = add ? load(from) : zero(); });
-  const auto step = [&](std::int64_t p, auto load_rhs) BIGMODEL_INLINE_LAMBDA {
+  const auto step = [&](std::int64_t p, auto load) BIGMODEL_INLINE_LAMBDA {
     F32 b[columns];
 #pragma GCC unroll 6
-    for (int c = 0; c < columns; ++c) b[c] = load_rhs(rhs + c * rhs_stride + p);
+    for (int c = 0; c < columns; ++c) b[c] = load(rhs + c * rhs_stride + p);
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
       const F32 a = load(lhs + i * lhs_stride + p);
@@ -78,8 +88,10 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs
     }
   };
   std::int64_t p = 0;
-  for (; p + lanes <= k; p += lanes) step(p, [](const T* from) BIGMODEL_INLINE_LAMBDA { return load(from); });
-  if (p < k) step(p, [&](const T* from) BIGMODEL_INLINE_LAMBDA { return load_first(from, static_cast<int>(k - p)); });
+  for (; p + lanes <= k; p += lanes) step(p, [](const auto* from) BIGMODEL_INLINE_LAMBDA { return load(from); });
+  // What follows the last element of a row is another's, and may be no number.
+  const int left = static_cast<int>(k - p);
+  if (left > 0) step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return load_first(from, left); });
   each([&](const F32& sum, float* to) BIGMODEL_INLINE_LAMBDA { store(to, sum); });
 }
 
@@ -164,15 +176,6 @@ static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std
   }
 }
 
-// Rows of fp32 that can be read where they lie; nullptr for any other matrix.
-BIGMODEL_INLINE const float* rows_in_place(Matrix<const float> matrix) {
-  return matrix.column_stride == 1 ? matrix.data : nullptr;
-}
-template <class T>
-BIGMODEL_INLINE const float* rows_in_place(Matrix<const T>) {
-  return nullptr;
-}
-
 template <class T, class Epilogue>
 BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, int workers, float* workspace,
                                        Epilogue epilogue) {
@@ -182,8 +185,10 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
   float* copies = workspace + workers * few_rows_worker(products);
   for (int p = 0; p < products; ++p) {
     const Matrix<const T> from = product[p].lhs;
-    lhs[p] = rows_in_place(from), lhs_stride[p] = from.row_stride;
-    if (lhs[p]) continue;
+    if (in_place(from)) {
+      lhs[p] = reinterpret_cast<const float*>(from.data), lhs_stride[p] = from.row_stride;
+      continue;
+    }
     lhs[p] = copies, lhs_stride[p] = few_rows_stride(from.columns);
     copy_in(m, from.columns, from.data, from.row_stride, from.column_stride, copies, lhs_stride[p]);
     copies += m * lhs_stride[p];

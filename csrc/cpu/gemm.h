@@ -82,7 +82,8 @@ BIGMODEL_INLINE std::int64_t sums_size(const Gemm<T>& gemm) {
 }
 template <class T>
 BIGMODEL_INLINE std::int64_t lhs_block_size(const Gemm<T>& gemm) {
-  return gemm.block_rows * gemm.lhs_stride + worker_gap;
+  return gemm.block_rows * gemm.lhs_stride +
+         worker_gap * std::int64_t{sizeof(float)} / std::int64_t{sizeof(Element<T>)};
 }
 
 // Blocks as large as the caches like, smaller where the threads would not share them out evenly.
@@ -104,7 +105,7 @@ static void choose_blocks(Gemm<T>& gemm) {
   gemm.block_columns = even_part(columns, most_block_columns, tile_columns);
   constexpr std::int64_t rows = ElementLayout<T>::rows;
   gemm.block_rows = even_part(gemm.m, most_block_rows / rows * rows, rows);
-  gemm.workers = workers_for(work);
+  gemm.workers = workers_for(work, product_worth_a_thread);
   const auto jobs = [&]() BIGMODEL_INLINE_LAMBDA {
     return parts_of(gemm.m, gemm.block_rows) * parts_of(columns, gemm.block_columns);
   };
@@ -129,7 +130,7 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.n = gemm.product[0].rhs.columns;
   gemm.few = takes_few_rows(gemm.product, gemm.products);
   if (gemm.few) {
-    gemm.workers = workers_for(gemm.m * gemm.n * gemm.product[0].lhs.columns);
+    gemm.workers = workers_for(gemm.m * gemm.n * gemm.product[0].lhs.columns, product_worth_a_thread);
     gemm.lhs_blocks = nullptr;
     gemm.sums = take<float>(arena, few_rows_floats(gemm.product, gemm.products, gemm.workers));
     return;

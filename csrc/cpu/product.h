@@ -27,10 +27,12 @@ struct Block {
 BIGMODEL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 BIGMODEL_INLINE std::int64_t parts_of(std::int64_t size, std::int64_t part) { return (size + part - 1) / part; }
 
-// Waking a thread costs a few microseconds, in which one thread does some 200,000 multiply-adds, with AVX-512 600,000.
-BIGMODEL_INLINE int workers_for(std::int64_t multiply_adds) {
-  constexpr std::int64_t worth_a_thread = lanes == 16 ? 600'000 : 200'000;
-  return static_cast<int>(least(max_workers(), 1 + multiply_adds / worth_a_thread));
+// Waking a thread costs a few microseconds, in which one thread does some 200,000 multiply-adds; in the products' inner
+// loops 600,000 with AVX-512.
+inline constexpr std::int64_t worth_a_thread = 200'000;
+inline constexpr std::int64_t product_worth_a_thread = lanes == 16 ? 600'000 : worth_a_thread;
+BIGMODEL_INLINE int workers_for(std::int64_t multiply_adds, std::int64_t worth = worth_a_thread) {
+  return static_cast<int>(least(max_workers(), 1 + multiply_adds / worth));
 }
 
 inline constexpr std::int64_t elementwise_columns = 512;

@@ -222,7 +222,7 @@ __global__ __launch_bounds__(plain_threads, 1) void lse_gradient_kernel(const __
   }
 }
 
-int ceil_div(std::int64_t a, std::int64_t b) { return static_cast<int>((a + b - 1) / b); }
+int tiles_of(std::int64_t size, std::int64_t tile) { return static_cast<int>(ceil_div(size, tile)); }
 
 template <class T>
 void launch_mask(Params<T> p, const TensorView& grad_mask, const Place& place) {
@@ -230,7 +230,7 @@ void launch_mask(Params<T> p, const TensorView& grad_mask, const Place& place) {
   p.mask_batch = p.in.query_starts.data ? p.in.query_starts.sequences : p.in.batch;
   p.mask_is_wide = grad_mask.dtype == DType::float32;
   for (int dim = 0; dim < 4; ++dim) p.mask_size[dim] = static_cast<int>(grad_mask.size[dim]);
-  for (int dim = 0; dim < 2; ++dim) p.mask_tiles[dim] = ceil_div(p.mask_size[2 + dim], plain_tile);
+  for (int dim = 0; dim < 2; ++dim) p.mask_tiles[dim] = tiles_of(p.mask_size[2 + dim], plain_tile);
   const std::int64_t blocks = std::int64_t(p.mask_size[0]) * p.mask_size[1] * p.mask_tiles[0] * p.mask_tiles[1];
   launch(&mask_gradient_kernel<T>, {blocks, plain_threads}, place, p);
 }
@@ -238,7 +238,7 @@ void launch_mask(Params<T> p, const TensorView& grad_mask, const Place& place) {
 template <class T>
 void launch_lse(Params<T> p, const TensorView& grad_lse, const Place& place) {
   p.grad_lse = static_cast<float*>(grad_lse.data);
-  p.row_tiles = ceil_div(p.in.q_len, plain_tile);
+  p.row_tiles = tiles_of(p.in.q_len, plain_tile);
   launch(&lse_gradient_kernel<T>, {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, plain_threads}, place, p);
 }
 
@@ -246,7 +246,7 @@ template <class T, int Slices>
 void launch_gradient(Params<T> p, const TensorView& gradient, const Place& place) {
   p.gradient = View<T>(gradient);
   p.features = static_cast<int>(gradient.size[3]);
-  p.feature_parts = ceil_div(p.features, Slices * plain_tile);
+  p.feature_parts = tiles_of(p.features, Slices * plain_tile);
   const Starts& starts = p.which == PlainGradient::query ? p.in.query_starts : p.in.key_starts;
   p.row_tiles = static_cast<int>(starts.tiles(gradient.size[2], plain_tile));
   const std::int64_t blocks = gradient.size[0] * gradient.size[1] * p.row_tiles * p.feature_parts;

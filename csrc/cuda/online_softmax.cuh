@@ -64,7 +64,7 @@ struct RowEnd {
   __device__ RowEnd(float maximum, float sum, float sink) {
     const float largest = fmaxf(maximum, sink);
     if (largest == -INFINITY) {
-      lse = -INFINITY;
+      lse = isnan(sum) ? sum : -INFINITY;  // of a query whose own key has no place in a cache
       factor = 0.0f;
       return;
     }

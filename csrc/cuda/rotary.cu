@@ -157,7 +157,7 @@ bool all_packed(const RotaryArgs& args, std::int64_t size) {
 template <class T, int N>
 void launch_rotary(const RotaryArgs& args, const Place& place) {
   const TensorView& query = args.query;
-  const bool in_place = args.query_output.data == query.data;
+  const bool in_place = query.data ? args.query_output.data == query.data : args.key_output.data == args.key.data;
   const std::int64_t pairs = args.cos.size[2], left = in_place ? 0 : query.size[3] - 2 * pairs;
   const std::int64_t all_heads = query.size[1] + (args.key.data ? args.key.size[1] : 0);
   Params<T> p{.query = View<T>(query),

@@ -115,8 +115,7 @@ void keep_starts_on_device(const Call& call, const OptionalTensor& mask, Checked
   auto& [shape, inputs] = checked.attention;
   shape.q_len = checked.queries, shape.kv_len = checked.keys;
   call.check(shape.batch > 0 || (shape.q_len == 0 && shape.kv_len == 0),
-             "cu_seqlens_q has no sequence, expected those ", "of ", shape.q_len, " queries and ", shape.kv_len,
-             " keys");
+             "cu_seqlens_q has no sequence, expected those of ", shape.q_len, " queries and ", shape.kv_len, " keys");
   if (!mask) return;
   const Layout layout(*mask);
   if (layout.sizes.size() == 4 && layout.sizes[2] != 1) shape.q_len = layout.sizes[2];
