@@ -110,8 +110,11 @@ class AttentionDecodeCase:
         return {f"{name}_cache": cache, **found}
 
     def run(self, inputs: Tensors, backend: str | None = None) -> Tensors:
-        """output and lse, and the caches as the call left them."""
-        inputs = {name: x.clone() if name in CACHES else x for name, x in inputs.items()}
+        """output and lse, and the caches as the call left them; those of the inputs stay."""
+        return self.run_in_place({name: x.clone() if name in CACHES else x for name, x in inputs.items()}, backend)
+
+    def run_in_place(self, inputs: Tensors, backend: str | None = None) -> Tensors:
+        """As run, on the inputs' own caches."""
         options = {name: getattr(self, name) for name in ("window", "softcap", "scale")}
         output, lse = functional.attention_decode(**inputs, **options, return_lse=True, backend=backend)
         return {"output": output, "lse": lse, **{name: inputs[name] for name in CACHES if name in inputs}}
