@@ -38,7 +38,9 @@ struct ForwardPlan {
 
 BIGMODEL_INLINE void plan_blocks(ForwardPlan& plan) {
   const AttentionShape& shape = plan.shape;
-  constexpr std::int64_t enough_jobs = 32, fewest_panels = 4, cache_floats = 48 * 1024;
+  // A job has at least so many panels, and no more than 64 queries for it: one head of 256 serves four threads.
+  constexpr std::int64_t fewest_panels = tile_columns > 16 ? 64 / tile_columns : 4;
+  constexpr std::int64_t enough_jobs = 32, cache_floats = 48 * 1024;
   const std::int64_t kv_heads = shape.batch * shape.kv_heads;
   const std::int64_t floats = plan.query_floats + tile_columns * plan.value_dim;
   const std::int64_t fitting = floats < cache_floats ? cache_floats / floats : 1;
