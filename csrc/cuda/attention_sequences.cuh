@@ -17,16 +17,14 @@ struct SequenceTile {
 
 // Of queries or of keys. Absent where sequences are not packed: these are as long as the tensors' rows are many.
 struct Starts {
-  const void* data = nullptr;
+  const std::int32_t* data = nullptr;  // of int64 the low halves: there are fewer tokens than 2^31
   std::int64_t stride = 0;
-  bool wide = false;  // int64 instead of int32
   int sequences = 0, tokens = 0;
 
   Starts() = default;
   Starts(const TensorView& starts, std::int64_t tokens)
-      : data(starts.data),
-        stride(starts.stride[0]),
-        wide(starts.dtype == DType::int64),
+      : data(static_cast<const std::int32_t*>(starts.data)),
+        stride(starts.stride[0] * (starts.dtype == DType::int64 ? 2 : 1)),
         sequences(static_cast<int>(starts.size[0] - 1)),
         tokens(static_cast<int>(tokens)) {}
 
@@ -38,12 +36,7 @@ struct Starts {
   std::int64_t usual_length(std::int64_t rows) const { return data ? (rows + sequences - 1) / sequences : rows; }
 
   // No check has seen the numbers: whatever they are, nothing outside the tokens is touched.
-  __device__ int operator[](int s) const {
-    const std::int64_t at = s * stride;
-    const std::int64_t start =
-        wide ? static_cast<const std::int64_t*>(data)[at] : static_cast<const std::int32_t*>(data)[at];
-    return static_cast<int>(start < 0 ? 0 : start > tokens ? tokens : start);
-  }
+  __device__ int operator[](int s) const { return min(max(data[s * stride], 0), tokens); }
   __device__ int length(int s) const { return max((*this)[s + 1] - (*this)[s], 0); }
 
   // Where tokens have `each` rows.
