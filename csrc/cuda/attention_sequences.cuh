@@ -45,14 +45,16 @@ struct Starts {
   }
   // That of the last sequence whose first tile is not behind it. Every lane of a warp looks at another sequence.
   __device__ SequenceTile find(int tile, int size, int each) const {
-    int first = 0, end = sequences;
+    int first = 0, end = sequences, tiles_before = 0;
     while (end - first > 1) {
       const int step = (end - first + warp_size - 1) / warp_size, mine = first + lane_id() * step;
-      const bool reached = mine < end && first_tile((*this)[mine], mine, size, each) <= tile;
-      first += max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, reached))), 0) * step;
+      const int its_first = mine < end ? first_tile((*this)[mine], mine, size, each) : tile + 1;
+      const int last = max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, its_first <= tile))), 0);
+      tiles_before = __shfl_sync(whole_warp, its_first, last);
+      first += last * step;
       end = min(first + step, end);
     }
-    return {agreed(first), agreed(max(tile - first_tile((*this)[first], first, size, each), 0))};
+    return {agreed(first), agreed(max(tile - tiles_before, 0))};
   }
 };
 
