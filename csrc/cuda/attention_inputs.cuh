@@ -146,10 +146,11 @@ struct AttentionTensors {
   // Of packed sequences the lengths become those of one, and its first query and key the first ones.
   __device__ void choose_sequence(int s) {
     if (query_starts.data) {
-      first_query = agreed(query_starts[s]);
-      first_key = agreed(key_starts[s]);
-      q_len = agreed(query_starts.length(s));
-      kv_len = agreed(key_starts.length(s));
+      const int query_start = query_starts[s], key_start = key_starts[s];
+      q_len = agreed(max(query_starts[s + 1] - query_start, 0));
+      kv_len = agreed(max(key_starts[s + 1] - key_start, 0));
+      first_query = agreed(query_start);
+      first_key = agreed(key_start);
       query = query.from_row(first_query);
       key = key.from_row(first_key);
       value = value.from_row(first_key);

@@ -17,16 +17,14 @@ struct SequenceTile {
 
 // Of queries or of keys. Absent where sequences are not packed: these are as long as the tensors' rows are many.
 struct Starts {
-  const void* data = nullptr;
+  const std::int32_t* data = nullptr;  // of int64 the low halves: there are fewer tokens than 2^31
   std::int64_t stride = 0;
-  bool wide = false;  // int64 instead of int32
   int sequences = 0, tokens = 0;
 
   Starts() = default;
   Starts(const TensorView& starts, std::int64_t tokens)
-      : data(starts.data),
-        stride(starts.stride[0]),
-        wide(starts.dtype == DType::int64),
+      : data(static_cast<const std::int32_t*>(starts.data)),
+        stride(starts.stride[0] * (starts.dtype == DType::int64 ? 2 : 1)),
         sequences(static_cast<int>(starts.size[0] - 1)),
         tokens(static_cast<int>(tokens)) {}
 
@@ -38,12 +36,7 @@ struct Starts {
   std::int64_t usual_length(std::int64_t rows) const { return data ? (rows + sequences - 1) / sequences : rows; }
 
   // No check has seen the numbers: whatever they are, nothing outside the tokens is touched.
-  __device__ int operator[](int s) const {
-    const std::int64_t at = s * stride;
-    const std::int64_t start =
-        wide ? static_cast<const std::int64_t*>(data)[at] : static_cast<const std::int32_t*>(data)[at];
-    return static_cast<int>(start < 0 ? 0 : start > tokens ? tokens : start);
-  }
+  __device__ int operator[](int s) const { return min(max(data[s * stride], 0), tokens); }
   __device__ int length(int s) const { return max((*this)[s + 1] - (*this)[s], 0); }
 
   // Where tokens have `each` rows.
@@ -52,14 +45,16 @@ struct Starts {
   }
   // That of the last sequence whose first tile is not behind it. Every lane of a warp looks at another sequence.
   __device__ SequenceTile find(int tile, int size, int each) const {
-    int first = 0, end = sequences;
+    int first = 0, end = sequences, tiles_before = 0;
     while (end - first > 1) {
       const int step = (end - first + warp_size - 1) / warp_size, mine = first + lane_id() * step;
-      const bool reached = mine < end && first_tile((*this)[mine], mine, size, each) <= tile;
-      first += max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, reached))), 0) * step;
+      const int its_first = mine < end ? first_tile((*this)[mine], mine, size, each) : tile + 1;
+      const int last = max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, its_first <= tile))), 0);
+      tiles_before = __shfl_sync(whole_warp, its_first, last);
+      first += last * step;
       end = min(first + step, end);
     }
-    return {agreed(first), agreed(max(tile - first_tile((*this)[first], first, size, each), 0))};
+    return {agreed(first), agreed(max(tile - tiles_before, 0))};
   }
 };
 
