@@ -5,10 +5,10 @@ import torch
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels import nn as ours
-from bigmodel_kernels.nn import small_attention
+from bigmodel_kernels.functional import self_attention
 
 pytestmark = pytest.mark.skipif(
-    small_attention._self_attention is None, reason="this torch lacks what direct calls need"
+    self_attention._self_attention is None, reason="this torch lacks what direct calls need"
 )
 
 
@@ -21,9 +21,17 @@ def module(**options):
     return made.to(options.get("dtype", torch.float32))
 
 
+def answer(module, x, residual=None):
+    """What the module's one call gives, None where it is not made or gives none."""
+    if not module._is_usual(x):
+        return None
+    into, out = (module.in_proj_weight, module.in_proj_bias), (module.out_proj.weight, module.out_proj.bias)
+    return self_attention.small_self_attention(x, *into, *out, residual, module.num_heads)
+
+
 def answered(module, x, residual=None):
     with torch.no_grad():
-        return small_attention.answer(module, x, residual)
+        return answer(module, x, residual)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -35,7 +43,7 @@ def test_bits_of_the_ops_one_by_one(monkeypatch, dtype, shape, bias, with_residu
     x = torch.randn(shape, dtype=dtype)
     residual = torch.randn(shape, dtype=dtype) if with_residual else None
     output = answered(attention, x, residual)
-    monkeypatch.setattr(small_attention, "_self_attention", None)
+    monkeypatch.setattr(self_attention, "_self_attention", None)
     with torch.no_grad():
         expected, _ = attention.attend(x, x, x, need_weights=False, residual=residual)
     assert output is not None and torch.equal(output, expected)
@@ -49,7 +57,7 @@ def test_strides():
 
 def test_a_module_in_eval_mode_is_answered(monkeypatch):
     calls = []
-    monkeypatch.setattr(small_attention, "_self_attention", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(self_attention, "_self_attention", lambda *_, **__: calls.append(1))
     attention, x = module(), torch.randn(2, 3, 24)
     with torch.no_grad():
         attention(x, x, x, need_weights=False)
@@ -78,10 +86,10 @@ def test_left_to_the_ops(why):
 
 def test_gradients_are_left_to_the_ops():
     attention, x = module(), torch.randn(2, 3, 24)
-    assert small_attention.answer(attention, x, None) is None
+    assert answer(attention, x) is None
     attention.requires_grad_(False)
-    assert small_attention.answer(attention, x, None) is not None
-    assert small_attention.answer(attention, x.requires_grad_(), None) is None
+    assert answer(attention, x) is not None
+    assert answer(attention, x.requires_grad_()) is None
 
 
 def test_what_watches_is_left_to_the_ops():

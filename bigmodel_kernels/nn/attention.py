@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
-from bigmodel_kernels.nn import small_attention
+from bigmodel_kernels.functional.self_attention import small_self_attention
 from bigmodel_kernels.nn.counterparts import computes_for
-from bigmodel_kernels.nn.fusion import apply_linear
+from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
 
 # The methods that one call for all of self-attention leaves out.
@@ -18,12 +18,8 @@ _PARTS = frozenset(("_check", "_project", "_projected", "_heads_first", "_heads_
 
 @functools.cache
 def _class_keeps_its_parts(kind: type) -> bool:
+    """Whether a subclass has replaced none of them."""
     return all(getattr(kind, name) is getattr(MultiheadAttention, name) for name in _PARTS)
-
-
-def _keeps_its_parts(module: "MultiheadAttention") -> bool:
-    """Whether neither the module nor its class has replaced what expects to be called."""
-    return _class_keeps_its_parts(type(module)) and _PARTS.isdisjoint(module.__dict__)
 
 
 @computes_for(torch.nn.MultiheadAttention)
@@ -81,8 +77,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """forward() for tensors that are not nested, with `residual`, shaped as the output, added to the output."""
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        if query is key and key is value and not masked and not need_weights and _keeps_its_parts(self):
-            output = small_attention.answer(self, query, residual)
+        if query is key and key is value and not masked and not need_weights and self._is_usual(query):
+            into, out = (self.in_proj_weight, self.in_proj_bias), (self.out_proj.weight, self.out_proj.bias)
+            output = small_self_attention(query, *into, *out, residual, self.num_heads)
             if output is not None:
                 return output, None
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
@@ -109,6 +106,20 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if need_weights and not batched:
             weights = weights.squeeze(0)
         return apply_linear(self.out_proj, self._heads_last(output, batched), residual), weights
+
+    def _is_usual(self, query: Tensor) -> bool:
+        """Whether one call may compute all of self-attention: no option of the rare ones, no dropout now, and nothing
+        replaced or hooked that expects to be called."""
+        return (
+            self._qkv_same_embed_dim
+            and self.bias_k is None
+            and not self.add_zero_attn
+            and (self.batch_first or query.dim() == 2)
+            and not (self.training and self.dropout > 0.0)
+            and is_plain(self.out_proj, *LINEAR)
+            and _class_keeps_its_parts(type(self))
+            and _PARTS.isdisjoint(self.__dict__)
+        )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         """q, k and v, each [..., num_heads, head_dim] in the layout of its input: views of one projection per input."""
