@@ -3,26 +3,14 @@ size. A row that no device has measured says so."""
 
 from dataclasses import dataclass
 
-ALL_OPS = (
-    "attention",
-    "attention_weights",
-    "attention_varlen",
-    "attention_decode",
-    "linear",
-    "feed_forward",
-    "add_norm",
-    "rotary",
-    "linear_cross_entropy",
-)
-
 
 @dataclass(frozen=True)
 class Row:
-    """`backend` for these ops on compute capabilities `first` to `last`, where the call's first tensor has at most
+    """`backend` for these ops (None: all) on compute capabilities `first` to `last`, where the call's first tensor has at most
     `most_elements` (None: any number)."""
 
     backend: str
-    ops: tuple[str, ...]
+    ops: tuple[str, ...] | None
     first: tuple[int, int] = (0, 0)
     last: tuple[int, int] = (99, 9)
     most_elements: int | None = None
@@ -32,7 +20,7 @@ class Row:
 
 # The first row that fits decides; the last fits everything.
 TABLE = (
-    Row("cuda", ALL_OPS, most_elements=1 << 16, why="the host starts a CUDA kernel sooner than a Triton one"),
+    Row("cuda", None, most_elements=1 << 16, why="the host starts a CUDA kernel sooner than a Triton one"),
     Row(
         "triton",
         ("attention", "attention_varlen", "linear", "feed_forward", "linear_cross_entropy"),
@@ -41,7 +29,7 @@ TABLE = (
         why="Triton's products use these architectures' asynchronous tensor cores, the CUDA kernels mma.sync",
     ),
     Row("triton", ("attention_weights",), why="its CUDA kernels multiply without tensor cores"),
-    Row("cuda", ALL_OPS, why="kernels made for mma.sync"),
+    Row("cuda", None, why="kernels made for mma.sync"),
 )
 
 
@@ -49,6 +37,6 @@ def choose(op: str, capability: tuple[int, int], elements: int | None) -> Row:
     """The row for a call; `elements` of its first tensor, None if unknown, which counts as many."""
     for row in TABLE:
         small = row.most_elements is None or (elements is not None and elements <= row.most_elements)
-        if op in row.ops and row.first <= capability <= row.last and small:
+        if (row.ops is None or op in row.ops) and row.first <= capability <= row.last and small:
             return row
     raise AssertionError(f"no row of gpu_choice.TABLE fits {op}")
