@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`backend` for these ops (None: all) on compute capabilities `first` to `last`, where the call's first tensor has at
-    most `most_elements` (None: any number)."""
+    """`backend` for these ops (None: all) on compute capabilities `first` to `last`, where the call's first tensor has
+    at most `most_elements` (None: any number)."""
 
     backend: str
     ops: tuple[str, ...] | None
