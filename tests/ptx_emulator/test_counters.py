@@ -15,17 +15,17 @@ PER_MMA = {
     ("attention forward d64", "attention_kernel"): 10.3,
     ("attention backward d64", "grad_key_kernel"): 7.0,
     ("attention backward d64", "grad_query_kernel"): 6.5,
-    ("attention forward causal d64", "attention_kernel"): 12.9,
+    ("attention forward causal d64", "attention_kernel"): 12.8,
     ("attention backward causal d64", "grad_key_kernel"): 8.6,
     ("attention backward causal d64", "grad_query_kernel"): 7.7,
     ("attention forward d128", "attention_kernel"): 7.1,
-    ("attention backward d128", "grad_key_kernel"): 5.7,
+    ("attention backward d128", "grad_key_kernel"): 5.8,
     ("attention backward d128", "grad_query_kernel"): 5.5,
     ("attention forward causal d128", "attention_kernel"): 8.8,
-    ("attention backward causal d128", "grad_key_kernel"): 6.8,
+    ("attention backward causal d128", "grad_key_kernel"): 6.9,
     ("attention backward causal d128", "grad_query_kernel"): 6.3,
     ("linear", "gemm_kernel"): 6.2,
-    ("feed_forward", "gemm_kernel"): 6.0,
+    ("feed_forward", "gemm_kernel"): 5.9,
 }
 
 
