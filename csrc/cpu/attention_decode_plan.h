@@ -69,10 +69,6 @@ BIGMODEL_INLINE void plan_splits(const AttentionDecodeArgs& args, std::int64_t e
   plan.workers = bytes < worth_threads ? 1 : max_workers();
 }
 
-BIGMODEL_INLINE std::int64_t bytes_of(DType dtype) {
-  return dtype == DType::float32 ? 4 : dtype == DType::int8 ? 1 : 2;
-}
-
 static DecodePlan plan_decode(const AttentionDecodeArgs& args) {
   constexpr std::int64_t line = 16;  // floats
   DecodePlan plan;

@@ -20,8 +20,6 @@ struct Line {
   std::int64_t stride;
 };
 
-std::int64_t bytes_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
-
 Line row_of(const TensorView& matrix, std::int64_t row) {
   if (!matrix.data) return {nullptr, matrix.dtype, 0};
   const std::int64_t offset = row * matrix.stride[0] * bytes_of(matrix.dtype);

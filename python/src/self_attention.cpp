@@ -21,8 +21,7 @@ struct SelfAttentionShape {
 TensorView heads_of(const Tensor& buffer, DType dtype, const SelfAttentionShape& shape, int parts, int part) {
   const std::int64_t token = parts * shape.width();
   TensorView view = tensor_view(buffer, dtype);
-  const std::int64_t element = dtype == DType::float32 ? 4 : 2;
-  view.data = static_cast<char*>(view.data) + part * shape.width() * element;
+  view.data = static_cast<char*>(view.data) + part * shape.width() * bytes_of(dtype);
   const std::int64_t size[] = {shape.batch, shape.heads, shape.length, shape.head_dim};
   const std::int64_t stride[] = {shape.length * token, shape.head_dim, token, 1};
   std::copy_n(size, max_dims, view.size);
