@@ -13,7 +13,10 @@ from bigmodel_kernels.ops import direct
 
 pytestmark = pytest.mark.skipif(direct.OPS is None, reason="this torch lacks what converts tensors for direct calls")
 
-NO_OPS = ("self_attention", "shortcut", "takes", "unwatched", "weight_fingerprint")
+NO_OPS = (
+    *("encoder_layer", "self_attention", "small_feed_forward", "small_linear"),
+    *("shortcut", "takes", "unwatched", "weight_fingerprint"),
+)
 DISPATCHED = torch.ops.bigmodel
 NAMES = [name for name in dir(direct.OPS) if not name.startswith("_") and name not in NO_OPS]
 
@@ -323,6 +326,58 @@ class TestShortcut:
         assert torch.equal(*outputs)
         same_as_plain = torch.equal(outputs[0], bmk.attention(*tensors))
         assert same_as_plain == ("return_lse" in options or "mask" in options)
+
+    @pytest.mark.parametrize("rows, width", [(1, 64), (5, 192), (3, 1), (200, 8)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("with_residual", [True, False])
+    def test_answers_plain_calls_of_few_rows(self, declined, dtype, rows, width, with_residual):
+        x = torch.randn(2, rows, width, dtype=dtype)[:, :4]
+        w1, b1 = torch.randn(16, width, dtype=dtype), torch.randn(16, dtype=dtype)
+        w2, residual = torch.randn(9, 16, dtype=dtype), torch.randn(*x.shape[:-1], 9, dtype=dtype)
+        given = {"residual": residual} if with_residual else {}
+        calls = [
+            lambda **options: bmk.linear(x, w1, b1, "gelu", **options),
+            lambda **options: bmk.linear(x, w1, activation="silu", **options),
+            lambda **options: bmk.linear(bmk.linear(x, w1, backend="cpu"), w2, bias=None, **given, **options),
+            lambda **options: bmk.feed_forward(x, w1, b1, w2, None, **given, **options),
+            lambda **options: bmk.feed_forward(x, w1, None, w2=w2, b2=None, activation="gelu_tanh", **given, **options),
+        ]
+        for call in calls[1:]:
+            expected = call(backend="cpu")
+            declined.clear()
+            assert torch.equal(call(), expected)
+            assert not declined
+        calls[0]()
+        assert declined  # a positional activation is the documented function's
+
+    def test_linear_leaves_what_a_packed_weight_or_a_gradient_wants(self, declined):
+        x, weight = torch.randn(33, 128), torch.randn(128, 128)
+        few = x[:32]
+        for plain, call in (
+            (True, lambda: bmk.linear(few, weight)),
+            (True, lambda: bmk.linear(x, weight[:127])),
+            (False, lambda: bmk.linear(x, weight)),
+            (False, lambda: bmk.linear(few, weight.t())),
+            (False, lambda: bmk.linear(few, weight.clone().requires_grad_())),
+            (False, lambda: bmk.linear(few, weight, x[0].clone().requires_grad_())),
+            (False, lambda: bmk.feed_forward(x, weight, None, weight, None)),
+            (False, lambda: bmk.feed_forward(few, weight, None, weight, None, gate="hidden", w_gate=weight)),
+        ):
+            declined.clear()
+            output = call()
+            assert bool(declined) == (not plain)
+            assert output.isfinite().all()
+
+    def test_errors_of_small_linear_are_the_documented_ones(self):
+        x, weight = torch.randn(3, 8), torch.randn(4, 8)
+        with pytest.raises(ValueError, match=r"^\[linear\] bias has shape"):
+            bmk.linear(x, weight, torch.randn(5))
+        with pytest.raises(ValueError, match=r"^\[linear\] activation is 'tanh'"):
+            bmk.linear(x, weight, activation="tanh")
+        with pytest.raises(TypeError, match="weight"):
+            bmk.linear(x)
+        with pytest.raises(ValueError, match=r"^\[feed_forward\] w1"):
+            bmk.feed_forward(x, weight.t(), None, weight, None)
 
     def test_a_forced_backend_is_honoured(self, tensors):
         with bmk.use_backend("triton"), pytest.raises(RuntimeError, match="triton"):

@@ -22,7 +22,9 @@ _PLAIN = (
 _DEFAULTS = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
 
 
-@shortcut.answered_first("attention", plain, ("query", "key", "value"), _PLAIN, _DEFAULTS, backends.forced)
+@shortcut.answered_first(
+    "attention", ("query", "key", "value"), _PLAIN, _DEFAULTS, backends.forced, op_tensors=7, recorded=plain
+)
 @repeats.repeated
 def attention(
     query: Tensor,

@@ -3,11 +3,24 @@
 from torch import Tensor
 
 from .. import backends, checks
-from ..ops import direct, repeats
+from ..ops import direct, repeats, shortcut
 from .autocast import autocast_linear
 from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
 
+_PLAIN = (
+    shortcut.Option("activation", ((None, "none"), *((name, name) for name in checks.ACTIVATIONS))),
+    shortcut.Option("backend", ((None, None),)),
+)
 
+
+@shortcut.answered_first(
+    "small_linear",
+    ("x", "weight", "bias", "residual"),
+    _PLAIN,
+    {"activation": "none"},
+    backends.forced,
+    positional=3,
+)
 @repeats.repeated
 def linear(
     x: Tensor,

@@ -1,25 +1,18 @@
 """torch.nn.MultiheadAttention computed by the fused attention ops."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional
-from bigmodel_kernels.functional.self_attention import small_self_attention
+from bigmodel_kernels.functional import small_layers
 from bigmodel_kernels.nn.counterparts import computes_for
-from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain
+from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain, keeps, parameters, submodules
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
 
 # The methods that one call for all of self-attention leaves out.
 _PARTS = frozenset(("_check", "_project", "_projected", "_heads_first", "_heads_last", "_attention"))
-
-
-@functools.cache
-def _class_keeps_its_parts(kind: type) -> bool:
-    """Whether a subclass has replaced none of them."""
-    return all(getattr(kind, name) is getattr(MultiheadAttention, name) for name in _PARTS)
 
 
 @computes_for(torch.nn.MultiheadAttention)
@@ -77,9 +70,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """forward() for tensors that are not nested, with `residual`, shaped as the output, added to the output."""
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        if query is key and key is value and not masked and not need_weights and self._is_usual(query):
-            into, out = (self.in_proj_weight, self.in_proj_bias), (self.out_proj.weight, self.out_proj.bias)
-            output = small_self_attention(query, *into, *out, residual, self.num_heads)
+        alone = query is key and key is value and not masked and not need_weights
+        if alone and small_layers.is_small(query, self.embed_dim) and self._is_usual(query):
+            output = small_layers.self_attention(query, *self._joint_parameters(), residual, self.num_heads)
             if output is not None:
                 return output, None
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
@@ -116,10 +109,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             and not self.add_zero_attn
             and (self.batch_first or query.dim() == 2)
             and not (self.training and self.dropout > 0.0)
-            and is_plain(self.out_proj, *LINEAR)
-            and _class_keeps_its_parts(type(self))
-            and _PARTS.isdisjoint(self.__dict__)
+            and is_plain(*submodules(self, "out_proj"), *LINEAR)
+            and keeps(_PARTS, self, MultiheadAttention)
         )
+
+    def _joint_parameters(self) -> Sequence[Tensor | None]:
+        """Weight and bias of the projections of query, key and value as one, and of the output."""
+        (out_proj,) = submodules(self, "out_proj")
+        return (*parameters(self, "in_proj_weight", "in_proj_bias"), *parameters(out_proj, "weight", "bias"))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         """q, k and v, each [..., num_heads, head_dim] in the layout of its input: views of one projection per input."""

@@ -4,6 +4,8 @@ A hook, a parametrization, an adapter put in a layer's place or a method overrid
 called. They are, at the price of the fusion; everything else is fused.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
@@ -43,6 +45,29 @@ def is_plain(module: torch.nn.Module, *classes: type[torch.nn.Module]) -> bool:
 def overrides(layer: torch.nn.Module, method: str, base: type[torch.nn.Module]) -> bool:
     """Whether the layer's class, or the layer itself, replaces a method of `base`."""
     return method in layer.__dict__ or getattr(type(layer), method) is not getattr(base, method)
+
+
+def parameters(module: torch.nn.Module, *names: str) -> list[Tensor | None]:
+    """Parameters by name, from where torch keeps them: as attributes it finds them last, which costs a layer of a few
+    tokens as much as its norms."""
+    kept = module._parameters
+    return [kept[name] if name in kept else getattr(module, name) for name in names]
+
+
+def submodules(module: torch.nn.Module, *names: str) -> list[torch.nn.Module]:
+    """Submodules by name, as parameters() finds those."""
+    kept = module._modules
+    return [kept[name] if name in kept else getattr(module, name) for name in names]
+
+
+@functools.cache
+def _class_keeps(parts: frozenset[str], kind: type, base: type) -> bool:
+    return all(getattr(kind, name) is getattr(base, name) for name in parts)
+
+
+def keeps(parts: frozenset[str], module: torch.nn.Module, base: type) -> bool:
+    """Whether neither the module nor a subclass has replaced one of these methods of `base`."""
+    return parts.isdisjoint(module.__dict__) and _class_keeps(parts, type(module), base)
 
 
 def activation_name(activation) -> str | None:

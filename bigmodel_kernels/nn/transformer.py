@@ -4,14 +4,31 @@ One path serves training and eval. What torch.nn switches to in eval (its fused 
 padded batches to nested tensors) is never taken, so ``enable_nested_tensor`` changes nothing here.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from bigmodel_kernels.nn.add_norm import add_norm
+from bigmodel_kernels.functional import small_layers
+from bigmodel_kernels.nn.add_norm import LayerNorm, add_norm
 from bigmodel_kernels.nn.attention import MultiheadAttention
 from bigmodel_kernels.nn.counterparts import adopting, computes_for
-from bigmodel_kernels.nn.fusion import feed_forward, is_plain, overrides, passes_through
+from bigmodel_kernels.nn.fusion import (
+    LINEAR,
+    activation_name,
+    feed_forward,
+    is_plain,
+    keeps,
+    overrides,
+    parameters,
+    passes_through,
+    submodules,
+)
 from bigmodel_kernels.nn.masks import is_causal_mask
+
+# The methods that one call for all of an encoder layer leaves out, and what it is made of.
+_ENCODER_METHODS = frozenset(("_attention", "_feed_forward", "_sa_block", "_ff_block"))
+_ENCODER_SUBMODULES = ("self_attn", "norm1", "linear1", "linear2", "norm2", "dropout", "dropout1", "dropout2")
 
 # A sublayer's output and the residual still to be added to it, None when the sublayer's last op has added it already.
 Branch = tuple[Tensor, Tensor | None]
@@ -78,12 +95,45 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         if src.is_nested:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks = (src_mask, src_key_padding_mask, is_causal)
+        if masks == (None, None, False) and small_layers.is_small(src, src.shape[-1]):
+            output = self._in_one_call(src)
+            if output is not None:
+                return output
         if self.norm_first:
             total, normed = add_norm(self.norm2, *self._attention(self.norm1(src), src, *masks))
             return _add(*self._feed_forward(normed, total))
         _, x = add_norm(self.norm1, *self._attention(src, src, *masks))
         _, x = add_norm(self.norm2, *self._feed_forward(x, x))
         return x
+
+    def _in_one_call(self, x: Tensor) -> Tensor | None:
+        """The whole layer of a small x, None where a part of it expects to be called or the kernels refuse."""
+        attention, norm1, linear1, linear2, norm2, *dropouts = submodules(self, *_ENCODER_SUBMODULES)
+        activation = activation_name(self.activation)
+        usual = (
+            activation is not None
+            and is_plain(attention, MultiheadAttention)
+            and attention._is_usual(x)
+            and all(is_plain(norm, LayerNorm, torch.nn.LayerNorm) for norm in (norm1, norm2))
+            and norm1.normalized_shape == norm2.normalized_shape == (attention.embed_dim,)
+            and is_plain(linear1, *LINEAR)
+            and is_plain(linear2, *LINEAR)
+            and all(passes_through(dropout) for dropout in dropouts)
+            and keeps(_ENCODER_METHODS, self, TransformerEncoderLayer)
+        )
+        if not usual:
+            return None
+        learned = (parameters(part, "weight", "bias") for part in (norm1, linear1, linear2, norm2))
+        return small_layers.encoder_layer(
+            x,
+            *attention._joint_parameters(),
+            *itertools.chain.from_iterable(learned),
+            heads=attention.num_heads,
+            activation=activation,
+            eps1=norm1.eps,
+            eps2=norm2.eps,
+            norm_first=self.norm_first,
+        )
 
     def _attention(self, x: Tensor, residual: Tensor, attn_mask, key_padding_mask, is_causal: bool) -> Branch:
         if overrides(self, "_sa_block", torch.nn.TransformerEncoderLayer) or not is_plain(

@@ -24,7 +24,6 @@ from . import direct
 
 LIMIT_BYTES = int(os.environ.get("BIGMODEL_PACKED_WEIGHTS_MB", "1024")) << 20
 MAX_ENTRIES = 8192
-MIN_ELEMENTS = 16384  # packing a smaller weight on the way costs about as much as looking it up
 
 
 @dataclass
@@ -99,14 +98,14 @@ def lookup(weight: Tensor) -> Tensor | None:
     """The packed form of a weight [out_features, in_features], or None where packing on the way is better."""
     if type(weight) not in (Tensor, torch.nn.Parameter) or weight.device.type != "cpu" or weight.is_inference():
         return None
-    if weight.dim() != 2 or weight.numel() < MIN_ELEMENTS or weight.is_neg() or not direct.possible():
+    if weight.dim() != 2 or weight.numel() < _C.LEAST_PACKED_ELEMENTS or weight.is_neg() or not direct.possible():
         return None
     return _cache.lookup(weight)
 
 
 def few_rows(dtype: torch.dtype) -> int:
     """So many rows the kernels multiply by the weight as it lies: csrc/cpu/few_rows.h."""
-    return 8 if dtype == torch.bfloat16 and _C.cpu_target() in ("avx512bf16", "amx", "neon_bf16") else 32
+    return _C.few_rows(dtype == torch.bfloat16)
 
 
 def clear() -> None:

@@ -21,27 +21,37 @@ class Option:
 
 
 def answered_first(
-    op: str, recorded: Callable, tensors: Sequence[str], options: Sequence[Option], constants: dict, forced: object
+    op: str,
+    tensors: Sequence[str],
+    options: Sequence[Option],
+    constants: dict,
+    forced: object,
+    positional: int | None = None,
+    op_tensors: int | None = None,
+    recorded: Callable | None = None,
 ) -> Callable:
-    """A decorator of a documented function: a plain call (all `tensors` plain CPU tensors, `options` within what they
-    accept, nothing watching, no backend forced) is answered by the op, and any other, also one that the op refuses, by
-    the function.
+    """A decorator of a documented function: a plain call (`tensors` plain CPU tensors, or None where the op takes that,
+    `options` within what they accept, nothing watching, no backend forced) is answered by the op, and any other, also
+    one that the op refuses, by the function.
 
-    Args: `recorded(*tensors, options)` is the op where a gradient is needed; `constants` what the op's keywords are, in
-    the schema's order, unless a parameter of the same name says; `forced.name` the backend that a user forces, or None.
+    Args: `op`, a function of `direct`, refuses by an error or by None; `constants` are what its keywords are, in its
+    order, unless a parameter of the same name says; `op_tensors`: so many tensors it takes, those after `tensors` None;
+    so many `positional` arguments a caller may give (None, of both: as many as `tensors`); `recorded(*tensors,
+    options)` is the op where a gradient is needed, which the function answers without it; `forced.name` the backend
+    that a user forces, or None.
     """
 
     def decorate(function: Callable) -> Callable:
         if direct.OPS is None or not hasattr(direct.OPS, "shortcut"):
             return function
-        op_tensors = sum(not a.kwarg_only for a in getattr(torch.ops.bigmodel, op).default._schema.arguments)
         answer = direct.OPS.shortcut(
             getattr(direct.OPS, op),
             recorded,
             forced,
             current,
             tuple(tensors),
-            op_tensors,
+            len(tensors) if positional is None else positional,
+            len(tensors) if op_tensors is None else op_tensors,
             tuple((option.name, tuple(option.accepted), option.number) for option in options),
             tuple(constants),
             tuple(constants.values()),

@@ -10,6 +10,7 @@
 #include "call.h"
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "layer_parts.h"
 #include "registration.h"
 #include "run.h"
 
@@ -37,6 +38,8 @@ TensorView per_row(const Tensor& tensor, std::int64_t rows) {
   view.stride[0] = 1;
   return view;
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const OptionalTensor& residual,
                                                     const OptionalTensor& weight, const OptionalTensor& bias,
@@ -70,6 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const O
   }
   return {std::move(sum), std::move(normed), std::move(mean), std::move(rstd)};
 }
+
+namespace {
 
 // A statistic of the forward pass, contiguous as it left it there; one that was copied elsewhere is made so again.
 TensorView check_statistic(const Call& call, const char* name, const Tensor& statistic, Sizes leading,

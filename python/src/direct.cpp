@@ -127,6 +127,8 @@ PyObject* to_python(const Tensor& tensor) {
   return result;
 }
 
+PyObject* to_python(const std::optional<Tensor>& tensor) { return tensor ? to_python(*tensor) : Py_NewRef(Py_None); }
+
 PyObject* to_python(std::int64_t number) { return required(PyLong_FromLongLong(number)); }
 
 std::string to_string(PyObject* argument) {
@@ -213,6 +215,7 @@ void define(PyObject* module) {
   add_attention_decode(functions);
   add_linear(functions);
   add_self_attention(functions);
+  add_encoder_layer(functions);
   add_feed_forward(functions);
   add_add_norm(functions);
   add_rotary(functions);

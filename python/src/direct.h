@@ -34,8 +34,9 @@ std::int64_t to_int(PyObject* argument);
 double to_double(PyObject* argument);
 bool to_bool(PyObject* argument);
 
-// And back: one tensor, a tuple of several, or a number; a new reference.
+// And back: one tensor, None, a tuple of several, or a number; a new reference.
 PyObject* to_python(const Tensor& tensor);
+PyObject* to_python(const std::optional<Tensor>& tensor);
 PyObject* to_python(std::int64_t number);
 PyObject* to_python(std::span<const Tensor* const> tensors);
 
@@ -149,6 +150,7 @@ void add_attention_varlen(Functions& functions);
 void add_attention_decode(Functions& functions);
 void add_linear(Functions& functions);
 void add_self_attention(Functions& functions);
+void add_encoder_layer(Functions& functions);
 void add_feed_forward(Functions& functions);
 void add_add_norm(Functions& functions);
 void add_rotary(Functions& functions);

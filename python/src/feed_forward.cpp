@@ -8,6 +8,7 @@
 #include "bigmodel/feed_forward.h"
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "layer_parts.h"
 #include "options.h"
 #include "packed_weight.h"
 #include "registration.h"
@@ -51,6 +52,8 @@ FeedForwardWeights check_weights(const Call& call, const WeightTensors& tensors,
   return weights;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& input, const Tensor& w1, const OptionalTensor& b1,
                                                 const Tensor& w2, const OptionalTensor& b2,
                                                 const OptionalTensor& w_gate, const OptionalTensor& b_gate,
@@ -86,6 +89,19 @@ std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& input, const Tenso
     run(call, cpu::kernels().feed_forward_forward, args);
   }
   return {std::move(output), std::move(preactivation), std::move(gate_preactivation)};
+}
+
+namespace {
+
+// feed_forward without gate and dropout where it wants no packed weights; nothing where it might. Not an op:
+// functional/feed_forward.py asks it first.
+OptionalTensor small_feed_forward(const Tensor& input, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+                                  const OptionalTensor& b2, const OptionalTensor& residual,
+                                  const std::string& activation) {
+  const Call call("feed_forward", "input", input);
+  if (!takes_as_it_lies(call, input, w1) || !takes_as_it_lies(call, input, w2)) return {};
+  return std::get<0>(
+      feed_forward(input, w1, b1, w2, b2, {}, {}, residual, {}, {}, {}, {}, activation, "none", 0.0, false));
 }
 
 // One gradient: asked for, and of a tensor that is there.
@@ -155,6 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_
 
 void direct::add_feed_forward(Functions& functions) {
   functions.add<&feed_forward>("feed_forward", {"activation", "gate", "dropout_p", "save_preactivation"});
+  functions.add<&small_feed_forward>("small_feed_forward", {"activation"});
   functions.add<&feed_forward_backward>("feed_forward_backward", {"activation", "gate", "dropout_p", "output_mask"});
 }
 

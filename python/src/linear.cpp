@@ -2,6 +2,7 @@
 // input's leading dimensions; kernels see them as one.
 #include <torch/csrc/stable/ops.h>
 
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -26,6 +27,16 @@ const void* checked_packed(const Call& call, const char* name, const OptionalTen
              dtype_name(*packed), " and shape ", shape_text(Layout(*packed).sizes), ", expected ", bytes,
              " bytes as uint8");
   return packed->const_data_ptr();
+}
+
+std::int64_t few_rows(DType dtype) {
+  const std::string_view target = cpu::kernels().target;
+  return dtype == DType::bfloat16 && (target == "avx512bf16" || target == "amx" || target == "neon_bf16") ? 8 : 32;
+}
+
+bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight) {
+  if (input.dim() == 0 || weight.dim() != 2 || weight.numel() < least_packed_elements) return true;
+  return weight.stride(1) == 1 && input.numel() <= few_rows(call.dtype()) * input.size(input.dim() - 1);
 }
 
 namespace {
@@ -60,6 +71,13 @@ std::tuple<Tensor, Tensor> linear(const Tensor& input, const Tensor& weight, con
     run(call, cpu::kernels().linear_forward, args);
   }
   return {std::move(output), std::move(preactivation)};
+}
+
+// linear where it wants no packed weight; nothing where it might. Not an op: functional/linear.py asks it first.
+OptionalTensor small_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, const std::string& activation) {
+  if (!takes_as_it_lies(Call("linear", "input", input), input, weight)) return {};
+  return std::get<0>(linear(input, weight, bias, residual, {}, activation, false));
 }
 
 enum GradientIndex { grad_input, grad_weight, grad_bias };
@@ -118,6 +136,7 @@ std::int64_t weight_fingerprint(const Tensor& weight) {
 
 void direct::add_linear(Functions& functions) {
   functions.add<&linear>("linear", {"activation", "save_preactivation"});
+  functions.add<&small_linear>("small_linear", {"activation"});
   functions.add<&linear_backward>("linear_backward", {"activation", "output_mask"});
   functions.add<&linear_pack>("linear_pack", {});
   functions.add<&weight_fingerprint>("weight_fingerprint", {});

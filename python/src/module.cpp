@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "direct.h"
 #include "machine_peak.h"
+#include "packed_weight.h"
 
 namespace {
 
@@ -41,6 +42,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("supported_cpu_targets", &bigmodel::cpu::supported_targets,
              "CPU targets that this machine runs, best first.");
   module.def("compiled_cpu_targets", &bigmodel::cpu::compiled_targets, "CPU targets of this build, best first.");
+  module.def(
+      "few_rows",
+      [](bool bf16) {
+        return bigmodel::binding::few_rows(bf16 ? bigmodel::DType::bfloat16 : bigmodel::DType::float32);
+      },
+      pybind11::arg("bf16"), "So many rows (of bfloat16, or of another dtype) are multiplied by a weight as it lies.");
+  module.attr("LEAST_PACKED_ELEMENTS") = bigmodel::binding::least_packed_elements;
   module.def("has_cuda", [] { return has_cuda; }, "Whether this build has CUDA kernels.");
   module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");
   bigmodel::define_machine_peak(module);

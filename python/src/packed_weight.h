@@ -1,4 +1,4 @@
-// Weights laid out by linear_pack, as linear and feed_forward take them.
+// Weights laid out by linear_pack, as linear and feed_forward take them, and when that is no use.
 #pragma once
 
 #include "call.h"
@@ -7,5 +7,14 @@ namespace bigmodel::binding {
 
 // The bytes of `packed`, which linear_pack must have made from `weight` for the CPU target in use; nullptr when absent.
 const void* checked_packed(const Call& call, const char* name, const OptionalTensor& packed, const TensorView& weight);
+
+// So many rows the kernels multiply by a weight as it lies in memory: csrc/cpu/few_rows.h.
+std::int64_t few_rows(DType dtype);
+
+// Laying out a smaller weight on the way costs about as much as looking its packed form up.
+inline constexpr std::int64_t least_packed_elements = 16384;
+
+// Whether the rows of `input` gain nothing from a packed form of a weight.
+bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight);
 
 }  // namespace bigmodel::binding

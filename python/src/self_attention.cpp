@@ -5,6 +5,7 @@
 
 #include "cpu/cpu.h"
 #include "direct.h"
+#include "layer_parts.h"
 #include "run.h"
 
 namespace bigmodel::binding {
@@ -41,6 +42,8 @@ void attend(const Call& call, const SelfAttentionShape& shape, const Tensor& pro
   run(call, cpu::kernels().attention_forward, args);
 }
 
+}  // namespace
+
 // input [batch, length, width] or [length, width]; in_weight [3 width, width], rows of query, key and value.
 Tensor self_attention(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
                       const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& residual,
@@ -75,8 +78,6 @@ Tensor self_attention(const Tensor& input, const Tensor& in_weight, const Option
   run(call, cpu::kernels().linear_forward, out);
   return output;
 }
-
-}  // namespace
 
 void direct::add_self_attention(Functions& functions) { functions.add<&self_attention>("self_attention", {"heads"}); }
 

@@ -24,7 +24,7 @@ struct Option {
 struct Shortcut {
   PyObject *op, *recorded, *forced, *current;
   PyObject* parameters;  // the documented function's, tensors first
-  Py_ssize_t tensors, op_tensors;
+  Py_ssize_t positional, tensors, op_tensors;
   std::vector<Option> options;
   PyObject *keywords, *constants;  // the op's keywords, and what it gets for those that are no parameter here
 };
@@ -33,7 +33,7 @@ struct Shortcut {
 bool bind(const Shortcut& shortcut, PyObject* const* arguments, Py_ssize_t positional, PyObject* given,
           std::vector<PyObject*>& bound) {
   const Py_ssize_t count = PyTuple_GET_SIZE(shortcut.parameters);
-  if (positional > shortcut.tensors) return false;
+  if (positional > shortcut.positional) return false;
   for (Py_ssize_t i = 0; i < positional; ++i) bound[i] = arguments[i];
   for (Py_ssize_t i = 0; given && i < PyTuple_GET_SIZE(given); ++i) {
     PyObject* name = PyTuple_GET_ITEM(given, i);
@@ -76,18 +76,19 @@ bool needs_gradient(PyObject* const* tensors, Py_ssize_t count) {
   PyObject* enabled = PyObject_CallNoArgs(names.is_grad_enabled);
   Py_XDECREF(enabled);
   for (Py_ssize_t i = 0; enabled == Py_True && i < count; ++i) {
-    if (attribute_is(tensors[i], names.requires_grad, Py_True)) return true;
+    if (tensors[i] != Py_None && attribute_is(tensors[i], names.requires_grad, Py_True)) return true;
   }
   return false;
 }
 
-// The op's first output: it is called as it is, and a refusal clears its error and gives nullptr.
+// The op's first output: it is called as it is. A refusal, by an error, which is cleared, or by None, gives nullptr.
 PyObject* call_op(const Shortcut& shortcut, PyObject* const* tensors, PyObject* const* values) {
   std::vector<PyObject*> arguments(tensors, tensors + shortcut.tensors);
   arguments.resize(shortcut.op_tensors, Py_None);
   arguments.insert(arguments.end(), values, values + PyTuple_GET_SIZE(shortcut.keywords));
   PyObject* outputs = PyObject_Vectorcall(shortcut.op, arguments.data(), shortcut.op_tensors, shortcut.keywords);
   if (!outputs && PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();  // and not an interrupt
+  if (outputs == Py_None) Py_CLEAR(outputs);
   if (!outputs || !PyTuple_CheckExact(outputs)) return outputs;
   PyObject* first = Py_NewRef(PyTuple_GET_ITEM(outputs, 0));
   Py_DECREF(outputs);
@@ -127,7 +128,8 @@ PyObject* answer(PyObject* self, PyObject* const* arguments, Py_ssize_t position
   std::vector<PyObject*> values(PyTuple_GET_SIZE(shortcut.keywords));
   if (!bind(shortcut, arguments, positional, given, bound)) Py_RETURN_NOTIMPLEMENTED;
   for (Py_ssize_t i = 0; i < shortcut.tensors; ++i) {
-    if (!bound[i] || !is_plain_type(bound[i])) Py_RETURN_NOTIMPLEMENTED;
+    if (!bound[i]) bound[i] = Py_None;
+    if (bound[i] != Py_None && !is_plain_type(bound[i])) Py_RETURN_NOTIMPLEMENTED;
   }
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = PyTuple_GET_ITEM(shortcut.constants, i);
   for (std::size_t i = 0; i < shortcut.options.size(); ++i) {
@@ -140,6 +142,7 @@ PyObject* answer(PyObject* self, PyObject* const* arguments, Py_ssize_t position
   if (takes < 0) return nullptr;
   if (!takes || !attribute_is(shortcut.forced, names.name, Py_None)) Py_RETURN_NOTIMPLEMENTED;
   const bool recorded = needs_gradient(bound.data(), shortcut.tensors);
+  if (recorded && shortcut.recorded == Py_None) Py_RETURN_NOTIMPLEMENTED;
   PyObject* output = (recorded ? call_recorded : call_op)(shortcut, bound.data(), values.data());
   if (output || PyErr_Occurred()) return output;
   Py_RETURN_NOTIMPLEMENTED;
@@ -165,14 +168,15 @@ PyObject* interned(PyObject* given) {
 
 PyObject* make(PyObject*, PyObject* arguments) {
   PyObject *op, *recorded, *forced, *current, *tensors, *options, *keywords, *constants;
-  Py_ssize_t op_tensors;
-  if (!PyArg_ParseTuple(arguments, "OOOOO!nO!O!O!", &op, &recorded, &forced, &current, &PyTuple_Type, &tensors,
-                        &op_tensors, &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type, &constants)) {
+  Py_ssize_t positional, op_tensors;
+  if (!PyArg_ParseTuple(arguments, "OOOOO!nnO!O!O!", &op, &recorded, &forced, &current, &PyTuple_Type, &tensors,
+                        &positional, &op_tensors, &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type,
+                        &constants)) {
     return nullptr;
   }
-  auto* shortcut =
-      new Shortcut{op, recorded,           forced,   current, nullptr, PyTuple_GET_SIZE(tensors), op_tensors,
-                   {}, interned(keywords), constants};  // lives as long as Python, as what it points at
+  auto* shortcut = new Shortcut{
+      op, recorded,           forced,   current, nullptr, positional, PyTuple_GET_SIZE(tensors), op_tensors,
+      {}, interned(keywords), constants};  // lives as long as Python, as what it points at
   PyObject* parameters = PyTuple_New(PyTuple_GET_SIZE(tensors) + PyTuple_GET_SIZE(options));
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i) {
     PyTuple_SET_ITEM(parameters, i, Py_NewRef(PyTuple_GET_ITEM(tensors, i)));
@@ -204,7 +208,7 @@ void add_shortcut(PyObject* module) {
   if (!names.is_grad_enabled) return;
   static PyMethodDef definitions[] = {
       {"shortcut", &make, METH_VARARGS,
-       "shortcut(op, recorded, forced, current, tensors, op_tensors, options, keywords, constants): see "
+       "shortcut(op, recorded, forced, current, tensors, positional, op_tensors, options, keywords, constants): see "
        "bigmodel_kernels/ops/shortcut.py."},
       {}};
   PyModule_AddFunctions(module, definitions);
