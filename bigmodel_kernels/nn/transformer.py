@@ -95,7 +95,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         if src.is_nested:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         masks = (src_mask, src_key_padding_mask, is_causal)
-        if masks == (None, None, False) and small_layers.is_small(src, src.shape[-1]):
+        masked = src_mask is not None or src_key_padding_mask is not None or is_causal
+        if not masked and small_layers.is_small(src, src.shape[-1]):
             output = self._in_one_call(src)
             if output is not None:
                 return output
