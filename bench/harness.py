@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 # A call that takes some microseconds is timed many at once, so that the clock's own cost and grain disappear.
 SHORTEST_SAMPLE_NS = 1_000_000
+# The first call loads, packs and wakes things. Only one that takes longer than so many samples tells by itself that one
+# call makes a sample.
+SAMPLES_OF_A_FIRST_CALL = 100
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
 # A call longer than this many budgets is timed once: its warm-up no longer matters, and more would take minutes.
@@ -77,18 +80,23 @@ class _Race:
         self.turn = 0
         self.samples_ns: list[int] = []
         self.calls = 1
-        first_ns = self._run(1)  # warm-up; also tells how long a call takes
+        first_ns = self._run(1)  # warm-up
         self.is_slow = first_ns * 1e-9 > longest_s
         if self.is_slow:
             self.samples_ns.append(first_ns)
-        elif first_ns < SHORTEST_SAMPLE_NS:
-            warm_ns = min(self._run(1) for _ in range(3))
-            self.calls = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1)))
+        elif first_ns < SAMPLES_OF_A_FIRST_CALL * SHORTEST_SAMPLE_NS:
+            self.calls = self._calls_of_a_sample()
 
     def _run(self, calls: int) -> int:
         elapsed = self.sample_ns(self.call, self.turn, calls)
         self.turn += calls
         return elapsed
+
+    def _calls_of_a_sample(self) -> int:
+        warm_ns = self._run(1)
+        if warm_ns < SHORTEST_SAMPLE_NS:
+            warm_ns = min(warm_ns, self._run(1), self._run(1))
+        return math.ceil(SHORTEST_SAMPLE_NS / max(warm_ns, 1))
 
     def sample(self) -> None:
         self.samples_ns.append(self._run(self.calls))
