@@ -127,6 +127,13 @@ def test_a_wrong_width_raises_what_torch_raises():
         module()(x, x, x, need_weights=False)
 
 
+def wide(layer):
+    """Gives a layer of 24 features linear layers whose weights lie by columns, too large to lay out in each call."""
+    layer.linear1, layer.linear2 = torch.nn.Linear(24, 800), torch.nn.Linear(800, 24)
+    for linear in (layer.linear1, layer.linear2):
+        linear.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous().t())
+
+
 class TestEncoderLayer:
     @staticmethod
     def layer(kind=ours.TransformerEncoderLayer, **options):
@@ -187,6 +194,7 @@ class TestEncoderLayer:
             "a hook of its projection": lambda layer: layer.self_attn.out_proj.register_forward_hook(lambda *_: None),
             "a replaced method": lambda layer: setattr(layer, "_ff_block", lambda x: x),
             "a weight of another dtype": lambda layer: layer.linear2.half(),
+            "a large weight that is worth packing": lambda layer: wide(layer),
         }.items(),
         ids=lambda change: change[0],
     )

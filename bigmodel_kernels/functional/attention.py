@@ -10,14 +10,13 @@ from ..ops.attention import plain
 from .calls import call, straight_to_kernels
 from .scores import as_four_dims, autocast_attention, checked_slopes, mask_of_four_dims, score_options, statistics_dtype
 
-_OFF = ((None, None),)
 _PLAIN = (
     shortcut.Option("causal", tuple(checks.CAUSAL.items())),
-    shortcut.Option("scale", _OFF, number=True),
+    shortcut.Option("scale", number=True),
     shortcut.Option("softcap", ((None, 0.0), (0.0, 0.0))),
     shortcut.Option("dropout_p", ((0.0, 0.0),)),
     shortcut.Option("return_lse", ((False, False),)),
-    *(shortcut.Option(name, _OFF) for name in ("mask", "dropout_seed", "window", "alibi_slopes", "sinks", "backend")),
+    *(shortcut.Option(name) for name in ("mask", "dropout_seed", "window", "alibi_slopes", "sinks", "backend")),
 )
 _DEFAULTS = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
 

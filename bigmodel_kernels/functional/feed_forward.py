@@ -7,11 +7,10 @@ from ..ops import direct, repeats, shortcut
 from .autocast import autocast_linear
 from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
 
-_OFF = ((None, None),)
 _PLAIN = (
     shortcut.Option("activation", tuple((name, name) for name in checks.ACTIVATIONS[1:])),
     shortcut.Option("dropout_p", ((0.0, 0.0),)),
-    *(shortcut.Option(name, _OFF) for name in ("gate", "w_gate", "b_gate", "dropout_seed", "backend")),
+    *(shortcut.Option(name) for name in ("gate", "w_gate", "b_gate", "dropout_seed", "backend")),
 )
 
 

@@ -9,7 +9,7 @@ from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
 
 _PLAIN = (
     shortcut.Option("activation", ((None, "none"), *((name, name) for name in checks.ACTIVATIONS))),
-    shortcut.Option("backend", ((None, None),)),
+    shortcut.Option("backend"),
 )
 
 

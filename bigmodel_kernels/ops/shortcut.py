@@ -16,7 +16,7 @@ class Option:
     the op gets for it; and whether any finite float is one of them, given to the op as it is."""
 
     name: str
-    accepted: Sequence[tuple[object, object]]
+    accepted: Sequence[tuple[object, object]] = ((None, None),)
     number: bool = False
 
 

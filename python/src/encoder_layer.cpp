@@ -8,31 +8,29 @@ namespace bigmodel::binding {
 namespace {
 
 // input [batch, length, width] or [length, width]; weights and biases as torch.nn.TransformerEncoderLayer has them.
-Tensor encoder_layer(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
-                     const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& norm1_weight,
-                     const OptionalTensor& norm1_bias, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-                     const OptionalTensor& b2, const OptionalTensor& norm2_weight, const OptionalTensor& norm2_bias,
-                     std::int64_t heads, const std::string& activation, double eps1, double eps2, bool norm_first) {
+// Nothing where small_feed_forward gives nothing.
+OptionalTensor encoder_layer(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
+                             const Tensor& out_weight, const OptionalTensor& out_bias,
+                             const OptionalTensor& norm1_weight, const OptionalTensor& norm1_bias, const Tensor& w1,
+                             const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                             const OptionalTensor& norm2_weight, const OptionalTensor& norm2_bias, std::int64_t heads,
+                             const std::string& activation, double eps1, double eps2, bool norm_first) {
   const auto attend = [&](const Tensor& x, const Tensor& residual) {
     return self_attention(x, in_weight, in_bias, out_weight, out_bias, residual, heads);
   };
   const auto feed = [&](const Tensor& x, const Tensor& residual) {
-    const OptionalTensor none;
-    return std::get<0>(
-        feed_forward(x, w1, b1, w2, b2, none, none, residual, none, none, none, none, activation, "none", 0.0, false));
+    return small_feed_forward(x, w1, b1, w2, b2, residual, activation);
   };
-  const auto norm1 = [&](const Tensor& x) {
-    return std::get<1>(add_norm(x, {}, norm1_weight, norm1_bias, "layer", eps1));
-  };
-  const auto norm2 = [&](const Tensor& x) {
-    return std::get<1>(add_norm(x, {}, norm2_weight, norm2_bias, "layer", eps2));
+  const auto norm = [](const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+    return std::get<1>(add_norm(x, {}, weight, bias, "layer", eps));
   };
   if (norm_first) {
-    const Tensor attended = attend(norm1(input), input);
-    return feed(norm2(attended), attended);
+    const Tensor attended = attend(norm(input, norm1_weight, norm1_bias, eps1), input);
+    return feed(norm(attended, norm2_weight, norm2_bias, eps2), attended);
   }
-  const Tensor attended = norm1(attend(input, input));
-  return norm2(feed(attended, attended));
+  const Tensor attended = norm(attend(input, input), norm1_weight, norm1_bias, eps1);
+  const OptionalTensor fed = feed(attended, attended);
+  return fed ? norm(*fed, norm2_weight, norm2_bias, eps2) : fed;
 }
 
 }  // namespace

@@ -52,8 +52,6 @@ FeedForwardWeights check_weights(const Call& call, const WeightTensors& tensors,
   return weights;
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& input, const Tensor& w1, const OptionalTensor& b1,
                                                 const Tensor& w2, const OptionalTensor& b2,
                                                 const OptionalTensor& w_gate, const OptionalTensor& b_gate,
@@ -91,10 +89,9 @@ std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& input, const Tenso
   return {std::move(output), std::move(preactivation), std::move(gate_preactivation)};
 }
 
-namespace {
+}  // namespace
 
-// feed_forward without gate and dropout where it wants no packed weights; nothing where it might. Not an op:
-// functional/feed_forward.py asks it first.
+// Not an op: functional/feed_forward.py asks it first.
 OptionalTensor small_feed_forward(const Tensor& input, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
                                   const OptionalTensor& b2, const OptionalTensor& residual,
                                   const std::string& activation) {
@@ -103,6 +100,8 @@ OptionalTensor small_feed_forward(const Tensor& input, const Tensor& w1, const O
   return std::get<0>(
       feed_forward(input, w1, b1, w2, b2, {}, {}, residual, {}, {}, {}, {}, activation, "none", 0.0, false));
 }
+
+namespace {
 
 // One gradient: asked for, and of a tensor that is there.
 struct Gradient {
