@@ -34,6 +34,11 @@ inline constexpr int tile_rows = 6, tile_vectors = 2;
 #endif
 inline constexpr int tile_columns = tile_vectors * lanes;
 
+// Where C lies. Its lines are asked for while the products are formed if they come from the second-level cache, and the
+// products added to them at the end; from the first-level cache that costs more than it saves (2 % of attention's
+// gradients).
+enum class SumsIn { l1, l2 };
+
 template <>
 struct Layout<float> {
   using Lane = float;                     // what one 32-bit lane of an rhs holds
@@ -54,7 +59,7 @@ BIGMODEL_INLINE F32 multiply_add(F32 a, F32 b, F32 sum) { return fma(a, b, sum);
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 // One register tile of `rows` x (vectors * lanes).
-template <int rows, int vectors, bool by_rows, class Element, class Lane>
+template <SumsIn where, int rows, int vectors, bool by_rows, class Element, class Lane>
 BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const Lane* rhs,
                                    std::int64_t rhs_stride, float* c, std::int64_t c_stride, bool accumulate) {
   constexpr int group = Layout<Element>::group;
@@ -62,7 +67,11 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[i][v] = accumulate ? load(c + i * c_stride + v * lanes) : zero();
+    for (int v = 0; v < vectors; ++v) {
+      float* const at = c + i * c_stride + v * lanes;
+      if constexpr (where == SumsIn::l2) __builtin_prefetch(at, 1);
+      sums[i][v] = where == SumsIn::l1 && accumulate ? load(at) : zero();
+    }
   }
 #pragma GCC unroll 4
   for (std::int64_t p = 0; p < k; p += group) {
@@ -81,81 +90,89 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(c + i * c_stride + v * lanes, sums[i][v]);
+    for (int v = 0; v < vectors; ++v) {
+      float* const at = c + i * c_stride + v * lanes;
+      store(at, where == SumsIn::l2 && accumulate ? sums[i][v] + load(at) : sums[i][v]);
+    }
   }
 }
 
 // The last rows of C: fewer than tile_rows of them.
-template <int rows, int vectors, bool by_rows, class Element, class Lane>
+template <SumsIn where, int rows, int vectors, bool by_rows, class Element, class Lane>
 BIGMODEL_INLINE void multiply_last_rows(std::int64_t m, std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
                                         const Lane* rhs, std::int64_t rhs_stride, float* c, std::int64_t c_stride,
                                         bool accumulate) {
   if constexpr (rows > 0) {
     if (m == rows) {
-      multiply_tile<rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+      multiply_tile<where, rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
     } else {
-      multiply_last_rows<rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+      multiply_last_rows<where, rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
+                                                            accumulate);
     }
   }
 }
 
 // One column panel of C, `vectors` vectors wide.
-template <int vectors, bool by_rows, class Element, class Lane>
+template <SumsIn where, int vectors, bool by_rows, class Element, class Lane>
 static __attribute__((noinline)) void multiply_panel(std::int64_t m, std::int64_t k, const Element* lhs,
                                                      std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride,
                                                      float* c, std::int64_t c_stride, bool accumulate) {
   const std::int64_t lhs_tile = tile_rows * (by_rows ? lhs_stride : 1);
   for (; m >= tile_rows; m -= tile_rows, lhs += lhs_tile, c += tile_rows * c_stride) {
-    multiply_tile<tile_rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    multiply_tile<where, tile_rows, vectors, by_rows>(k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
   }
-  multiply_last_rows<tile_rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  multiply_last_rows<where, tile_rows - 1, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
+                                                             accumulate);
 }
 
 // The last columns of C: fewer than tile_vectors vectors of them.
-template <int vectors, bool by_rows, class Element, class Lane>
+template <SumsIn where, int vectors, bool by_rows, class Element, class Lane>
 BIGMODEL_INLINE void multiply_last_columns(std::int64_t m, std::int64_t n, std::int64_t k, const Element* lhs,
                                            std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride, float* c,
                                            std::int64_t c_stride, bool accumulate) {
   if constexpr (vectors > 0) {
     if (n > (vectors - 1) * lanes) {
-      multiply_panel<vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+      multiply_panel<where, vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
     } else {
-      multiply_last_columns<vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+      multiply_last_columns<where, vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
+                                                         accumulate);
     }
   }
 }
 
-template <bool by_rows, class Element, class Lane>
+template <SumsIn where, bool by_rows, class Element, class Lane>
 BIGMODEL_INLINE void multiply(std::int64_t m, std::int64_t n, std::int64_t k, const Element* lhs,
                               std::int64_t lhs_stride, const Lane* rhs, std::int64_t rhs_stride, float* c,
                               std::int64_t c_stride, bool accumulate) {
   for (; n > tile_columns - lanes; n -= tile_columns, rhs += tile_columns, c += tile_columns) {
-    multiply_panel<tile_vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+    multiply_panel<where, tile_vectors, by_rows>(m, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
   }
   if (n > 0) {
-    multiply_last_columns<tile_vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
-                                                     accumulate);
+    multiply_last_columns<where, tile_vectors - 1, by_rows>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride,
+                                                            accumulate);
   }
 }
 
+template <SumsIn where = SumsIn::l1>
 BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
                                       std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride, float* c,
                                       std::int64_t c_stride, bool accumulate) {
-  multiply<true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  multiply<where, true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 
 #if defined(BIGMODEL_BF16_DOT) && !defined(__AMX_BF16__)
+template <SumsIn where = SumsIn::l1>
 BIGMODEL_INLINE void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k, const bfloat16* lhs,
                                       std::int64_t lhs_stride, const BFloat16Pair* rhs, std::int64_t rhs_stride,
                                       float* c, std::int64_t c_stride, bool accumulate) {
-  multiply<true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  multiply<where, true>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 #endif
 
 BIGMODEL_INLINE void multiply_by_columns(std::int64_t m, std::int64_t n, std::int64_t k, const float* lhs,
                                          std::int64_t lhs_stride, const float* rhs, std::int64_t rhs_stride, float* c,
                                          std::int64_t c_stride, bool accumulate) {
-  multiply<false>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
+  multiply<SumsIn::l1, false>(m, n, k, lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate);
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -84,11 +84,11 @@ BIGMODEL_INLINE void amx_multiply_rows(std::int64_t n, std::int64_t k, AmxOperan
   if (n > 0) amx_multiply_tile<lower, false>(k, x);
 }
 
-[[maybe_unused]] static __attribute__((noinline)) void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k,
-                                                                        const bfloat16* lhs, std::int64_t lhs_stride,
-                                                                        const BFloat16Pair* rhs,
-                                                                        std::int64_t rhs_stride, float* c,
-                                                                        std::int64_t c_stride, bool accumulate) {
+template <SumsIn = SumsIn::l1>
+static __attribute__((noinline)) void multiply_by_rows(std::int64_t m, std::int64_t n, std::int64_t k,
+                                                       const bfloat16* lhs, std::int64_t lhs_stride,
+                                                       const BFloat16Pair* rhs, std::int64_t rhs_stride, float* c,
+                                                       std::int64_t c_stride, bool accumulate) {
   constexpr int two_tiles = 2 * amx_rows;
   if (m <= 0 || n <= 0) return;
   AmxOperands x{lhs, lhs_stride, rhs, rhs_stride, c, c_stride, accumulate};
