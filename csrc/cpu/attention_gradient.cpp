@@ -15,31 +15,59 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
 
 // A chunk of keys while queries pass by.
+template <class T>
 struct OpenChunk {
   Chunk chunk;
-  KeyRows rows;
+  KeysOf<T> keys;
   std::uint32_t started;  // bit i: dK and dV of block i of its keys hold a sum, and not whatever was in memory
 };
+
+// The weights of a tile, or their gradients, as the lhs of a product.
+template <class T>
+const ElementOf<T>* as_lhs(const TileShape& tile, const float* scores, float* memory) {
+  if constexpr (is_float<ElementOf<T>>) {
+    return scores;
+  } else {
+    auto* const rows = reinterpret_cast<ElementOf<T>*>(memory);
+    round_rows(tile, scores, rows);
+    return rows;
+  }
+}
+
+// What one tile gives to dQ: rows in fp32, columns in bfloat16.
+template <class T>
+void add_to_queries(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, const KeysOf<T>& keys,
+                    bool add) {
+  const std::int64_t width = g.plan.head_dim;
+  if constexpr (is_float<ElementOf<T>>) {
+    multiply_to_queries(tile, width, scratch.grad_scores, keys.key_for_query, scratch.grad_query, g.plan.key_stride,
+                        add);
+  } else {
+    auto* const pairs = reinterpret_cast<LaneOf<ElementOf<T>>*>(scratch.rounded_pairs);
+    round_pairs(tile, scratch.grad_scores, pairs);
+    multiply_to_queries(tile, width, pairs, keys.key_for_query, scratch.grad_query_columns, add);
+  }
+}
 
 // Adds what one block of queries gives to dK and dV of a chunk; leaves its part of dQ in the scratch memory.
 template <class T>
 void block_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
-                     std::int64_t first, std::int64_t queries, OpenChunk& open) {
+                     std::int64_t first, std::int64_t queries, OpenChunk<T>& open) {
   const GradientPlan& plan = g.plan;
   const AttentionGradientArgs& args = g.args;
-  const QueryRows rows = load_queries(g, scratch, b, h, first, queries);
+  const QueriesOf<T> operands = load_queries(g, scratch, b, h, first, queries);
   bool started = false;
   for (std::int64_t key = 0; key < open.chunk.keys; key += key_block) {
     const TileShape tile =
         tile_shape(g.band, first, queries, open.chunk.first + key, at_most(key_block, open.chunk.keys - key));
-    const std::int64_t key_at = key * plan.key_stride, value_at = key * plan.value_stride;
-    const float *key_rows = open.rows.key + key_at, *value_rows = open.rows.value + value_at;
-    if (tile.empty || !tile_gradients(g, scratch, tile, key_rows, value_rows, b, h)) continue;
+    const KeysOf<T> keys = open.keys.from(key);
+    if (tile.empty || !tile_gradients(g, scratch, tile, keys, operands, b, h)) continue;
     const std::uint32_t bit = std::uint32_t(1) << (key / key_block);
     const bool add = open.started & bit;
     if (args.grad_value.data) {
-      multiply_to_keys(tile, plan.value_dim, scratch.weights, rows.grad_output, scratch.grad_value + value_at,
-                       plan.value_stride, add);
+      multiply_to_keys<ElementOf<T>>(tile, plan.value_dim, as_lhs<T>(tile, scratch.weights, scratch.rounded_weights),
+                                     operands.grad_output, scratch.grad_value + key * plan.value_stride,
+                                     plan.value_stride, add);
     }
     if (args.grad_input_lse.data) add_keys(tile, scratch.grad_scores, scratch.grad_rows);
     if (args.inputs.options.softcap > 0) {
@@ -48,21 +76,22 @@ void block_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::
       });
     }
     if (args.grad_key.data) {
-      multiply_to_keys(tile, plan.head_dim, scratch.grad_scores, rows.query, scratch.grad_key + key_at, plan.key_stride,
-                       add);
+      multiply_to_keys<ElementOf<T>>(tile, plan.head_dim, as_lhs<T>(tile, scratch.grad_scores, scratch.rounded_rows),
+                                     operands.query, scratch.grad_key + key * plan.key_stride, plan.key_stride, add);
     }
-    if (args.grad_query.data) {
-      multiply_to_queries(tile, plan.head_dim, scratch.grad_scores, key_rows, scratch.grad_query, plan.key_stride,
-                          started);
-    }
+    if (args.grad_query.data) add_to_queries(g, scratch, tile, keys, started);
     started = true, open.started |= bit;
   }
-  if (!started) clear(scratch.grad_query, query_block * plan.key_stride);
+  if (!started) {
+    clear(scratch.grad_query, query_block * plan.key_stride);
+  } else if (args.grad_query.data && !is_float<ElementOf<T>>) {
+    copy_in(queries, plan.head_dim, scratch.grad_query_columns, 1, query_block, scratch.grad_query, plan.key_stride);
+  }
 }
 
 template <class T>
 void store_key_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
-                         const OpenChunk& open) {
+                         const OpenChunk<T>& open) {
   const GradientPlan& plan = g.plan;
   const AttentionGradientArgs& args = g.args;
   const auto [first, keys] = open.chunk;
@@ -92,7 +121,7 @@ void chunk_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::
                      std::int64_t index, std::int64_t slot) {
   const GradientPlan& plan = g.plan;
   const Chunk chunk = chunk_of(plan, index);
-  OpenChunk open{chunk, load_keys(g, scratch, b, kv_head, chunk.first, chunk.keys), 0};
+  OpenChunk<T> open{chunk, load_chunk(g, scratch, b, kv_head, chunk), 0};
   for (std::int64_t h = kv_head * plan.group; h < (kv_head + 1) * plan.group; ++h) {
     for (std::int64_t first = 0; first < plan.q_len; first += query_block) {
       const std::int64_t queries = at_most(query_block, plan.q_len - first);

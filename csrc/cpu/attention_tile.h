@@ -4,14 +4,10 @@
 #include "cpu/attention_few.h"
 #include "cpu/attention_scores.h"
 #include "cpu/online_softmax.h"
+#include "cpu/operands.h"
 #include "cpu/philox.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
-
-template <class Element>
-using LaneOf = typename Layout<Element>::Lane;
-template <class Element>
-inline constexpr bool is_float = Layout<Element>::group == 1;
 
 inline constexpr std::int64_t cache_line_floats = 16;
 BIGMODEL_INLINE std::int64_t whole_lines(std::int64_t floats) { return round_up(floats, cache_line_floats); }
@@ -32,23 +28,11 @@ BIGMODEL_INLINE std::int64_t tile_scratch_floats(std::int64_t head_dim, std::int
   return whole_lines((head_dim > key_block ? head_dim : key_block) * tile_columns);
 }
 
-// A matrix of keys or values of one kv head, by rows: the lhs of a product in Element.
-template <class Element>
-struct Rows {
-  const Element* data;
-  std::int64_t stride;
-};
-
 // Floats that a number of Elements take.
 template <class Element>
 BIGMODEL_INLINE std::int64_t floats_of(std::int64_t elements) {
   return whole_lines(ceil_div(elements * std::int64_t(sizeof(Element)), sizeof(float)));
 }
-
-template <class Element>
-inline constexpr DType dtype_of = DType::float32;
-template <>
-inline constexpr DType dtype_of<bfloat16> = DType::bfloat16;
 
 template <class Element>
 BIGMODEL_INLINE bool in_place(const TensorView& view) {

@@ -46,16 +46,39 @@ bool sees(const Band& band, std::int64_t first_query, std::int64_t queries, cons
          band.end_key(first_query + queries - 1) > chunk.first;
 }
 
-// Rows of a tensor as fp32 with the given stride: in place where they already are that, else converted into `memory`.
-template <class T>
-const float* load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t rows,
-                       std::int64_t width, float* memory, std::int64_t stride) {
+// Rows of a tensor as an lhs with the given stride: in place where they already are that, else packed in `memory`.
+template <class T, class Element = ElementOf<T>>
+Rows<Element> load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t rows,
+                        std::int64_t width, float* memory, std::int64_t stride) {
   const T* source = pointer<const T>(view, b, h, first);
-  if (view.dtype == DType::float32 && view.stride[3] == 1 && view.stride[2] == stride && width == stride) {
-    return reinterpret_cast<const float*>(source);
+  if (view.dtype == dtype_of<Element> && view.stride[3] == 1 && view.stride[2] == stride && width == stride) {
+    return {reinterpret_cast<const Element*>(source), stride};
   }
-  copy_in(rows, width, source, view.stride[2], view.stride[3], memory, stride);
-  return memory;
+  Element* const packed = reinterpret_cast<Element*>(memory);
+  pack_lhs(rows, width, source, view.stride[2], view.stride[3], packed, stride);
+  return {packed, stride};
+}
+
+// The same as an rhs, whose rows are the queries: in place where fp32 rows already are that.
+template <class T, class Element = ElementOf<T>>
+const LaneOf<Element>* load_rhs(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
+                                std::int64_t rows, std::int64_t width, float* memory, std::int64_t stride) {
+  if constexpr (is_float<Element>) {
+    return load_rows<T>(view, b, h, first, rows, width, memory, stride).data;
+  } else {
+    LaneOf<Element>* const packed = reinterpret_cast<LaneOf<Element>*>(memory);
+    pack_rhs(rows, width, pointer<const T>(view, b, h, first), view.stride[2], view.stride[3], packed, stride);
+    return packed;
+  }
+}
+
+// A block of queries or of their gradients, transposed, as an rhs.
+template <class T>
+LaneOf<ElementOf<T>>* load_columns(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
+                                   std::int64_t queries, std::int64_t width, float* memory) {
+  LaneOf<ElementOf<T>>* const packed = reinterpret_cast<LaneOf<ElementOf<T>>*>(memory);
+  pack_rhs(width, queries, pointer<const T>(view, b, h, first), view.stride[3], view.stride[2], packed, query_block);
+  return packed;
 }
 
 template <class T>
@@ -85,20 +108,37 @@ void add_rows(std::int64_t rows, std::int64_t width, const float* source, std::i
   }
 }
 
-// The rows that a tile multiplies, as fp32 with the plan's strides.
-struct KeyRows {
-  const float *key, *value;
+// The operands that come from keys, with the plan's strides.
+template <class Element>
+struct KeyOperands {
+  Rows<Element> key, value;
+  Rows<Element> key_for_query;  // what dQ is made of: the keys in fp32, K^T in bfloat16
+
+  KeyOperands from(std::int64_t row) const {
+    return {{key.data + row * key.stride, key.stride},
+            {value.data + row * value.stride, value.stride},
+            {key_for_query.data + row * (is_float<Element> ? key_for_query.stride : 1), key_for_query.stride}};
+  }
 };
-struct QueryRows {
-  const float *query, *grad_output;
+
+// The operands that come from a block of queries.
+template <class Element>
+struct QueryOperands {
+  const LaneOf<Element>*query, *query_columns, *grad_output, *grad_output_columns;
 };
 
 template <class T>
-KeyRows load_keys(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
-                  std::int64_t first, std::int64_t keys) {
+using KeysOf = KeyOperands<ElementOf<T>>;
+template <class T>
+using QueriesOf = QueryOperands<ElementOf<T>>;
+
+// Without key_for_query.
+template <class T>
+KeysOf<T> load_keys(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
+                    std::int64_t first, std::int64_t keys) {
   const GradientPlan& plan = g.plan;
   const AttentionInputs& inputs = g.args.inputs;
-  KeyRows rows{};
+  KeysOf<T> rows{};
   rows.key = load_rows<T>(inputs.key, b, kv_head, first, keys, plan.head_dim, scratch.key, plan.key_stride);
   if (plan.value_dim > 0) {
     rows.value = load_rows<T>(inputs.value, b, kv_head, first, keys, plan.value_dim, scratch.value, plan.value_stride);
@@ -106,27 +146,45 @@ KeyRows load_keys(const Gradient<T>& g, const GradientScratch& scratch, std::int
   return rows;
 }
 
-// Also lays their transposes out in the scratch memory.
+// The keys of a chunk.
 template <class T>
-QueryRows load_queries(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
-                       std::int64_t first, std::int64_t queries) {
-  const GradientPlan& plan = g.plan;
-  const std::int64_t key_stride = plan.key_stride, value_stride = plan.value_stride;
-  QueryRows rows{};
-  rows.query = load_rows<T>(g.args.inputs.query, b, h, first, queries, plan.head_dim, scratch.query, key_stride);
-  copy_in(plan.head_dim, queries, rows.query, 1, key_stride, scratch.query_columns, query_block);
-  if (plan.value_dim > 0) {
-    const TensorView& view = g.args.grad_output;
-    rows.grad_output = load_rows<T>(view, b, h, first, queries, plan.value_dim, scratch.grad_output, value_stride);
-    copy_in(plan.value_dim, queries, rows.grad_output, 1, value_stride, scratch.grad_output_columns, query_block);
+KeysOf<T> load_chunk(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t kv_head,
+                     const Chunk& chunk) {
+  KeysOf<T> keys = load_keys(g, scratch, b, kv_head, chunk.first, chunk.keys);
+  if constexpr (is_float<ElementOf<T>>) {
+    keys.key_for_query = keys.key;
+  } else if (g.args.grad_query.data) {
+    // Rows take half of the memory for keys, their transpose the other half.
+    bfloat16* const columns = reinterpret_cast<bfloat16*>(scratch.key) + g.plan.chunk_keys * g.plan.key_stride;
+    const TensorView& key = g.args.inputs.key;
+    pack_lhs(g.plan.head_dim, chunk.keys, pointer<const T>(key, b, kv_head, chunk.first), key.stride[3], key.stride[2],
+             columns, g.plan.chunk_keys);
+    keys.key_for_query = {columns, g.plan.chunk_keys};
   }
-  return rows;
+  return keys;
+}
+
+template <class T>
+QueriesOf<T> load_queries(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
+                          std::int64_t first, std::int64_t queries) {
+  const GradientPlan& plan = g.plan;
+  QueriesOf<T> operands{};
+  const TensorView &query = g.args.inputs.query, &grad_output = g.args.grad_output;
+  operands.query = load_rhs<T>(query, b, h, first, queries, plan.head_dim, scratch.query, plan.key_stride);
+  operands.query_columns = load_columns<T>(query, b, h, first, queries, plan.head_dim, scratch.query_columns);
+  if (plan.value_dim > 0) {
+    operands.grad_output =
+        load_rhs<T>(grad_output, b, h, first, queries, plan.value_dim, scratch.grad_output, plan.value_stride);
+    operands.grad_output_columns =
+        load_columns<T>(grad_output, b, h, first, queries, plan.value_dim, scratch.grad_output_columns);
+  }
+  return operands;
 }
 
 // grad_scores = dL/dweights^T of one tile: dP^T = V dO^T, or what was given.
 template <class T>
 void load_weight_gradients(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile,
-                           const float* value, std::int64_t b, std::int64_t h) {
+                           const KeysOf<T>& keys, const QueriesOf<T>& queries, std::int64_t b, std::int64_t h) {
   const AttentionGradientArgs& args = g.args;
   if (args.grad_weights.data) {
     const TensorView& view = args.grad_weights;
@@ -139,8 +197,7 @@ void load_weight_gradients(const Gradient<T>& g, const GradientScratch& scratch,
                     [&](std::int64_t at) { store(scratch.grad_scores + at, load(scratch.grad_scores + at) * share); });
     }
   } else if (args.grad_output.data) {
-    multiply_scores(tile, g.plan.value_dim, value, g.plan.value_stride, scratch.grad_output_columns,
-                    scratch.grad_scores);
+    multiply_scores(tile, g.plan.value_dim, keys.value, queries.grad_output_columns, scratch.grad_scores);
   } else {
     clear(scratch.grad_scores, key_block * query_block);
   }
@@ -160,14 +217,14 @@ struct ScoredTile {
 };
 
 template <class T>
-ScoredTile score_tile(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, const float* key,
-                      std::int64_t b, std::int64_t h) {
+ScoredTile score_tile(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile,
+                      const KeysOf<T>& keys, const QueriesOf<T>& queries, std::int64_t b, std::int64_t h) {
   const AttentionInputs& inputs = g.args.inputs;
   RowTerms rows = row_terms(g, tile, b, h);
   // dP's memory is still free: the mask's landing place.
   const MaskEffect effect = load_mask<T>(inputs.mask, b, h, tile, scratch.grad_scores, scratch.rules);
   if (effect == MaskEffect::keeps_none) return {true, 0, rows};
-  multiply_scores(tile, g.plan.head_dim, key, g.plan.key_stride, scratch.query_columns, scratch.weights);
+  multiply_scores(tile, g.plan.head_dim, keys.key, queries.query_columns, scratch.weights);
   const ScoreRules rules{.scale = inputs.options.scale,
                          .softcap = inputs.options.softcap,
                          .slope = inputs.alibi_slopes.data ? *pointer<float>(inputs.alibi_slopes, b, h, 0) : 0.0f,
@@ -181,11 +238,11 @@ ScoredTile score_tile(const Gradient<T>& g, const GradientScratch& scratch, cons
 // weights = P^T with dropout, as dV wants it, and grad_scores = dS^T, up to the softcap's derivative, of one tile.
 // False when the mask leaves nothing of it.
 template <class T>
-bool tile_gradients(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, const float* key,
-                    const float* value, std::int64_t b, std::int64_t h) {
-  const auto [empty, factor, rows] = score_tile(g, scratch, tile, key, b, h);
+bool tile_gradients(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, const KeysOf<T>& keys,
+                    const QueriesOf<T>& queries, std::int64_t b, std::int64_t h) {
+  const auto [empty, factor, rows] = score_tile(g, scratch, tile, keys, queries, b, h);
   if (empty) return false;
-  if (g.wants_scores) load_weight_gradients(g, scratch, tile, value, b, h);
+  if (g.wants_scores) load_weight_gradients(g, scratch, tile, keys, queries, b, h);
   float* grad_scores = g.wants_scores ? scratch.grad_scores : nullptr;
   const Dropout& dropout = g.args.inputs.options.dropout;
   if (dropout.p > 0) {

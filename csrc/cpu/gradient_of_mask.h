@@ -36,10 +36,10 @@ Walk walk(std::int64_t mask_size, std::int64_t size, std::int64_t begin, std::in
 
 // sums += dS^T of one tile.
 template <class T>
-void add_tile(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, std::int64_t b,
-              std::int64_t h, float* sums) {
-  const KeyRows rows = load_keys(g, scratch, b, h / g.plan.group, tile.first_key, tile.keys);
-  if (!tile_gradients(g, scratch, tile, rows.key, rows.value, b, h)) return;
+void add_tile(const Gradient<T>& g, const GradientScratch& scratch, const TileShape& tile, const QueriesOf<T>& queries,
+              std::int64_t b, std::int64_t h, float* sums) {
+  const KeysOf<T> keys = load_keys(g, scratch, b, h / g.plan.group, tile.first_key, tile.keys);
+  if (!tile_gradients(g, scratch, tile, keys, queries, b, h)) return;
   for_each_seen(tile, [&](std::int64_t at) { store(sums + at, load(sums + at) + load(scratch.grad_scores + at)); });
 }
 
@@ -79,10 +79,10 @@ void add_batch(const Gradient<T>& g, const GradientScratch& scratch, const MaskT
     for (std::int64_t query = rows.begin; query < rows.end; query += query_block) {
       const std::int64_t queries = at_most(query_block, rows.end - query);
       if (!sees(g.band, query, queries, {columns.begin, columns.end - columns.begin})) continue;
-      load_queries(g, scratch, b, h, query, queries);
+      const QueriesOf<T> operands = load_queries(g, scratch, b, h, query, queries);
       for (std::int64_t key = columns.begin; key < columns.end; key += key_block) {
         const TileShape tile = tile_shape(g.band, query, queries, key, at_most(key_block, columns.end - key));
-        if (!tile.empty) add_tile(g, scratch, tile, b, h, scratch.mask_sums);
+        if (!tile.empty) add_tile(g, scratch, tile, operands, b, h, scratch.mask_sums);
       }
     }
   }

@@ -21,7 +21,7 @@ enum class Schedule {
 
 struct GradientPlan {
   std::int64_t batch, heads, kv_heads, group, q_len, kv_len, head_dim, value_dim;
-  std::int64_t key_stride, value_stride;  // of fp32 rows of head_dim and value_dim: whole vectors
+  std::int64_t key_stride, value_stride;  // of rows of head_dim and value_dim: whole vectors
   std::int64_t row_stride;                // q_len in whole blocks
   std::int64_t chunk_keys, chunks;
   Schedule schedule;
@@ -32,12 +32,13 @@ struct GradientPlan {
   std::int64_t slot_queries, slot_rows, slot_queries_size, slot_rows_size, slots_size;
 };
 
-// fp32 memory of one worker.
+// Memory of one worker, in floats; operands of products hold fewer bytes where these are formed in bfloat16.
 struct GradientScratch {
   float *key, *value, *grad_key, *grad_value;                        // of a chunk
   float *query, *query_columns, *grad_output, *grad_output_columns;  // of a block of queries, as rows and transposed
-  float *grad_query, *grad_rows;
+  float *grad_query, *grad_query_columns, *grad_rows;
   float *weights, *grad_scores, *slopes, *rules, *mask_sums;  // of a tile: keys x queries
+  float *rounded_weights, *rounded_rows, *rounded_pairs;      // the same as bfloat16
 };
 
 // Hands out consecutive cache-line-aligned pieces of memory, in floats.
@@ -56,12 +57,13 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 // What all that is computed in one workspace has in common.
 struct GradientScratchSizes {
+  static constexpr std::int64_t tile = key_block * query_block;
   std::int64_t keys, key_stride, value_stride;  // of the longest chunk
 
   std::int64_t floats() const {
     const std::int64_t widths = key_stride + value_stride;
-    return round_up(2 * keys * widths + 2 * query_block * widths + query_block * key_stride + query_block +
-                        5 * key_block * query_block + worker_gap,
+    return round_up(2 * keys * widths + 2 * query_block * widths + 2 * query_block * key_stride + query_block +
+                        5 * tile + 3 * tile / 2 + worker_gap,
                     16);
   }
 };
@@ -80,12 +82,16 @@ GradientScratch carve_scratch(const GradientScratchSizes& sizes, float* memory) 
   scratch.grad_output = take(query_block * value_stride);
   scratch.grad_output_columns = take(query_block * value_stride);
   scratch.grad_query = take(query_block * key_stride);
+  scratch.grad_query_columns = take(query_block * key_stride);
   scratch.grad_rows = take(query_block);
-  scratch.weights = take(key_block * query_block);
-  scratch.grad_scores = take(key_block * query_block);
-  scratch.slopes = take(key_block * query_block);
-  scratch.rules = take(key_block * query_block);
-  scratch.mask_sums = take(key_block * query_block);
+  scratch.weights = take(sizes.tile);
+  scratch.grad_scores = take(sizes.tile);
+  scratch.slopes = take(sizes.tile);
+  scratch.rules = take(sizes.tile);
+  scratch.mask_sums = take(sizes.tile);
+  scratch.rounded_weights = take(sizes.tile / 2);
+  scratch.rounded_rows = take(sizes.tile / 2);
+  scratch.rounded_pairs = take(sizes.tile / 2);
   return scratch;
 }
 
@@ -137,7 +143,10 @@ GradientPlan plan_gradient(const AttentionGradientArgs& args, double total_work)
   plan.group = plan.kv_heads > 0 ? plan.heads / plan.kv_heads : 0;
   plan.head_dim = inputs.query.size[3];
   plan.value_dim = args.grad_output.data ? args.grad_output.size[3] : 0;
-  plan.key_stride = round_up(plan.head_dim, lanes), plan.value_stride = round_up(plan.value_dim, lanes);
+  const auto width = [&](std::int64_t n) {
+    return inputs.query.dtype == DType::bfloat16 ? lhs_width<ElementOf<bfloat16>>(n) : lhs_width<float>(n);
+  };
+  plan.key_stride = width(plan.head_dim), plan.value_stride = width(plan.value_dim);
   plan.row_stride = round_up(plan.q_len, query_block);
   plan.chunk_keys = chunk_keys(plan);
   plan.chunks = at_least(1, ceil_div(plan.kv_len, plan.chunk_keys));

@@ -8,7 +8,24 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
 
 // delta = rowsum(grad_output output) of a block of rows, summed in the order in which the tile GEMM sums dP. A row that
-// sees a single key then has delta = dP exactly, and gradients of exactly 0, as it should.
+// sees a single key then has delta = dP exactly, and gradients of exactly 0, as it should. In bfloat16 that order is
+// the instruction's own: the diagonal of the tile GEMM's product, `lanes` rows at a time.
+template <class T>
+void multiply_delta(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
+                    std::int64_t first, std::int64_t queries, float* delta) {
+  const std::int64_t width = g.plan.value_dim;
+  const auto columns = load_columns<T>(g.args.grad_output, b, h, first, queries, width, scratch.grad_output_columns);
+  // Room for a block of rows that is free until the chunks begin.
+  const auto rows = load_rows<T>(g.args.output, b, h, first, queries, width, scratch.grad_value, g.plan.value_stride);
+  float products[lanes * lanes];
+  for (std::int64_t i = 0; i < queries; i += lanes) {
+    const std::int64_t count = at_most(lanes, queries - i);
+    multiply_by_rows(count, count, packed_k<ElementOf<T>>(width), rows.data + i * rows.stride, rows.stride, columns + i,
+                     query_block, products, lanes, false);
+    for (std::int64_t j = 0; j < count; ++j) delta[i + j] = products[j * lanes + j];
+  }
+}
+
 template <class T>
 void sum_delta(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h, std::int64_t first,
                std::int64_t queries, float* delta) {
@@ -41,7 +58,13 @@ void prepare_rows(const Gradient<T>& g, const GradientScratch& scratch, std::int
   float* delta = g.rows(g.plan.delta, b, h) + first;
   clear(g.rows(g.plan.shift, b, h) + first, query_block);
   clear(delta, query_block);
-  if (args.grad_output.data) sum_delta(g, scratch, b, h, first, queries, delta);
+  if (args.grad_output.data) {
+    if constexpr (is_float<ElementOf<T>>) {
+      sum_delta(g, scratch, b, h, first, queries, delta);
+    } else {
+      multiply_delta(g, scratch, b, h, first, queries, delta);
+    }
+  }
   for (std::int64_t i = 0; i < query_block; ++i) {
     lse[i] = i < queries ? *pointer<float>(args.lse, b, h, first + i) : -infinity;
     if (lse[i] == -infinity) {
@@ -67,13 +90,13 @@ void correct_rows(const Gradient<T>& g, const GradientScratch& scratch, std::int
   for (std::int64_t i = 0; i < queries; ++i) any |= unresolved(i);
   if (!any) return;
 
-  load_queries(g, scratch, b, h, first, queries);
+  const QueriesOf<T> operands = load_queries(g, scratch, b, h, first, queries);
   clear(scratch.grad_rows, query_block);
   for (std::int64_t key = 0; key < plan.kv_len; key += key_block) {
     const TileShape tile = tile_shape(g.band, first, queries, key, at_most(key_block, plan.kv_len - key));
     if (tile.empty) continue;
-    const KeyRows keys = load_keys(g, scratch, b, h / plan.group, key, tile.keys);
-    const auto [empty, factor, rows] = score_tile(g, scratch, tile, keys.key, b, h);
+    const KeysOf<T> keys = load_keys(g, scratch, b, h / plan.group, key, tile.keys);
+    const auto [empty, factor, rows] = score_tile(g, scratch, tile, keys, operands, b, h);
     if (empty) continue;
     weigh<true, false>(g.band, tile, factor, rows, nullptr, scratch.weights, nullptr);
     add_keys(tile, scratch.weights, scratch.grad_rows);

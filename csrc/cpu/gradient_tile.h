@@ -1,9 +1,10 @@
-// The products of attention's backward pass on one tile of key_block keys by query_block queries, fp32, lanes along the
+// The products of attention's backward pass on one tile of key_block keys by query_block queries, lanes along the
 // queries: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q, dQ += dS K. Each is laid out as the micro-kernel
-// wants it, so that nothing is transposed but Q and dO, once per block of queries.
+// wants it. In fp32 nothing is transposed but Q and dO, once per block of queries; in bfloat16, whose products sum over
+// pairs, also K, once per chunk of keys, and dQ, which is formed as dQ^T += K^T dS^T.
 #pragma once
 
-#include "cpu/isa/pack.h"
+#include "cpu/operands.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -58,25 +59,29 @@ TileShape tile_shape(const Band& band, std::int64_t first_query, std::int64_t qu
 }
 
 // Scores: out[keys x queries] = lhs[keys x depth] rhs[depth x queries], the parts that are seen.
-void multiply_scores(const TileShape& tile, std::int64_t depth, const float* lhs, std::int64_t lhs_stride,
-                     const float* rhs, float* out) {
+template <class Element>
+void multiply_scores(const TileShape& tile, std::int64_t depth, const Rows<Element>& lhs, const LaneOf<Element>* rhs,
+                     float* out) {
+  depth = packed_k<Element>(depth);
   if (tile.whole) {
-    multiply_by_rows(tile.keys, tile.queries, depth, lhs, lhs_stride, rhs, query_block, out, query_block, false);
+    multiply_by_rows(tile.keys, tile.queries, depth, lhs.data, lhs.stride, rhs, query_block, out, query_block, false);
     return;
   }
   for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
     const std::int64_t first = tile.begin[panel], count = tile.end[panel] - first;
     const std::int64_t columns = tile.queries - q < grain ? tile.queries - q : grain;
-    multiply_by_rows(count, columns, depth, lhs + first * lhs_stride, lhs_stride, rhs + q, query_block,
+    multiply_by_rows(count, columns, depth, lhs.data + first * lhs.stride, lhs.stride, rhs + q, query_block,
                      out + first * query_block + q, query_block, false);
   }
 }
 
 // Gradients of keys and values: out[keys x width] (+)= scores[keys x queries] rhs[queries x width].
-void multiply_to_keys(const TileShape& tile, std::int64_t width, const float* scores, const float* rhs, float* out,
-                      std::int64_t stride, bool add) {
+template <class Element>
+void multiply_to_keys(const TileShape& tile, std::int64_t width, const Element* scores, const LaneOf<Element>* rhs,
+                      float* out, std::int64_t stride, bool add) {
   if (tile.whole) {
-    multiply_by_rows(tile.keys, width, tile.queries, scores, query_block, rhs, stride, out, stride, add);
+    multiply_by_rows(tile.keys, width, packed_k<Element>(tile.queries), scores, query_block, rhs, stride, out, stride,
+                     add);
     return;
   }
   for (std::int64_t key = 0; key < tile.keys; key += grain) {
@@ -85,25 +90,76 @@ void multiply_to_keys(const TileShape& tile, std::int64_t width, const float* sc
     while (begin < end && tile.end[begin] <= key) ++begin;
     while (begin < end && tile.begin[end - 1] >= key + rows) --end;
     const std::int64_t first = begin * grain, last = end * grain < tile.queries ? end * grain : tile.queries;
-    multiply_by_rows(rows, width, first < last ? last - first : 0, scores + key * query_block + first, query_block,
-                     rhs + first * stride, stride, out + key * stride, stride, add);
+    multiply_by_rows(rows, width, packed_k<Element>(first < last ? last - first : 0),
+                     scores + key * query_block + first, query_block, rhs + first / Layout<Element>::group * stride,
+                     stride, out + key * stride, stride, add);
   }
 }
 
-// Gradient of queries: out[queries x width] (+)= scores^T[queries x keys] rhs[keys x width].
-void multiply_to_queries(const TileShape& tile, std::int64_t width, const float* scores, const float* rhs, float* out,
-                         std::int64_t stride, bool add) {
+// Gradient of queries in fp32: out[queries x width] (+)= scores^T[queries x keys] key[keys x width].
+void multiply_to_queries(const TileShape& tile, std::int64_t width, const float* scores, const Rows<float>& key,
+                         float* out, std::int64_t stride, bool add) {
   if (tile.whole) {
-    multiply_by_columns(tile.queries, width, tile.keys, scores, query_block, rhs, stride, out, stride, add);
+    multiply_by_columns(tile.queries, width, tile.keys, scores, query_block, key.data, key.stride, out, stride, add);
     return;
   }
   for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
     const std::int64_t first = tile.begin[panel], count = tile.end[panel] - first;
     const std::int64_t rows = tile.queries - q < grain ? tile.queries - q : grain;
-    multiply_by_columns(rows, width, count, scores + first * query_block + q, query_block, rhs + first * stride, stride,
-                        out + q * stride, stride, add);
+    multiply_by_columns(rows, width, count, scores + first * query_block + q, query_block,
+                        key.data + first * key.stride, key.stride, out + q * stride, stride, add);
   }
 }
+
+#if defined(BIGMODEL_BF16_DOT)
+
+// The same in bfloat16, transposed: out[width x queries] (+)= key^T[width x keys] scores[keys x queries], rows of out
+// query_block apart.
+void multiply_to_queries(const TileShape& tile, std::int64_t width, const BFloat16Pair* scores,
+                         const Rows<bfloat16>& key_columns, float* out, bool add) {
+  if (tile.whole) {
+    multiply_by_rows(width, tile.queries, packed_k<bfloat16>(tile.keys), key_columns.data, key_columns.stride, scores,
+                     query_block, out, query_block, add);
+    return;
+  }
+  for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
+    const std::int64_t first = tile.begin[panel], count = tile.end[panel] - first;
+    const std::int64_t columns = tile.queries - q < grain ? tile.queries - q : grain;
+    multiply_by_rows(width, columns, packed_k<bfloat16>(count), key_columns.data + first, key_columns.stride,
+                     scores + first / 2 * query_block + q, query_block, out + q, query_block, add);
+  }
+}
+
+// What is seen of a tile, rounded: rows of it as an lhs.
+void round_rows(const TileShape& tile, const float* scores, bfloat16* rows) {
+  for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
+    for (std::int64_t key = tile.begin[panel]; key < tile.end[panel]; ++key) {
+      const std::int64_t at = key * query_block + q;
+      for (std::int64_t j = 0; j < grain; j += 2 * lanes) {
+        // What lies past the last query was never computed.
+        const auto part = [&](std::int64_t i)
+                              BIGMODEL_INLINE_LAMBDA { return q + i < tile.queries ? load(scores + at + i) : zero(); };
+        store_rounded(rows + at + j, part(j), part(j + lanes));
+      }
+    }
+  }
+}
+
+// The same as pairs of keys: an rhs.
+void round_pairs(const TileShape& tile, const float* scores, BFloat16Pair* pairs) {
+  for (std::int64_t panel = 0, q = 0; q < tile.queries; ++panel, q += grain) {
+    const std::int64_t end = tile.end[panel], last = round_up(end, Layout<bfloat16>::k_step);
+    for (std::int64_t key = tile.begin[panel]; key < last; key += 2) {
+      for (std::int64_t j = q; j < q + grain && j < tile.queries; j += lanes) {
+        const auto row = [&](std::int64_t i)
+                             BIGMODEL_INLINE_LAMBDA { return i < end ? load(scores + i * query_block + j) : zero(); };
+        store_pairs(pairs + key / 2 * query_block + j, row(key), row(key + 1));
+      }
+    }
+  }
+}
+
+#endif
 
 }  // namespace
 

@@ -1,6 +1,8 @@
 // The bfloat16 forms of pack.h's pack_lhs and pack_rhs. Values that are not bfloat16 are rounded to nearest even.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/isa/pack.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -27,6 +29,21 @@ BIGMODEL_INLINE F32 pairs_of(F32 even, F32 odd) {
   return pairs;
 }
 #endif
+
+// Two vectors one after the other, rounded in the same way.
+BIGMODEL_INLINE void store_rounded(bfloat16* p, F32 first, F32 second) {
+#if defined(__AVX512BF16__)
+  const __m512bh both = _mm512_cvtne2ps_pbh(second.v, first.v);
+  __builtin_memcpy(p, &both, sizeof both);
+#else
+  store(p, first);
+  store(p + lanes, second);
+#endif
+}
+BIGMODEL_INLINE void store_pairs(BFloat16Pair* p, F32 even, F32 odd) {
+  const F32 pairs = pairs_of(even, odd);
+  __builtin_memcpy(p, &pairs.v, sizeof pairs.v);
+}
 
 // A matrix whose columns have unit stride: vectors of pairs along k, of which squares are transposed.
 template <class T>
@@ -77,8 +94,7 @@ BIGMODEL_INLINE void pack_rhs_rows(std::int64_t k, std::int64_t n, const T* sour
     for (std::int64_t j = 0; j < n; j += lanes) {
       const F32 even = 2 * p < k ? load_up_to(row + j, n - j) : zero();
       const F32 odd = 2 * p + 1 < k ? load_up_to(row + k_stride + j, n - j) : zero();
-      const F32 pairs = pairs_of(even, odd);
-      __builtin_memcpy(destination + p * destination_stride + j, &pairs.v, sizeof pairs.v);
+      store_pairs(destination + p * destination_stride + j, even, odd);
     }
   }
 }
@@ -96,7 +112,12 @@ BIGMODEL_INLINE void pack_rhs_columns(std::int64_t k, std::int64_t n, const T* s
         bfloat16 column[2 * lanes] = {};
         if (j + c < n && 2 * p < k) {
           const std::int64_t count = k - 2 * p < 2 * lanes ? k - 2 * p : 2 * lanes;
-          copy_in(1, count, source + (j + c) * n_stride + 2 * p * k_stride, 0, k_stride, column, 0);
+          const T* first = source + (j + c) * n_stride + 2 * p * k_stride;
+          if (std::is_same_v<T, bfloat16> && k_stride == 1 && count == 2 * lanes) {
+            __builtin_memcpy(column, first, sizeof column);
+          } else {
+            copy_in(1, count, first, 0, k_stride, column, 0);
+          }
         }
         __builtin_memcpy(&square[c].v, column, sizeof square[c].v);
       }
