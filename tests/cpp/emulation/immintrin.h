@@ -1,5 +1,5 @@
-// Stands in for the compiler's <immintrin.h> when the AVX-512 and AMX sources are compiled for a processor with AVX2
-// only: AVX-512 comes from SIMDe (https://github.com/simd-everywhere/simde), AMX from amx.h.
+// Stands in for the compiler's <immintrin.h> when the AVX-512 and AMX sources are compiled for a processor without: AMX
+// comes from amx.h, AVX-512 from SIMDe (https://github.com/simd-everywhere/simde) where BIGMODEL_SIMDE is defined.
 //
 // The sources ask for these macros to choose their intrinsics; the two headers must not see them, or they would take
 // the instructions to be there.
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(BIGMODEL_SIMDE)
 #pragma push_macro("__AVX512F__")
 #pragma push_macro("__AVX512BF16__")
 #undef __AVX512F__
@@ -102,6 +103,9 @@ static inline void emulated_masked_store(void* p, unsigned mask, const Vector& a
 
 #pragma pop_macro("__AVX512F__")
 #pragma pop_macro("__AVX512BF16__")
+#else
+#include_next <immintrin.h>
+#endif
 
 #if defined(__AMX_BF16__)
 #include "amx.h"
