@@ -62,7 +62,7 @@ std::int64_t query_offset(const DecodePlan& plan, const TensorView& view, const 
   return place.b * view.stride[0] + head * view.stride[1] + query % plan.q_len * view.stride[2];
 }
 
-// The queries of a kv head as fp32, in the order of the cache's elements, and as integers where these are multiplied.
+// The queries of a kv head as fp32, in the order of the cache's elements, and as what is multiplied.
 template <class C>
 void pack_queries(const Decode& call, const SplitPlace& place, const DecodeScratch& scratch) {
   const DecodePlan& plan = call.plan;
@@ -76,8 +76,14 @@ void pack_queries(const Decode& call, const SplitPlace& place, const DecodeScrat
     });
     for (std::int64_t p = 0; p < plan.query_stride; p += lanes) store(packed + p, zero());
     for (std::int64_t e = 0; e < plan.head_dim; ++e) packed[position_of<C>(e)] = scratch.room[e];
-    if (plan.integers) {
-      scratch.unit[query] = quantize_query(plan.query_stride, packed, scratch.integers + query * plan.query_stride);
+    const std::int64_t at = query * plan.query_stride;
+    if (plan.arithmetic == Arithmetic::int16) {
+      scratch.unit[query] = quantize_query(plan.query_stride, packed, static_cast<std::int16_t*>(scratch.narrow) + at);
+    } else if (plan.arithmetic == Arithmetic::bf16) {
+      bfloat16* const row = static_cast<bfloat16*>(scratch.narrow) + at;
+      for (std::int64_t e = 0; e < plan.query_stride; e += lanes) {
+        store(row + e, e < plan.head_dim ? load_up_to(scratch.room + e, plan.head_dim - e) : zero());
+      }
     }
   }
 }
@@ -97,15 +103,21 @@ void remove_unseen(const Decode& call, const SplitPlace& place, std::int64_t til
   }
 }
 
-// The products of a tile of queries with a block, in fp32 or in integers.
+// The products of a tile of queries with a block.
 template <int queries, class C>
 void dot_block(const DecodePlan& plan, const DecodeBlock<C>& block, const DecodeScratch& scratch, std::int64_t first,
                float* scores, Prefetch<C>& prefetch) {
   const std::int64_t at = first * plan.query_stride;
   if constexpr (is_int8<C>) {
-    if (plan.integers) {
-      return dot_int8_tile<queries>(block.count, plan.head_dim, scratch.integers + at, plan.query_stride, block.key,
-                                    scores, prefetch);
+    if (plan.arithmetic == Arithmetic::int16) {
+      return dot_int8_tile<queries>(block.count, plan.head_dim, static_cast<std::int16_t*>(scratch.narrow) + at,
+                                    plan.query_stride, block.key, scores, prefetch);
+    }
+  }
+  if constexpr (has_bf16_dots && std::is_same_v<C, bfloat16>) {
+    if (plan.arithmetic == Arithmetic::bf16) {
+      return dot_bf16_tile<queries>(block.count, plan.head_dim, static_cast<bfloat16*>(scratch.narrow) + at,
+                                    plan.query_stride, block.key, scores, prefetch);
     }
   }
   dot_tile<queries>(block.count, plan.head_dim, scratch.query + at, plan.query_stride, block.key, scores, prefetch);
@@ -115,20 +127,28 @@ template <int queries, class C>
 void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, const float* weights, const float* keep,
                 float* output, Prefetch<C>& prefetch) {
   if constexpr (is_int8<C>) {
-    if (plan.integers) {
+    if (plan.arithmetic == Arithmetic::int16) {
       return add_int8_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride,
+                                    prefetch);
+    }
+  }
+  if constexpr (has_bf16_dots && std::is_same_v<C, bfloat16>) {
+    if (plan.arithmetic == Arithmetic::bf16) {
+      return add_bf16_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride,
                                     prefetch);
     }
   }
   add_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride, prefetch);
 }
 
-// Takes a block of keys and values into the record; `next` are the rows that will be read after it.
+// Takes a block of keys and values into the record. A block is done in about the time that memory takes to answer, so
+// what is asked for meanwhile is read one block later: the values of the next one and the keys of the one after it.
 template <class C>
 void add_block(const Decode& call, const SplitPlace& place, const DecodeBlock<C>& block, const DecodeBlock<C>& next,
-               const DecodeScratch& scratch, const DecodeRecord& record) {
+               const DecodeBlock<C>& after_next, const DecodeScratch& scratch, const DecodeRecord& record) {
   const DecodePlan& plan = call.plan;
-  Prefetch<C> values = {block.value, block.count, plan.value_dim}, next_keys = {next.key, next.count, plan.head_dim};
+  Prefetch<C> values = {next.value, next.count, plan.value_dim};
+  Prefetch<C> keys = {after_next.key, after_next.count, plan.head_dim};
   for (std::int64_t tile = 0; tile < plan.tiles; ++tile) {
     const std::int64_t first = tile * tile_queries, left = plan.queries - first;
     float scores[DecodeBlock<C>::most * tile_queries], keep[tile_queries];
@@ -138,7 +158,7 @@ void add_block(const Decode& call, const SplitPlace& place, const DecodeBlock<C>
     weigh_keys(block.count, is_int8<C> ? block.value_scale : nullptr, scores, record.maximum + first,
                record.sum + first, keep);
     with_queries(left, [&]<int n>(Queries<n>) {
-      add_values<n>(plan, block, scores, keep, record.output + first * plan.value_stride, next_keys);
+      add_values<n>(plan, block, scores, keep, record.output + first * plan.value_stride, keys);
     });
   }
 }
@@ -216,18 +236,21 @@ void run_job(const Decode& call, std::int64_t job, int worker) {
   pack_queries<C>(call, place, scratch);
   start_record(plan, record);
 
-  DecodeBlock<C> blocks[2];
-  const auto locate_block = [&](std::int64_t first, DecodeBlock<C>& block) {
+  DecodeBlock<C> memory[3], *block = memory, *next = memory + 1, *after_next = memory + 2;
+  const auto locate_block = [&](std::int64_t first, DecodeBlock<C>& found) {
     const std::int64_t count = place.end - first;
-    locate(call.args, place.b, place.kv_head, first, count < plan.block_keys ? count : plan.block_keys, block);
+    found.count = 0;
+    if (count > 0) {
+      locate(call.args, place.b, place.kv_head, first, count < plan.block_keys ? count : plan.block_keys, found);
+    }
   };
-  int turn = 0;
-  if (place.first < place.end) locate_block(place.first, blocks[0]);
-  for (std::int64_t first = place.first; first < place.end; first += plan.block_keys, turn = 1 - turn) {
-    DecodeBlock<C>& next = blocks[1 - turn];
-    next.count = 0;
-    if (first + plan.block_keys < place.end) locate_block(first + plan.block_keys, next);
-    add_block(call, place, blocks[turn], next, scratch, record);
+  locate_block(place.first, *block);
+  locate_block(place.first + plan.block_keys, *next);
+  for (std::int64_t first = place.first; first < place.end; first += plan.block_keys) {
+    locate_block(first + 2 * plan.block_keys, *after_next);
+    add_block(call, place, *block, *next, *after_next, scratch, record);
+    DecodeBlock<C>* const done = block;
+    block = next, next = after_next, after_next = done;
   }
 
   std::int32_t* done = call.memory.done + place.b * plan.kv_heads + place.kv_head;

@@ -64,11 +64,7 @@ BIGMODEL_INLINE void dot_int8_keys(std::int64_t depth, const std::int16_t* query
   if (p < depth) {
     step(p, [&](const std::int8_t* from) BIGMODEL_INLINE_LAMBDA { return load_last_int16(from, depth - p); });
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < keys; ++k) {
-    store_sums(dots + k * tile_queries, to_float(sums[k][0]), to_float(sums[k][1]), to_float(sums[k][2]),
-               to_float(sums[k][3]));
-  }
+  store_dots(dots, sums);
 }
 
 template <int queries>

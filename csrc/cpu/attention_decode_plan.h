@@ -6,6 +6,7 @@
 #pragma once
 
 #include "bigmodel/parallel.h"
+#include "cpu/attention_decode_bf16.h"
 #include "cpu/attention_decode_cache.h"
 #include "cpu/attention_decode_int8.h"
 #include "cpu/jobs.h"
@@ -13,16 +14,20 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+// In what the products are formed.
+enum class Arithmetic { fp32, int16, bf16 };
+
 struct DecodePlan {
   std::int64_t batch, heads, kv_heads, group, q_len, head_dim, value_dim;
   std::int64_t queries, tiles;  // of one kv head: its heads' queries, head by head
   std::int64_t block_keys, split_keys, most_splits;
   std::int64_t query_stride, value_stride;  // of rows of fp32
   std::int64_t record_floats, scratch_floats;
-  bool integers;  // the products are computed in integers
+  Arithmetic arithmetic;
   int workers;
 
   std::int64_t state_floats() const { return round_up(tiles * tile_queries, lanes); }
+  std::int64_t narrow_floats() const { return arithmetic == Arithmetic::fp32 ? 0 : queries * query_stride / 2; }
 };
 
 // The keys of a sequence that any query sees.
@@ -69,6 +74,14 @@ BIGMODEL_INLINE void plan_splits(const AttentionDecodeArgs& args, std::int64_t e
   plan.workers = bytes < worth_threads ? 1 : max_workers();
 }
 
+BIGMODEL_INLINE Arithmetic arithmetic_of(const AttentionDecodeArgs& args) {
+  const DType cache = args.key_cache.dtype, query = args.query.dtype;
+  if (has_bf16_dots && cache == DType::bfloat16 && query == DType::bfloat16) return Arithmetic::bf16;
+  const bool small = args.query.size[3] <= most_int_head_dim;
+  if (has_int16_dots && cache == DType::int8 && query != DType::float32 && small) return Arithmetic::int16;
+  return Arithmetic::fp32;
+}
+
 static DecodePlan plan_decode(const AttentionDecodeArgs& args) {
   constexpr std::int64_t line = 16;  // floats
   DecodePlan plan;
@@ -84,10 +97,9 @@ static DecodePlan plan_decode(const AttentionDecodeArgs& args) {
   plan_splits(args, bytes_of(args.key_cache.dtype), plan);
   plan.record_floats = round_up(2 * plan.state_floats() + plan.queries * plan.value_stride, line);
   const std::int64_t row = plan.query_stride > plan.value_stride ? plan.query_stride : plan.value_stride;
-  plan.integers = has_int16_dots && args.key_cache.dtype == DType::int8 && args.query.dtype != DType::float32 &&
-                  plan.head_dim <= most_int_head_dim;
-  plan.scratch_floats = plan.queries * plan.query_stride + plan.state_floats() + row + worker_gap;
-  if (plan.integers) plan.scratch_floats += plan.queries * plan.query_stride / 2;
+  plan.arithmetic = arithmetic_of(args);
+  plan.scratch_floats =
+      plan.queries * plan.query_stride + plan.state_floats() + row + worker_gap + plan.narrow_floats();
   plan.scratch_floats = round_up(plan.scratch_floats, line);
   return plan;
 }
@@ -95,14 +107,13 @@ static DecodePlan plan_decode(const AttentionDecodeArgs& args) {
 // The memory of one worker.
 struct DecodeScratch {
   float *query, *unit, *room;  // queries as fp32, what their dots are multiples of, and a row
-  std::int16_t* integers;      // queries as integers
+  void* narrow;                // queries as int16 or bfloat16
 };
 
 BIGMODEL_INLINE DecodeScratch carve_scratch(const DecodePlan& plan, float* memory) {
   float* const unit = memory + plan.queries * plan.query_stride;
-  float* const integers = unit + plan.state_floats();
-  const std::int64_t integer_floats = plan.integers ? plan.queries * plan.query_stride / 2 : 0;
-  return {memory, unit, integers + integer_floats, reinterpret_cast<std::int16_t*>(integers)};
+  float* const narrow = unit + plan.state_floats();
+  return {memory, unit, narrow + plan.narrow_floats(), narrow};
 }
 
 struct DecodeMemory {

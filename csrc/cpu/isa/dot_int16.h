@@ -21,17 +21,23 @@ BIGMODEL_INLINE I16 load_int16(const std::int8_t* p) {
   return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 BIGMODEL_INLINE I16 set1_pair(std::int32_t pair) { return {_mm512_set1_epi32(pair)}; }
-BIGMODEL_INLINE I16 interleaved(const std::int8_t* p, const std::int8_t* q) {
-  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
-  return widened(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
-}
 BIGMODEL_INLINE void load_interleaved(const std::int8_t* p, const std::int8_t* q, I16& first, I16& second) {
-  first = interleaved(p, q);
-  second = interleaved(p + lanes, q + lanes);
+  alignas(64) static constexpr std::uint16_t order[2][32] = {
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  const __m512i a = load_int16(p).v, b = load_int16(q).v;
+  first.v = _mm512_permutex2var_epi16(a, _mm512_load_si512(order[0]), b);
+  second.v = _mm512_permutex2var_epi16(a, _mm512_load_si512(order[1]), b);
 }
 #if defined(__AVX512VNNI__)
-BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+// In place: GCC would copy every sum to another register and back.
+BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) {
+  sum.v = _mm512_dpwssd_epi32(sum.v, a.v, b.v);
+  asm("" : "+v"(sum.v));
+  return sum;
+}
 #else
 BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) { return sum + I32{_mm512_madd_epi16(a.v, b.v)}; }
 #endif

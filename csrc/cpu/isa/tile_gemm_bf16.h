@@ -45,6 +45,12 @@ BIGMODEL_INLINE Pairs broadcast(const bfloat16* p) {
 }
 BIGMODEL_INLINE Pairs load_lanes(const BFloat16Pair* p) { return {reinterpret_cast<__m512bh>(_mm512_loadu_si512(p))}; }
 BIGMODEL_INLINE F32 multiply_add(Pairs a, Pairs b, F32 sum) { return {_mm512_dpbf16_ps(sum.v, a.v, b.v)}; }
+// Pairs of the even elements of two rows, and of the odd ones.
+BIGMODEL_INLINE void interleave(Pairs a, Pairs b, Pairs& even, Pairs& odd) {
+  const __m512i x = reinterpret_cast<__m512i>(a.v), y = reinterpret_cast<__m512i>(b.v);
+  even.v = reinterpret_cast<__m512bh>(_mm512_mask_blend_epi16(0xaaaaaaaa, x, _mm512_slli_epi32(y, 16)));
+  odd.v = reinterpret_cast<__m512bh>(_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(x, 16), y));
+}
 
 #else
 
@@ -63,6 +69,11 @@ BIGMODEL_INLINE Pairs load_lanes(const BFloat16Pair* p) {
   return pairs;
 }
 BIGMODEL_INLINE F32 multiply_add(Pairs a, Pairs b, F32 sum) { return {vbfdotq_f32(sum.v, a.v, b.v)}; }
+BIGMODEL_INLINE void interleave(Pairs a, Pairs b, Pairs& even, Pairs& odd) {
+  const uint16x8_t x = vreinterpretq_u16_bf16(a.v), y = vreinterpretq_u16_bf16(b.v);
+  even.v = vreinterpretq_bf16_u16(vtrn1q_u16(x, y));
+  odd.v = vreinterpretq_bf16_u16(vtrn2q_u16(x, y));
+}
 
 #endif
 
