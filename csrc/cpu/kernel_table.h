@@ -47,7 +47,7 @@ struct KernelTable {
   std::int64_t (*peak_multiply_add)(std::int64_t rounds, float factor, float* sink);
   std::int64_t (*peak_bf16_dot)(std::int64_t rounds, float* sink);
   std::int64_t (*peak_int8_dot)(std::int64_t rounds, float* sink);
-  std::uint64_t (*peak_read)(const std::uint64_t* data, std::int64_t count);
+  std::uint64_t (*peak_read)(const std::uint64_t* data, std::int64_t count, bool far);
 };
 
 }  // namespace bigmodel::cpu

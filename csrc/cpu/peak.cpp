@@ -51,13 +51,21 @@ std::int64_t peak_bf16_dot(std::int64_t rounds, float* sink) { return bf16_dot_r
 
 std::int64_t peak_int8_dot(std::int64_t rounds, float* sink) { return int8_dot_rounds(rounds, sink); }
 
-std::uint64_t peak_read(const std::uint64_t* data, std::int64_t count) {
+namespace {
+
+// Memory answers more requests at once where the second-level cache makes them: Zen 4 reads 16 GB/s that way and 13
+// without, one thread.
+constexpr std::int64_t words_ahead = vector_bytes == 64 ? 512 : 0;
+
+template <std::int64_t ahead>
+std::uint64_t read(const std::uint64_t* data, std::int64_t count) {
   constexpr int streams = 8;
   WordVector sum[streams] = {};
   std::int64_t at = 0;
   for (; at + streams * words <= count; at += streams * words) {
 #pragma GCC unroll 8
     for (int stream = 0; stream < streams; ++stream) {
+      if constexpr (ahead > 0) __builtin_prefetch(data + at + ahead + stream * words, 0, 2);
       sum[stream] += *reinterpret_cast<const WordVector*>(data + at + stream * words);
     }
   }
@@ -67,6 +75,12 @@ std::uint64_t peak_read(const std::uint64_t* data, std::int64_t count) {
     for (int lane = 0; lane < words; ++lane) total += sum[stream][lane];
   }
   return total;
+}
+
+}  // namespace
+
+std::uint64_t peak_read(const std::uint64_t* data, std::int64_t count, bool far) {
+  return far ? read<words_ahead>(data, count) : read<0>(data, count);
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -105,7 +105,7 @@ struct BandwidthRun {
     auto interval_start = start;
     std::int64_t read_before = bytes_read.load();
     for (std::int64_t chunk = 0; seconds_since(start) < seconds; chunk = (chunk + 1) % chunks_per_part) {
-      kernels->peak_read(part + chunk * chunk_words, chunk_words);
+      kernels->peak_read(part + chunk * chunk_words, chunk_words, chunks_per_part > 1);
       bytes_read += chunk_words * 8;
       if (const double elapsed = seconds_since(interval_start); worker == 0 && elapsed >= interval) {
         const std::int64_t read_now = bytes_read.load();
