@@ -10,8 +10,6 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 inline constexpr bool has_bf16_dots = true;
 
-BIGMODEL_INLINE Pairs load_row(const bfloat16* p) { return load_lanes(reinterpret_cast<const BFloat16Pair*>(p)); }
-
 // dots[key][query] of `keys` keys.
 template <int queries, int keys>
 BIGMODEL_INLINE void dot_bf16_keys(std::int64_t depth, const bfloat16* query, std::int64_t stride,
@@ -28,21 +26,17 @@ BIGMODEL_INLINE void dot_bf16_keys(std::int64_t depth, const bfloat16* query, st
     for (int k = 0; k < keys; ++k) b[k] = load_key(key[k] + p);
 #pragma GCC unroll 4
     for (int q = 0; q < queries; ++q) {
-      const Pairs a = load_row(query + q * stride + p);
+      const Pairs a = load_pairs(query + q * stride + p);
 #pragma GCC unroll 8
       for (int k = 0; k < keys; ++k) sums[k][q] = multiply_add(a, b[k], sums[k][q]);
     }
   };
   std::int64_t p = 0;
   for (; p + pair_lanes <= depth; p += pair_lanes) {
-    step(p, [](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_row(from); });
+    step(p, [](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_pairs(from); });
   }
   if (p < depth) {
-    step(p, [&](const bfloat16* from) BIGMODEL_INLINE_LAMBDA {
-      bfloat16 buffer[pair_lanes] = {};
-      for (std::int64_t i = 0; i < depth - p; ++i) buffer[i] = from[i];
-      return load_row(buffer);
-    });
+    step(p, [&](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_last_pairs(from, depth - p); });
   }
   store_dots(dots, sums);
 }
@@ -116,7 +110,7 @@ static __attribute__((noinline)) void add_bf16_tile(std::int64_t keys, std::int6
   constexpr int vectors = decode_sums / queries >= 4 ? decode_sums / queries / 2 : 1;
   BFloat16Pair pairs[32 * tile_queries];
   pair_weights(keys, weights, pairs);
-  const auto whole = [](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_row(from); };
+  const auto whole = [](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_pairs(from); };
   std::int64_t column = 0;
   for (; column + vectors * pair_lanes <= value_dim; column += vectors * pair_lanes) {
     prefetch.ask_for(column + vectors * pair_lanes, value_dim);
@@ -130,12 +124,8 @@ static __attribute__((noinline)) void add_bf16_tile(std::int64_t keys, std::int6
   prefetch.ask_for(value_dim, value_dim);
   add_bf16_columns<queries, 1>(
       keys, pairs, value, column,
-      [&](const bfloat16* from) BIGMODEL_INLINE_LAMBDA {
-        bfloat16 buffer[pair_lanes] = {};
-        for (std::int64_t i = 0; i < value_dim - column; ++i) buffer[i] = from[i];
-        return load_row(buffer);
-      },
-      keep, output, stride);
+      [&](const bfloat16* from) BIGMODEL_INLINE_LAMBDA { return load_last_pairs(from, value_dim - column); }, keep,
+      output, stride);
 }
 
 #else

@@ -4,13 +4,13 @@
 
 #include "cpu/isa/pack.h"
 #include "cpu/jobs.h"
+#include "cpu/operands.h"
 #include "cpu/product.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// Up to so many rows. Up to fewer where the blocked product multiplies pairs of bfloat16, twice as many at once, and up
-// to fewer still where it finds them packed.
-inline constexpr std::int64_t most_few_rows = 32, most_few_rows_pairs = 16, most_few_rows_packed_pairs = 8;
+// Up to so many rows; up to fewer where the blocked product finds pairs of bfloat16 packed.
+inline constexpr std::int64_t most_few_rows = 32, most_few_rows_packed_pairs = 8;
 inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors and of groups
 // Up to four rows go along whole columns, as memory likes it. More of them take a group of columns piece by piece, and
 // find the piece in L1 from the fifth row on.
@@ -27,10 +27,8 @@ inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::in
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
   for (int p = 0; p < products; ++p) {
-    constexpr bool pairs = Layout<typename Multiply<T>::Element>::group > 1;
-    const std::int64_t most = !pairs                  ? most_few_rows
-                              : product[p].packed_rhs ? most_few_rows_packed_pairs
-                                                      : most_few_rows_pairs;
+    const bool packed_pairs = !is_float<ElementOf<T>> && product[p].packed_rhs;
+    const std::int64_t most = packed_pairs ? most_few_rows_packed_pairs : most_few_rows;
     if (product[p].rhs.row_stride != 1 || product[p].lhs.rows > most) return false;
   }
   return true;
@@ -44,12 +42,31 @@ inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
 inline constexpr std::int64_t few_rows_totals = most_few_rows * few_rows_most_group * lanes;
 constexpr std::int64_t few_rows_worker(int products) { return products * few_rows_sums + few_rows_totals + worker_gap; }
 
-// Whether every job reads the rows of an lhs where they lie, and not from a copy in fp32.
-BIGMODEL_INLINE bool in_place(const Matrix<const float>& lhs) { return lhs.column_stride == 1; }
+// Whether every job reads the rows of an lhs where they lie, and not from a copy in what is multiplied.
 template <class T>
-BIGMODEL_INLINE bool in_place(const Matrix<const T>&) {
-  return false;
+BIGMODEL_INLINE bool in_place(const Matrix<const T>& lhs) {
+  return std::is_same_v<T, ElementOf<T>> && lhs.column_stride == 1;
 }
+
+// What a vector of lanes takes of a row of T: fp32, or pairs of bfloat16.
+template <class Element>
+struct Terms {
+  template <class T>
+  BIGMODEL_INLINE_MEMBER F32 read(const T* p) const {
+    return load(p);
+  }
+  template <class T>
+  BIGMODEL_INLINE_MEMBER F32 read_last(const T* p, int count) const {
+    return load_first(p, count);
+  }
+};
+#if defined(BIGMODEL_BF16_DOT)
+template <>
+struct Terms<bfloat16> {
+  BIGMODEL_INLINE_MEMBER Pairs read(const bfloat16* p) const { return load_pairs(p); }
+  BIGMODEL_INLINE_MEMBER Pairs read_last(const bfloat16* p, int count) const { return load_last_pairs(p, count); }
+};
+#endif
 
 // Sums of every worker, and the copies.
 template <class T>
@@ -64,8 +81,8 @@ BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int prod
 
 // totals[(c * most_few_rows + i) * lanes ...] (+)= the lanes of dot(lhs row i, rhs column c), for rows x columns dots
 // of length k.
-template <int rows, int columns, class T>
-BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs_stride, const T* rhs,
+template <int rows, int columns, class Element, class T>
+BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const T* rhs,
                               std::int64_t rhs_stride, float* totals, bool add) {
   F32 total[rows][columns];
   const auto each = [&](auto body) BIGMODEL_INLINE_LAMBDA {
@@ -76,28 +93,32 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const float* lhs, std::int64_t lhs
     }
   };
   each([&](F32& sum, const float* from) BIGMODEL_INLINE_LAMBDA { sum = add ? load(from) : zero(); });
-  const auto step = [&](std::int64_t p, auto load) BIGMODEL_INLINE_LAMBDA {
-    F32 b[columns];
+  const auto step = [&](std::int64_t p, auto read) BIGMODEL_INLINE_LAMBDA {
+    decltype(read(rhs)) b[columns];
 #pragma GCC unroll 6
-    for (int c = 0; c < columns; ++c) b[c] = load(rhs + c * rhs_stride + p);
+    for (int c = 0; c < columns; ++c) b[c] = read(rhs + c * rhs_stride + p);
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
-      const F32 a = load(lhs + i * lhs_stride + p);
+      const auto a = read(lhs + i * lhs_stride + p);
 #pragma GCC unroll 6
-      for (int c = 0; c < columns; ++c) total[i][c] = fma(a, b[c], total[i][c]);
+      for (int c = 0; c < columns; ++c) total[i][c] = multiply_add(a, b[c], total[i][c]);
     }
   };
+  constexpr Terms<Element> terms;
+  constexpr int width = lanes * Layout<Element>::group;
   std::int64_t p = 0;
-  for (; p + lanes <= k; p += lanes) step(p, [](const auto* from) BIGMODEL_INLINE_LAMBDA { return load(from); });
+  for (; p + width <= k; p += width) {
+    step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return terms.read(from); });
+  }
   // What follows the last element of a row is another's, and may be no number.
   const int left = static_cast<int>(k - p);
-  if (left > 0) step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return load_first(from, left); });
+  if (left > 0) step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return terms.read_last(from, left); });
   each([&](const F32& sum, float* to) BIGMODEL_INLINE_LAMBDA { store(to, sum); });
 }
 
 // Up to `most` rows against `columns` columns.
-template <int most, int columns, class T>
-BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const float* lhs, std::int64_t lhs_stride,
+template <int most, int columns, class Element, class T>
+BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
                                    const T* rhs, std::int64_t rhs_stride, float* totals, bool add) {
   if constexpr (most > 0) {
     if (m == most) {
@@ -109,8 +130,8 @@ BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const float* 
 }
 
 // m rows against `columns` columns, `rows` at a time.
-template <int rows, int columns, class T>
-static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k, const float* lhs,
+template <int rows, int columns, class Element, class T>
+static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k, const Element* lhs,
                                                   std::int64_t lhs_stride, const T* rhs, std::int64_t rhs_stride,
                                                   float* totals, bool add) {
   for (; m >= rows; m -= rows, lhs += rows * lhs_stride, totals += rows * lanes) {
@@ -120,9 +141,9 @@ static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k
 }
 
 // Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows.
-template <int rows, int together, class T>
+template <int rows, int together, class Element, class T>
 BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
-                               std::int64_t end, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
+                               std::int64_t end, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
                                float* totals) {
   for (; column + together <= end; column += together, totals += together * most_few_rows * lanes) {
     dot_columns<rows, together>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
@@ -146,9 +167,9 @@ static void sum_lanes(std::int64_t m, std::int64_t columns, const float* totals,
 }
 
 // The sums of a block, `group` columns at a time in pieces of `depth`.
-template <int rows, int together, class T>
+template <int rows, int together, class Element, class T>
 BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<const T> rhs, std::int64_t m,
-                                const float* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
+                                const Element* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
                                 float* sums) {
   const std::int64_t end = block.column + block.columns;
   for (std::int64_t column = block.column; column < end; column += group, sums += group) {
@@ -164,8 +185,8 @@ BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<c
   }
 }
 
-template <class T>
-static void dot_block(Matrix<const T> rhs, std::int64_t m, const float* lhs, std::int64_t lhs_stride,
+template <class Element, class T>
+static void dot_block(Matrix<const T> rhs, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
                       const Block& block, float* totals, float* sums) {
   if (m < few_rows_at_once) {
     dot_groups<3, 4>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals, sums);
@@ -180,13 +201,14 @@ template <class T, class Epilogue>
 BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, int workers, float* workspace,
                                        Epilogue epilogue) {
   const std::int64_t m = product[0].lhs.rows, n = product[0].rhs.columns;
-  const float* lhs[most_products];
+  using Element = ElementOf<T>;
+  const Element* lhs[most_products];
   std::int64_t lhs_stride[most_products];
-  float* copies = workspace + workers * few_rows_worker(products);
+  Element* copies = reinterpret_cast<Element*>(workspace + workers * few_rows_worker(products));
   for (int p = 0; p < products; ++p) {
     const Matrix<const T> from = product[p].lhs;
     if (in_place(from)) {
-      lhs[p] = reinterpret_cast<const float*>(from.data), lhs_stride[p] = from.row_stride;
+      lhs[p] = reinterpret_cast<const Element*>(from.data), lhs_stride[p] = from.row_stride;
       continue;
     }
     lhs[p] = copies, lhs_stride[p] = few_rows_stride(from.columns);
