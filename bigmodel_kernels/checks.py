@@ -166,7 +166,15 @@ def per_head(op: str, name: str, value: Tensor, query: Tensor, shapes: Sequence[
         raise ValueError(f"[{op}] {name} has dtype {value.dtype}; expected floating point")
     if value.device != query.device:
         raise ValueError(f"[{op}] {name} is on {value.device}, query on {query.device}; expected one device")
-    if value.shape not in shapes:
+    _one_of(op, name, value, shapes)
+
+
+def _one_of(op: str, name: str, value: Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+    # Size by size: torch.compile, where sizes are symbols, takes no other comparison of shapes.
+    def equals(shape: tuple[int, ...]) -> bool:
+        return value.dim() == len(shape) and all(a == b for a, b in zip(value.shape, shape, strict=True))
+
+    if not any(equals(shape) for shape in shapes):
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
 
@@ -180,9 +188,7 @@ def integers(op: str, name: str, value: Tensor, other: Tensor, shapes: Sequence[
         raise ValueError(
             f"[{op}] {name} is on {value.device}, the first argument on {other.device}; expected one device"
         )
-    if value.shape not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"[{op}] {name} has shape {list(value.shape)}; expected {expected}")
+    _one_of(op, name, value, shapes)
 
 
 def no_gradient(op: str, name: str, value: Tensor | None) -> None:

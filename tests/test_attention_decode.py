@@ -159,6 +159,15 @@ def test_compiles_whole(name, compiler, backend):
         torch.testing.assert_close(ours, eager, rtol=0, atol=0)
 
 
+def test_compiles_for_sizes_that_change():
+    """One function for caches and for pages: what differs between the calls is then a symbol to torch.compile."""
+    step = torch.compile(bmk.attention_decode, fullgraph=True, backend="aot_eager")
+    for name in ("cache_bf16", "pages_int8"):
+        inputs = CASE[name].inputs(torch.float32)
+        given = [{n: torch.nan_to_num(x) if n in CACHES else x for n, x in inputs.items()} for _ in range(2)]
+        torch.testing.assert_close(step(**given[0]), bmk.attention_decode(**given[1]), rtol=0, atol=0)
+
+
 def test_direct_calls_do_the_same():
     from bigmodel_kernels.ops import direct
 
