@@ -83,6 +83,22 @@ def norm_parameter(op: str, name: str, value: Tensor | None, x: Tensor) -> None:
     shape(op, name, value, x.shape[-1:])
 
 
+def memory_of_its_own(op: str, name: str, value: Tensor | None) -> None:
+    """A tensor that is written in place holds no two elements in one place: every stride reaches beyond what smaller
+    ones span. Of the tensors that do not, torch's own ops refuse those with a stride of 0.
+    """
+    if value is None or value.is_contiguous() or value.numel() == 0:
+        return
+    steps = [(size, stride) for size, stride in zip(value.shape, value.stride(), strict=True) if size > 1]
+    for at, (_, stride) in enumerate(steps):
+        others = steps[:at] + steps[at + 1 :]
+        if stride <= sum((size - 1) * other for size, other in others if other <= stride):
+            raise ValueError(
+                f"[{op}] {name} has shape {list(value.shape)} and strides {list(value.stride())}, whose elements share "
+                "memory; expected memory of its own for each, since they are written"
+            )
+
+
 def choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
     """An option is one of a few words."""
     if value not in choices:

@@ -237,6 +237,14 @@ def three_heads(x):
     return torch.cat([x, x], 1)[:, :3].contiguous()
 
 
+def one_memory(x):
+    return x[:1].expand_as(x)
+
+
+def rows_overlap(x):
+    return x.flatten().as_strided(x.shape, (1184, 592, 16, 1))
+
+
 # What is changed of a good call, and how the error goes on after the op's name.
 BAD = [
     (TypeError, {"query": lambda x: [1.0]}, "query is a list; expected a tensor"),
@@ -264,6 +272,8 @@ BAD = [
     (ValueError, {"new_value": torch.Tensor.half}, "new_value has dtype torch.float16, query torch.float32"),
     (ValueError, {"key_scales": lambda x: torch.ones(2, 2, 37)}, "key_scales is given, but the cache is not int8"),
     (ValueError, both_caches(torch.Tensor.char), "key_scales is missing; expected those of int8"),
+    (ValueError, both_caches(one_memory), "key_cache has shape [2, 2, 37, 32] and strides [0, 1184, 32, 1], whose"),
+    (ValueError, {"value_cache": rows_overlap}, "value_cache has shape [2, 2, 37, 32] and strides [1184, 592, 16, 1]"),
     (ValueError, {"block_table": lambda x: torch.tensor([0, 1])}, "block_table has shape [2]"),
     (ValueError, {"sinks": lambda x: torch.zeros(3)}, "sinks has shape [3]"),
     (ValueError, {"window": lambda x: -2}, "window is (-2, None)"),
@@ -303,6 +313,8 @@ DIRECT = {
     "new shape": {"new_key": lambda x: x[:, :1]},
     "scales": {"key_scales": lambda x: torch.ones(2, 2, 37)},
     "sinks": {"sinks": lambda x: torch.ones(3)},
+    "one memory": both_caches(one_memory),
+    "rows overlap": both_caches(rows_overlap),
 }
 
 
@@ -316,6 +328,29 @@ def test_the_op_itself_checks(name):
     for options in ({"scale": float("inf")}, {"window_left": -2}, {"softcap": -1.0}):
         with pytest.raises(RuntimeError, match=rf"^\[attention_decode\] {next(iter(options))} is "):
             torch.ops.bigmodel.attention_decode(*arguments(CASE["plain"]), **options)
+
+
+@pytest.mark.parametrize("name", ["no_new", "evicted_int8"])
+def test_caches_that_are_only_read_may_be_expanded(name, backend):
+    """A prefix of all sequences is in memory once. What is appended to has to be in memory for each."""
+    inputs = CASE[name].inputs(torch.float32)
+    new = {each: inputs.pop(each, None) for each in ("new_key", "new_value")}
+    inputs["cache_lengths"] = torch.full_like(inputs["cache_lengths"], 4)
+    inputs.pop("block_table", None)
+    batch, caches = (
+        len(inputs["query"]),
+        {each: torch.nan_to_num(inputs[each][:1]) for each in CACHES if each in inputs},
+    )
+    expanded = {each: x.expand(batch, *x.shape[1:]) for each, x in caches.items()}
+    actual = bmk.attention_decode(**inputs | expanded, backend=backend)
+    copied = {each: x.contiguous() for each, x in expanded.items()}
+    assert torch.equal(actual, bmk.attention_decode(**inputs | copied, backend=backend))
+    if None in new.values():
+        return
+    for each in copied:
+        for named in (None, backend, "reference"):
+            with pytest.raises(ValueError, match=rf"^\[attention_decode\] {each} has shape .* share memory"):
+                bmk.attention_decode(**inputs | new | copied | {each: expanded[each]}, backend=named)
 
 
 def int8_call(lengths, value_scale, query=None):

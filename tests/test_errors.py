@@ -233,8 +233,13 @@ BAD = [
     ),
     (
         rotary(x(2, 1, 5, 8).expand(2, 4, 5, 8), inplace=True),
-        RuntimeError,
-        "[rotary] query is expanded, expected memory",
+        ValueError,
+        "[rotary] query has shape [2, 4, 5, 8] and strides [40, 0, 8, 1], whose elements share memory; expected memory",
+    ),
+    (
+        rotary(key=x(80).as_strided((2, 2, 5, 8), (30, 7, 8, 1)), inplace=True, backend="reference"),
+        ValueError,
+        "[rotary] key has shape [2, 2, 5, 8] and strides [30, 7, 8, 1], whose elements share memory; expected memory",
     ),
     (rotary(Q, Q, inplace=True), RuntimeError, "[rotary] query and key are one memory, expected two"),
     # linear_cross_entropy
@@ -303,6 +308,10 @@ DIRECT = {
     "feed_forward without w_gate": lambda ops: ops.feed_forward(x(3, 8), x(6, 8), None, x(8, 6), None, gate="hidden"),
     "add_norm kind": lambda ops: ops.add_norm(x(3, 8), kind="batch"),
     "rotary cos": lambda ops: ops.rotary(Q, None, x(9, 5), x(9, 5)),
+    "rotary in place": lambda ops: ops.rotary_(x(2, 1, 5, 8).expand(2, 4, 5, 8), None, COS, COS),
+    "rotary in place, overlapping": lambda ops: ops.rotary_(
+        x(80).as_strided((2, 2, 5, 8), (30, 7, 8, 1)), None, COS, COS
+    ),
     "rotary positions": lambda ops: ops.rotary(Q, None, COS, COS, torch.full((5,), -1)),
     "linear_cross_entropy target": lambda ops: ops.linear_cross_entropy(x(3, 8), x(4, 8), TARGET[:2]),
     "linear_cross_entropy smoothing": lambda ops: ops.linear_cross_entropy(

@@ -46,7 +46,8 @@ def attention_decode(
         cache_lengths: [batch], int32 or int64: how many keys of each sequence are in the cache before this call.
         block_table: [batch, most_pages], int32 or int64: key j of sequence b is entry j % page_size of page
             block_table[b, j // page_size]. Entries that no key needs may hold anything.
-        new_key, new_value: [batch, kv_heads, q_len, head_dim or value_dim], in the query's dtype; both or neither.
+        new_key, new_value: [batch, kv_heads, q_len, head_dim or value_dim], in the query's dtype; both or neither. With
+            them caches and scales need memory of their own for every element; without, they may be expanded.
         key_scales, value_scales: of int8 caches, float32, the caches' shapes without their last dimension: an entry is
             its integers times its scale. New rows get scale = max|x| / 127 and round(x / scale).
         scale, softcap, sinks, return_lse: as for `attention`.
@@ -119,6 +120,10 @@ def _checked(
             checks.per_head(_OP, name, scales, query, [(pages, kv_heads, page_size)])
             if scales.dtype != statistics_dtype(query):
                 raise ValueError(f"[{_OP}] {name} has dtype {scales.dtype}; expected {statistics_dtype(query)}")
+    if new_key is not None:
+        written = {"key_cache": key_cache, "value_cache": value_cache}
+        for name, x in (written | {"key_scales": key_scales, "value_scales": value_scales}).items():
+            checks.memory_of_its_own(_OP, name, x)
     return query, key_cache, value_cache, cache_lengths, block_table, new_key, new_value, key_scales, value_scales
 
 

@@ -33,7 +33,8 @@ def rotary(
         interleaved: False pairs feature i with i + pairs (GPT-NeoX, Llama as Hugging Face keeps it), True 2 i with
             2 i + 1 (RoFormer, GPT-J).
         inverse: turns by the negative angle, which undoes a turn.
-        inplace: writes the results over query and key, and returns these.
+        inplace: writes the results over query and key, which need memory of their own for every element, and returns
+            these.
         backend: a backend's name (see `use_backend`), or None.
 
     Returns: (query, key), turned; key is None if it was.
@@ -43,6 +44,9 @@ def rotary(
     straight = straight_to_kernels(query, backend)
     if not straight:
         _check(query, key, cos, sin, positions)
+        if inplace:
+            checks.memory_of_its_own("rotary", "query", query)
+            checks.memory_of_its_own("rotary", "key", key)
     checks.no_gradient("rotary", "cos", cos)
     checks.no_gradient("rotary", "sin", sin)
     ops = direct.OPS if straight else backends.resolve_for("rotary", query, backend)

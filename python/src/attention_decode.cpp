@@ -76,11 +76,14 @@ void check_new(const Call& call, const DecodeTensors& tensors, AttentionDecodeAr
   args.new_key = call.tensor("new_key", tensors.new_key, {batch, kv_heads, q_len, args.query.size[3]});
   args.new_value = call.tensor("new_value", tensors.new_value, {batch, kv_heads, q_len, args.value_cache.size[3]});
   // The kernel writes to these.
-  const auto writable = [](TensorView& view, const Tensor& tensor) { view.data = tensor.mutable_data_ptr(); };
-  writable(args.key_cache, tensors.key_cache);
-  writable(args.value_cache, tensors.value_cache);
-  if (tensors.key_scales) writable(args.key_scales, *tensors.key_scales);
-  if (tensors.value_scales) writable(args.value_scales, *tensors.value_scales);
+  const auto written = [&](const char* name, TensorView& view, const Tensor& tensor) {
+    call.check_writable(name, view);
+    view.data = tensor.mutable_data_ptr();
+  };
+  written("key_cache", args.key_cache, tensors.key_cache);
+  written("value_cache", args.value_cache, tensors.value_cache);
+  if (tensors.key_scales) written("key_scales", args.key_scales, *tensors.key_scales);
+  if (tensors.value_scales) written("value_scales", args.value_scales, *tensors.value_scales);
 }
 
 // Every key that is seen or written is in the cache. Returns the longest total, or on a device the capacity.

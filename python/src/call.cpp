@@ -260,6 +260,20 @@ void Call::check_device(const char* name, const Tensor& tensor) const {
   check(tensor.numel() == 0 || tensor.const_data_ptr(), name, " has elements but no memory");
 }
 
+void Call::check_writable(const char* name, const TensorView& view) const {
+  if (std::find(view.size, view.size + max_dims, 0) != view.size + max_dims) return;
+  for (int dim = 0; dim < max_dims; ++dim) {
+    if (view.size[dim] <= 1) continue;
+    std::int64_t spanned = 0;  // by the strides that are no larger
+    for (int other = 0; other < max_dims; ++other) {
+      const bool within = other != dim && view.stride[other] <= view.stride[dim];
+      spanned += within ? (view.size[other] - 1) * view.stride[other] : 0;
+    }
+    check(view.stride[dim] > spanned, name, " has strides whose elements share memory, expected memory of its own for ",
+          "each, since they are written");
+  }
+}
+
 void Call::check_float32(const char* name, const Tensor& tensor, Sizes shape) const {
   check_device(name, tensor);
   if (dtype_of(tensor) != DType::float32) fail_dtype(name, tensor, "float32");

@@ -90,6 +90,8 @@ class Call {
   Tensor bytes(std::int64_t count) const;
 
   void check_device(const char* name, const Tensor& tensor) const;
+  // No two elements of what the op writes to are in one place, as bigmodel_kernels/checks.py says it.
+  void check_writable(const char* name, const TensorView& view) const;
   // One flag per gradient that the op could compute.
   void check_output_mask(const std::vector<bool>& output_mask, std::size_t gradients) const;
   void check_float32(const char* name, const Tensor& tensor, Sizes shape) const;

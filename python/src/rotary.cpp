@@ -95,21 +95,13 @@ std::tuple<Tensor, Tensor> rotary(const Tensor& query, const OptionalTensor& key
   return {std::move(turned_query), std::move(turned_key)};
 }
 
-// Elements that share memory would be turned more than once.
-void check_writable(const Call& call, const char* name, const TensorView& view) {
-  for (int dim = 0; dim < max_dims; ++dim) {
-    call.check(view.size[dim] <= 1 || view.stride[dim] != 0, name,
-               " is expanded, expected memory of its own for every element");
-  }
-}
-
 void rotary_in_place(const Tensor& query, const OptionalTensor& key, const Tensor& cos, const Tensor& sin,
                      const OptionalTensor& positions, bool interleaved, bool inverse) {
   const Call call("rotary", "query", query);
   OptionalTensor copy;
   RotaryArgs args = checked(call, query, key, cos, sin, positions, copy, interleaved, inverse);
-  check_writable(call, "query", args.query);
-  check_writable(call, "key", args.key);
+  call.check_writable("query", args.query);
+  call.check_writable("key", args.key);
   call.check(!key || key->numel() == 0 || args.key.data != args.query.data,
              "query and key are one memory, expected two");
   args.query_output = args.query;
