@@ -3,33 +3,36 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from hugging_face import (
+    ASPECTS,
     BATCH,
     FAMILIES,
     LENGTH,
+    PACKED_LENGTHS,
+    PACKED_POSITIONS,
     WINDOW,
     assert_as_eager,
+    for_families_with,
+    having,
     inputs,
     logits,
     of_kind,
+    packed,
     padding,
     run,
+    table,
+    tested,
 )
 from transformers import masking_utils
 
 from bigmodel_kernels import functional
 from bigmodel_kernels.integrations import transformers as integration
 from bigmodel_kernels.integrations.deferred_mask import DeferredMask
-
-SIDES = [
-    (name, side)
-    for name, family in FAMILIES.items()
-    for side in (("left", "right") if family.kind in ("encoder", "decoder", "text to text") else ("left",))
-]
 
 
 @pytest.fixture(autouse=True)
@@ -56,38 +59,86 @@ def ours_of(model):
     return copied
 
 
-@pytest.mark.parametrize("name, side", SIDES)
-def test_outputs_and_gradients(name, side, calls):
+@for_families_with("fp32")
+def test_outputs_and_gradients(name, calls):
     model = FAMILIES[name].make()
-    assert_as_eager(model, ours_of(model), inputs(name, side))
+    assert_as_eager(model, ours_of(model), inputs(name, side=None))
     assert calls
 
 
-@pytest.mark.parametrize("name", of_kind("speech", "text to text"))
-def test_a_padded_decoder(name, calls):
-    given = inputs(name) | {"decoder_attention_mask": padding("right")[:, -7:]}
-    model = FAMILIES[name].make()
-    assert_as_eager(model, ours_of(model), given)
-    assert any(options["mask"] is not None for options in calls)
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
+@for_families_with("bf16")
 def test_outputs_and_gradients_in_bfloat16(name, calls):
     model = FAMILIES[name].make().to(torch.bfloat16)
     assert_as_eager(model, ours_of(model), inputs(name))
     assert calls
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", of_kind("decoder", "speech", "text to text"))
-def test_generates_the_same_tokens(name, cache, calls):
-    given = {key: x for key, x in inputs(name).items() if key != "decoder_input_ids"}
-    options = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": None if cache == "dynamic" else cache}
+def assert_as_eager_when_padded(name, side, calls):
+    """Decoders of another model's text or speech have padding of their own."""
+    given = inputs(name, side)
+    if "decoder_input_ids" in given:
+        given["decoder_attention_mask"] = padding(side)[:, slice(7) if side == "left" else slice(-7, None)]
     model = FAMILIES[name].make()
-    expected = model.generate(**given, **options)
+    assert_as_eager(model, ours_of(model), given)
+    assert any(options["mask"] is not None for options in calls)
+
+
+@for_families_with("left")
+def test_padding_on_the_left(name, calls):
+    assert_as_eager_when_padded(name, "left", calls)
+
+
+@for_families_with("right")
+def test_padding_on_the_right(name, calls):
+    assert_as_eager_when_padded(name, "right", calls)
+
+
+def generate(model, name, **options):
+    given = {key: x for key, x in inputs(name).items() if key != "decoder_input_ids"}
+    return model.generate(**given, max_new_tokens=8, do_sample=False, **options)
+
+
+@for_families_with("dynamic")
+def test_generates_the_same_tokens_with_a_dynamic_cache(name, calls):
+    model = FAMILIES[name].make()
+    expected = generate(model, name)
     assert not calls
-    assert torch.equal(ours_of(model).generate(**given, **options), expected)
-    assert calls
+    assert torch.equal(generate(ours_of(model), name), expected) and calls
+
+
+@for_families_with("static")
+def test_generates_the_same_tokens_with_a_static_cache(name, calls):
+    model = FAMILIES[name].make()
+    expected = generate(model, name, cache_implementation="static")
+    assert not calls
+    assert torch.equal(generate(ours_of(model), name, cache_implementation="static"), expected) and calls
+
+
+@for_families_with("compiled")
+def test_generates_the_same_tokens_in_compiled_steps(name):
+    """transformers compiles the steps of generate() where the cache is static, by itself on GPUs only."""
+    model = FAMILIES[name].make()
+    if name == "gpt_oss":  # eager experts are chosen in Python
+        model.set_experts_implementation("batched_mm")
+    expected = generate(model, name, cache_implementation="static")
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    config = transformers.CompileConfig(fullgraph=True, backend=backend, mode=None)
+    config._compile_all_devices = True
+    torch._dynamo.reset()
+    model = ours_of(model)
+    options = {"cache_implementation": "static", "compile_config": config}
+    assert torch.equal(generate(model, name, **options), expected)
+    # transformers counts what is in a sliding cache in Python: a second graph is for any count.
+    assert len(graphs) == (2 if "sliding_window" in FAMILIES[name].options else 1)
+    for graph in graphs:
+        assert torch.ops.bigmodel.attention in [node.target for node in graph.graph.nodes]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(generate(model, name, **options), expected)
 
 
 @pytest.mark.parametrize("name", of_kind("decoder"))
@@ -110,28 +161,38 @@ def test_a_prompt_in_pieces_is_the_prompt(name, cache, calls):
     torch.testing.assert_close(torch.cat(pieces, dim=1)[real], whole[real], rtol=1e-4, atol=1e-4)
 
 
-# BERT and gpt-oss do not take position ids for packing: under eager attention too the sequences see each other.
-PACKED_BY_POSITIONS = [name for name in of_kind("decoder") if name != "gpt_oss"]
-PACKINGS = [(name, "cu_seq_lens_q") for name in of_kind("encoder", "decoder")]
-PACKINGS += [(name, "position_ids") for name in PACKED_BY_POSITIONS]
-PACKED_LENGTHS = (5, 1, 6)
-PACKED_POSITIONS = torch.cat([torch.arange(length) for length in PACKED_LENGTHS])[None]
+@for_families_with("cu_seq_lens")
+def test_packed_sequences_told_by_where_they_start(name):
+    model = FAMILIES[name].make()
+    by_starts, by_masks = packed(name)
+    assert_as_eager(model, ours_of(model), by_masks, by_starts)
 
 
-@pytest.mark.parametrize(("name", "how"), PACKINGS)
-def test_packed_sequences_do_not_see_each_other(name, how, calls):
-    model = FAMILIES[name].make("bigmodel")
-    tokens = inputs(name)["input_ids"][:1]
-    # Learned positions are looked up, so they have to be told with cu_seq_lens_q too.
-    learned = name in ("bert", "gpt2")
-    packing = {"position_ids": PACKED_POSITIONS if learned or how == "position_ids" else None}
-    if how == "cu_seq_lens_q":
-        packing[how] = torch.tensor([0, 5, 6, 12], dtype=torch.int32)
-    options = {} if name == "bert" else {"use_cache": False}
-    packed = model(input_ids=tokens, **options, **packing).logits
-    alone = [model(input_ids=part).logits for part in tokens.split(PACKED_LENGTHS, dim=1)]
-    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(packed, model(input_ids=tokens).logits, atol=1e-2)
+@for_families_with("positions")
+def test_packed_sequences_told_by_their_positions(name, calls):
+    model = FAMILIES[name].make()
+    if name == "whisper":  # several texts of one recording
+        tokens = packed("llama")[0]["input_ids"]
+        given = {"input_features": inputs(name)["input_features"][:1], "decoder_input_ids": tokens}
+        given["decoder_position_ids"] = PACKED_POSITIONS
+    else:
+        given = {"input_ids": packed(name)[0]["input_ids"], "position_ids": PACKED_POSITIONS}
+    assert_as_eager(model, ours_of(model), given | {"use_cache": False})
+    assert any(options["mask"] is not None for options in calls)
+
+
+@pytest.mark.parametrize("name", [name for name in having("positions") if name in having("cu_seq_lens")])
+def test_packed_sequences_told_by_both(name):
+    """As transformers.DataCollatorWithFlattening tells them."""
+    model = FAMILIES[name].make()
+    by_starts, _ = packed(name)
+    tokens = by_starts["input_ids"][0].split(PACKED_LENGTHS)
+    collator = transformers.DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)
+    given = collator([{"input_ids": part.tolist()} for part in tokens])
+    for key in ("input_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"):
+        torch.testing.assert_close(given[key], by_starts[key])
+    del given["labels"]
+    assert_as_eager(model, ours_of(model), given | {"use_cache": False})
 
 
 def test_packed_sequences_without_other_masks_build_none(calls, monkeypatch):
@@ -164,15 +225,7 @@ def test_packed_sequences_may_end_before_the_row_does(calls):
     assert integration.attention_forward(module, query, key, value, None, cu_seq_lens_q=whole)[0].is_contiguous()
 
 
-@pytest.mark.parametrize("name", PACKED_BY_POSITIONS)
-def test_outputs_and_gradients_of_packed_sequences(name, calls):
-    model = FAMILIES[name].make()
-    given = {"input_ids": inputs(name)["input_ids"][:1], "position_ids": PACKED_POSITIONS, "use_cache": False}
-    assert_as_eager(model, ours_of(model), given)
-    assert all(options["mask"] is not None for options in calls)
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
+@for_families_with("weights")
 def test_attention_weights_come_back(name):
     model, given = FAMILIES[name].make(), inputs(name, "right")
     if FAMILIES[name].kind in ("encoder", "decoder"):
@@ -185,14 +238,15 @@ def test_attention_weights_come_back(name):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_compiles_whole(calls):
-    model, given = FAMILIES["llama"].make("bigmodel"), inputs("llama")
+@for_families_with("torch.compile")
+def test_compiles_whole(name):
+    model, given = FAMILIES[name].make("bigmodel"), inputs(name)
     expected, gradients = run(model, given)
     model.zero_grad()
     actual, ours = run(torch.compile(model, fullgraph=True, backend="aot_eager"), given)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, gradients[name.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-3)
+    for each, gradient in ours.items():
+        torch.testing.assert_close(gradient, gradients[each.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-3)
 
 
 def test_one_compiled_layer_takes_a_deferred_mask():
@@ -232,6 +286,16 @@ def test_dropout_applies_in_training_only():
 def test_what_is_not_computed_is_refused():
     with pytest.raises(ValueError, match=r"^\[transformers\] Module passes indices \(sparse attention by index\)"):
         attend(indices=torch.zeros(2, 6, 3))
+
+
+def test_the_documented_table_is_what_is_tested():
+    """`python tests/hugging_face.py` prints it."""
+    import test_replace_hugging_face  # noqa: F401 (for the aspects that it tests)
+
+    assert tested == set(ASPECTS)
+    assert all(family.lacks.keys() <= set(ASPECTS) for family in FAMILIES.values())
+    page = (Path(__file__).parent.parent / "docs" / "hugging-face.md").read_text()
+    assert table() in page, "docs/hugging-face.md: the table is not what `python tests/hugging_face.py` prints"
 
 
 def may_attend(mask, q_length, kv_length):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from hugging_face import FAMILIES, InFloat64, assert_as_eager, inputs
+from hugging_face import FAMILIES, InFloat64, assert_as_eager, for_families_with, inputs
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels import functional, linear_choice
@@ -38,7 +38,7 @@ def let_linear(monkeypatch, row):
 
 
 @pytest.mark.parametrize("row", [None, linear_choice.Row("all")], ids=["no linear layer", "every linear layer"])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@for_families_with("layers")
 def test_swaps_and_computes_the_same(name, row, monkeypatch):
     let_linear(monkeypatch, row)
     model = FAMILIES[name].make()
