@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,23 +15,134 @@ from bigmodel_kernels import functional, linear_choice
 from bigmodel_kernels.ops import packed_weights
 from bigmodel_kernels.testing.tolerance import FORWARD, assert_as_exact
 
-# What is swapped in each family, by class, beside linear layers, which are where that is known to pay.
-SWAPPED = {
-    "bert": {"LayerNorm", "BertIntermediate", "BertOutput", "BertSelfOutput"},
-    "gpt2": {"LayerNorm", "GPT2MLP"},
-    "llama": {"LlamaRMSNorm", "LlamaMLP"},
-    "qwen3": {"Qwen3RMSNorm", "Qwen3MLP"},
-    "mistral": {"MistralRMSNorm", "MistralMLP"},
-    "gemma2": {"Gemma2RMSNorm", "Gemma2MLP"},
-    "gemma3": {"Gemma3RMSNorm", "Gemma3MLP"},
-    "gpt_oss": {"GptOssRMSNorm"},
-    "vit": {"LayerNorm", "ViTMLP"},
-    "whisper": {"LayerNorm", "WhisperEncoderLayer", "WhisperDecoderLayer"},
-    "t5": {"T5LayerNorm", "T5DenseActDense"},
+
+@dataclass(frozen=True)
+class Parts:
+    """What a report says of a family's model, by names in which {a,b} stands for a and for b. swapped: name -> class;
+    inside: name -> the layer whose op computes it; linear: linear layers of their own, which are swapped where that is
+    known to pay; others: class -> how many modules with parameters have no counterpart."""
+
+    swapped: dict[str, str]
+    inside: dict[str, str]
+    linear: tuple[str, ...]
+    others: dict[str, int]
+
+
+def names(pattern: str) -> list[str]:
+    before, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    choices, _, after = rest.partition("}")
+    return [name for each in choices.split(",") for name in names(before + each + after)]
+
+
+def expanded(patterns: dict[str, str]) -> dict[str, str]:
+    return {name: meaning for pattern, meaning in patterns.items() for name in names(pattern)}
+
+
+def decoder(prefix: str, norms: str = "input,post_attention", norms_of_heads: bool = False) -> Parts:
+    """Llama and its kin, by the prefix of their classes."""
+    layer, norm = "model.layers.{0,1}.", f"{prefix}RMSNorm"
+    heads = {layer + "self_attn.{q,k}_norm": norm} if norms_of_heads else {}
+    embedding = f"{prefix}TextScaledWordEmbedding" if prefix.startswith("Gemma") else "Embedding"
+    return Parts(
+        heads | {layer + f"{{{norms}}}_layernorm": norm, "model.norm": norm, layer + "mlp": f"{prefix}MLP"},
+        {f"model.layers.{i}.mlp.{{gate,up,down}}_proj": f"model.layers.{i}.mlp" for i in (0, 1)},
+        (layer + "self_attn.{q,k,v,o}_proj", "lm_head"),
+        {embedding: 1},
+    )
+
+
+_AROUND = "input,post_attention,pre_feedforward,post_feedforward"
+PARTS = {
+    "bert": Parts(
+        {
+            "{bert.embeddings,cls.predictions.transform}.LayerNorm": "LayerNorm",
+            "bert.encoder.layer.{0,1}.{attention.output,output}.LayerNorm": "LayerNorm",
+            "bert.encoder.layer.{0,1}.attention.output": "BertSelfOutput",
+            "bert.encoder.layer.{0,1}.intermediate": "BertIntermediate",
+            "bert.encoder.layer.{0,1}.output": "BertOutput",
+        },
+        {f"bert.encoder.layer.{i}.intermediate.dense": f"bert.encoder.layer.{i}.intermediate" for i in (0, 1)},
+        (
+            "bert.encoder.layer.{0,1}.{attention.self.query,attention.self.key,attention.self.value}",
+            "bert.encoder.layer.{0,1}.{attention.output,output}.dense",
+            "cls.predictions.{transform.dense,decoder}",
+        ),
+        {"Embedding": 3, "BertLMPredictionHead": 1},
+    ),
+    "gpt2": Parts(
+        {
+            "transformer.h.{0,1}.{ln_1,ln_2}": "LayerNorm",
+            "transformer.ln_f": "LayerNorm",
+            "transformer.h.{0,1}.mlp": "GPT2MLP",
+        },
+        {f"transformer.h.{i}.mlp.{{c_fc,c_proj}}": f"transformer.h.{i}.mlp" for i in (0, 1)},
+        ("transformer.h.{0,1}.attn.{c_attn,c_proj}", "lm_head"),
+        {"Embedding": 2},
+    ),
+    "llama": decoder("Llama"),
+    "qwen3": decoder("Qwen3", norms_of_heads=True),
+    "mistral": decoder("Mistral"),
+    "gemma2": decoder("Gemma2", _AROUND),
+    "gemma3": decoder("Gemma3", _AROUND, norms_of_heads=True),
+    "gpt_oss": Parts(
+        {
+            "model.layers.{0,1}.{input,post_attention}_layernorm": "GptOssRMSNorm",
+            "model.norm": "GptOssRMSNorm",
+        },
+        {},
+        ("model.layers.{0,1}.self_attn.{q,k,v,o}_proj", "lm_head"),
+        {"Embedding": 1, "GptOssAttention": 2, "GptOssExperts": 2, "GptOssTopKRouter": 2},
+    ),
+    "vit": Parts(
+        {
+            "vit.layers.{0,1}.layernorm_{before,after}": "LayerNorm",
+            "vit.layernorm": "LayerNorm",
+            "vit.layers.{0,1}.mlp": "ViTMLP",
+        },
+        {f"vit.layers.{i}.mlp.{{fc1,fc2}}": f"vit.layers.{i}.mlp" for i in (0, 1)},
+        ("vit.layers.{0,1}.attention.{q,k,v,o}_proj", "classifier"),
+        {"Conv2d": 1, "ViTEmbeddings": 1},
+    ),
+    "whisper": Parts(
+        {
+            "model.{encoder,decoder}.layers.{0,1}.{self_attn,final}_layer_norm": "LayerNorm",
+            "model.decoder.layers.{0,1}.encoder_attn_layer_norm": "LayerNorm",
+            "model.{encoder,decoder}.layer_norm": "LayerNorm",
+            "model.encoder.layers.{0,1}": "WhisperEncoderLayer",
+            "model.decoder.layers.{0,1}": "WhisperDecoderLayer",
+        },
+        {f"{layer}.fc1": layer for layer in names("model.{encoder,decoder}.layers.{0,1}")},
+        (
+            "model.{encoder,decoder}.layers.{0,1}.self_attn.{q,k,v,out}_proj",
+            "model.decoder.layers.{0,1}.encoder_attn.{q,k,v,out}_proj",
+            "model.{encoder,decoder}.layers.{0,1}.fc2",
+            "proj_out",
+        ),
+        {"Conv1d": 2, "Embedding": 2, "WhisperPositionalEmbedding": 1},
+    ),
+    "t5": Parts(
+        {
+            "encoder.block.{0,1}.layer.{0,1}.layer_norm": "T5LayerNorm",
+            "decoder.block.{0,1}.layer.{0,1,2}.layer_norm": "T5LayerNorm",
+            "{encoder,decoder}.final_layer_norm": "T5LayerNorm",
+            "encoder.block.{0,1}.layer.1.DenseReluDense": "T5DenseActDense",
+            "decoder.block.{0,1}.layer.2.DenseReluDense": "T5DenseActDense",
+        },
+        {
+            f"{layer}.DenseReluDense.{{wi,wo}}": f"{layer}.DenseReluDense"
+            for layer in names("{encoder.block.0.layer.1,encoder.block.1.layer.1}")
+            + names("{decoder.block.0.layer.2,decoder.block.1.layer.2}")
+        },
+        (
+            "{encoder,decoder}.block.{0,1}.layer.0.SelfAttention.{q,k,v,o}",
+            "decoder.block.{0,1}.layer.1.EncDecAttention.{q,k,v,o}",
+            "lm_head",
+        ),
+        {"Embedding": 5},
+    ),
 }
-
-
-LINEAR = {"gpt2": {"Linear", "Conv1D"}}
 
 
 def let_linear(monkeypatch, row):
@@ -37,17 +150,35 @@ def let_linear(monkeypatch, row):
     monkeypatch.setattr(linear_choice, "row_for", lambda device, dtype, transposed=False: row)
 
 
-@pytest.mark.parametrize("row", [None, linear_choice.Row("all")], ids=["no linear layer", "every linear layer"])
+def class_of(linear: str) -> str:
+    return "Conv1D" if ".attn.c_" in linear else "Linear"
+
+
+@pytest.mark.parametrize(
+    "row", [None, linear_choice.Row("it is measured")], ids=["no linear layer", "every linear layer"]
+)
 @for_families_with("layers")
 def test_swaps_and_computes_the_same(name, row, monkeypatch):
+    """The report says what is swapped, what computes it, and what is left and why; outputs and gradients stay."""
     let_linear(monkeypatch, row)
-    model = FAMILIES[name].make()
-    theirs, parameters, names = copy.deepcopy(model), dict(model.named_parameters()), model.state_dict().keys()
+    model, parts = FAMILIES[name].make(), PARTS[name]
+    linear = [each for pattern in parts.linear for each in names(pattern)]
+    theirs, parameters, keys = copy.deepcopy(model), dict(model.named_parameters()), model.state_dict().keys()
     report = bmk.replace_modules(model)
-    assert set(report.swapped.values()) == SWAPPED[name] | (LINEAR.get(name, {"Linear"}) if row else set())
-    assert report.why.keys() == {key for key, kind in report.swapped.items() if kind in ("Linear", "Conv1D")}
+    swapped = expanded(parts.swapped)
+    if row is None:
+        assert report.left.keys() == set(linear) and not report.why
+        (reason,) = set(report.left.values())
+        assert re.match("ours (has not been measured against torch's on|is not faster in)", reason)
+        assert f"{next(iter(report.left))} and {len(linear) - 1} more: {reason}" in str(report)
+    else:
+        swapped |= {each: class_of(each) for each in linear}
+        assert not report.left and report.why == dict.fromkeys(linear, "it is measured")
+    assert report.swapped == swapped and report.already == {}
+    assert report.inside == expanded(parts.inside)
+    assert report.no_counterpart == parts.others
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
-    assert model.state_dict().keys() == names
+    assert model.state_dict().keys() == keys
     assert_as_eager(theirs, model, inputs(name))
     again = bmk.replace_modules(model)
     assert again.swapped == {} and again.already == report.swapped
