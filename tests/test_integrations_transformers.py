@@ -40,17 +40,26 @@ def registered():
     assert integration.register() == integration.register() == "bigmodel"
 
 
+def spied(monkeypatch, name):
+    """The options of each call of a function: an empty list says that the model went past it."""
+    seen, function = [], getattr(functional, name)
+
+    def spy(*tensors, **options):
+        seen.append(options)
+        return function(*tensors, **options)
+
+    monkeypatch.setattr(functional, name, spy)
+    return seen
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """The options of each call of bmk.attention: an empty list says that the model went past us."""
-    seen, attention = [], functional.attention
+    return spied(monkeypatch, "attention")
 
-    def spy(query, key, value, **options):
-        seen.append(options)
-        return attention(query, key, value, **options)
 
-    monkeypatch.setattr(functional, "attention", spy)
-    return seen
+@pytest.fixture
+def varlen_calls(monkeypatch):
+    return spied(monkeypatch, "attention_varlen")
 
 
 def ours_of(model):
@@ -169,7 +178,7 @@ def test_packed_sequences_told_by_where_they_start(name):
 
 
 @for_families_with("positions")
-def test_packed_sequences_told_by_their_positions(name, calls):
+def test_packed_sequences_told_by_their_positions(name, calls, varlen_calls):
     model = FAMILIES[name].make()
     if name == "whisper":  # several texts of one recording
         tokens = packed("llama")[0]["input_ids"]
@@ -178,11 +187,11 @@ def test_packed_sequences_told_by_their_positions(name, calls):
     else:
         given = {"input_ids": packed(name)[0]["input_ids"], "position_ids": PACKED_POSITIONS}
     assert_as_eager(model, ours_of(model), given | {"use_cache": False})
-    assert any(options["mask"] is not None for options in calls)
+    assert varlen_calls and all(options["mask"] is None for options in calls)
 
 
 @pytest.mark.parametrize("name", [name for name in having("positions") if name in having("cu_seq_lens")])
-def test_packed_sequences_told_by_both(name):
+def test_packed_sequences_told_by_both(name, calls, varlen_calls):
     """As transformers.DataCollatorWithFlattening tells them."""
     model = FAMILIES[name].make()
     by_starts, _ = packed(name)
@@ -193,20 +202,38 @@ def test_packed_sequences_told_by_both(name):
         torch.testing.assert_close(given[key], by_starts[key])
     del given["labels"]
     assert_as_eager(model, ours_of(model), given | {"use_cache": False})
+    assert varlen_calls and not calls
 
 
-def test_packed_sequences_without_other_masks_build_none(calls, monkeypatch):
+def test_packed_sequences_without_other_masks_build_none(calls, varlen_calls):
     """cu_seq_lens_q alone says it all: attention_varlen takes them, and no mask of [tokens, tokens] is made."""
-    seen, varlen = [], functional.attention_varlen
-    monkeypatch.setattr(
-        functional, "attention_varlen", lambda *given, **options: seen.append(options) or varlen(*given, **options)
-    )
     model = FAMILIES["llama"].make("bigmodel")
     starts = torch.tensor([0, 5, 6, 12], dtype=torch.int32)
     packing = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts.clone()}
     model(input_ids=inputs("llama")["input_ids"][:1], use_cache=False, **packing)
-    assert len(seen) == model.config.num_hidden_layers and not calls
-    assert all("mask" not in options and options["causal"] for options in seen)
+    assert len(varlen_calls) == model.config.num_hidden_layers and not calls
+    assert all("mask" not in options and options["causal"] for options in varlen_calls)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_packed_rows_of_a_batch(name, calls, varlen_calls):
+    """Each row its own sequences: 1, 3 and 2 of them."""
+    model, tokens = FAMILIES[name].make(), inputs(name)["input_ids"]
+    positions = torch.arange(LENGTH).repeat(BATCH, 1)
+    positions[1] = PACKED_POSITIONS
+    positions[2, 7:] -= 7
+    given = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
+    assert_as_eager(model, ours_of(model), given)
+    assert len(varlen_calls) == 2 and not calls
+
+
+def test_positions_and_starts_that_disagree_keep_apart_what_either_does(varlen_calls):
+    model = FAMILIES["llama"].make("bigmodel")
+    given = {"input_ids": inputs("llama")["input_ids"][:1], "use_cache": False, "position_ids": PACKED_POSITIONS}
+    actual = model(**given, cu_seq_lens_q=torch.tensor([0, 5, 8, 12], dtype=torch.int32)).logits
+    assert not varlen_calls
+    given["position_ids"] = torch.tensor([[0, 1, 2, 3, 4, 0, 0, 1, 0, 1, 2, 3]])
+    torch.testing.assert_close(actual, model(**given).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_packed_sequences_may_end_before_the_row_does(calls):
@@ -249,8 +276,11 @@ def test_compiles_whole(name):
         torch.testing.assert_close(gradient, gradients[each.removeprefix("_orig_mod.")], rtol=1e-3, atol=1e-3)
 
 
-def test_one_compiled_layer_takes_a_deferred_mask():
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_one_compiled_layer_takes_a_deferred_mask(packed):
     model, given = FAMILIES["llama"].make("bigmodel"), inputs("llama")
+    if packed:
+        given = {"input_ids": given["input_ids"][:1], "position_ids": PACKED_POSITIONS, "use_cache": False}
     expected = logits(model, given)
     for layer in model.model.layers:
         layer.compile(backend="aot_eager")
@@ -338,15 +368,33 @@ def test_masks_that_options_can_say_are_not_built(name, padded):
         assert torch.equal(seen, expected[:, 0]) and torch.equal(mask & True, expected)
 
 
+def test_a_mask_of_packed_sequences_is_built_when_looked_at():
+    made = masking_utils.packed_sequence_mask_function(torch.tensor([[0] * 5 + [1] + [2] * 6]).expand(BATCH, -1))
+    arguments = {"batch_size": BATCH, "q_length": LENGTH, "kv_length": LENGTH}
+    arguments["mask_function"] = masking_utils.and_masks(MASKS["window"], made)
+    mask = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["bigmodel"](**arguments)
+    starts, options = mask.packed()
+    assert starts.tolist() == [start + row * LENGTH for row in range(BATCH) for start in (0, 5, 6)] + [BATCH * LENGTH]
+    assert options == {"causal": "bottom_right", "window": (WINDOW - 1, -1)} and mask._built is None
+    expected = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
+    assert torch.equal(mask & True, expected) and mask.packed() is None
+    assert torch.equal(may_attend(mask, LENGTH, LENGTH), expected[:, 0])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {
+            "mask_function": masking_utils.remap_positions_for_packed_sequence(
+                MASKS["causal"], PACKED_POSITIONS.expand(BATCH, -1)
+            )
+        },
         {"mask_function": masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(BATCH, dtype=torch.long))},
         {"mask_function": lambda batch, head, query, key: (key <= query) & (key != 3)},
         {"q_offset": 3},
         {"q_length": 1, "q_offset": 5},
     ],
-    ids=["chunks", "a user's", "half-full static cache", "one query"],
+    ids=["positions of unknown sequences", "chunks", "a user's", "half-full static cache", "one query"],
 )
 def test_other_masks_are_those_of_sdpa(changes):
     arguments = {"batch_size": BATCH, "q_length": 6, "kv_length": LENGTH, "attention_mask": padding("left").bool()}

@@ -97,26 +97,25 @@ def attention_forward(
                 "does not compute; expected a model without it, or attn_implementation='eager'"
             )
     query, key, value = _one_batch(query, key, value)
-    options = _mask_options(module, query, attention_mask, is_causal)
+    shared = {"scale": scaling, "softcap": softcap}
+    if dropout > 0 and module.training:
+        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
+        shared |= {"dropout_p": dropout, "dropout_seed": seed}
     starts, key_starts = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
-    packed = starts is not None and position_bias is None and _is_self_attention_of(starts, key_starts, query, key)
-    packed = packed and options["mask"] is None and not _wants_weights(kwargs)
-    if starts is not None and not packed:
+    wants_weights = _wants_weights(kwargs)
+    if position_bias is None and not wants_weights:
+        packed = _packed(module, query, key, attention_mask, is_causal, starts, key_starts)
+        if packed is not None:
+            return _attention_of_packed(query, key, value, *packed, sinks=s_aux, **shared), None
+    options = _mask_options(module, query, attention_mask, is_causal) | shared
+    if starts is not None:
         _keep_within_sequences(options, query, key, starts, key_starts)
     if position_bias is not None:
         options["mask"] = _biased(position_bias, options["mask"])
     mask = options["mask"]
     if mask is not None and mask.dtype not in (torch.bool, torch.float32):
         options["mask"] = mask.to(query.dtype)
-    options |= {"scale": scaling, "softcap": softcap}
-    if dropout > 0 and module.training:
-        seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=query.device)
-        options |= {"dropout_p": dropout, "dropout_seed": seed}
-    if packed:
-        del options["mask"]
-        tokens = (x[0].transpose(0, 1) for x in (query, key, value))
-        return functional.attention_varlen(*tokens, starts, starts, sinks=s_aux, **options)[None].contiguous(), None
-    if not _wants_weights(kwargs):
+    if not wants_weights:
         output = functional.attention(query, key, value, sinks=s_aux, **options)
         return output.transpose(1, 2).contiguous(), None
     output, lse = functional.attention(query, key, value, sinks=s_aux, return_lse=True, **options)
@@ -150,14 +149,37 @@ def _mask_options(module: torch.nn.Module, query: Tensor, mask: Tensor | None, i
     return {"mask": None, "causal": "top_left" if query.shape[2] > 1 and is_causal else False, "window": None}
 
 
-def _is_self_attention_of(starts: Tensor, key_starts: Tensor | None, query: Tensor, key: Tensor) -> bool:
-    """Whether packed sequences attend to themselves, so that `bmk.attention_varlen` takes them without a mask."""
-    if torch.compiler.is_compiling() or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
-        return False
-    if starts.device != query.device:
-        return False
+def _packed(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool | None,
+    starts: Tensor | None,
+    key_starts: Tensor | None,
+) -> tuple[Tensor, dict] | None:
+    """Where packed sequences start among the tokens of the batch, and `bmk.attention_varlen`'s causal and window, where
+    it needs no mask: they attend to themselves, and were told by their positions, by cu_seq_lens, or alike by both."""
+    if torch.compiler.is_compiling() or query.shape[2] != key.shape[2]:
+        return None
+    by_mask = mask.packed() if isinstance(mask, DeferredMask) and mask.shape[0] == query.shape[0] else None
+    if starts is None:
+        return by_mask
+    if query.shape[0] != 1 or starts.device != query.device:
+        return None
     # They may leave padding at the end to nobody.
-    return int(starts[-1]) == query.shape[2] and (key_starts is None or torch.equal(starts, key_starts))
+    if int(starts[-1]) != query.shape[2] or (key_starts is not None and not torch.equal(starts, key_starts)):
+        return None
+    if by_mask is not None:
+        return by_mask if torch.equal(by_mask[0], starts.to(by_mask[0].dtype)) else None
+    options = _mask_options(module, query, mask, is_causal)
+    return (starts, options) if options.pop("mask") is None else None
+
+
+def _attention_of_packed(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, options: dict, **shared) -> Tensor:
+    tokens = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    output = functional.attention_varlen(*tokens, starts, starts, **options, **shared)
+    return output.unflatten(0, (query.shape[0], query.shape[2])).contiguous()
 
 
 def _keep_within_sequences(

@@ -1,14 +1,15 @@
 """Masks of Hugging Face models, as options of attention where that says it all.
 
 transformers describes a mask by a function of (batch, head, query, key) indices. The usual ones (causal, sliding
-window, everything) are recognised; with padding they become a DeferredMask, and no [q_len, kv_len] mask is built. Every
-other one (packed sequences, chunks, blocks of an image, functions of a user) becomes the boolean mask that
+window, everything) are recognised; with padding, or of packed sequences, they become a DeferredMask, and no [q_len,
+kv_len] mask is built. Every other one (chunks, blocks of an image, functions of a user) becomes the boolean mask that
 transformers' "sdpa" would get.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,17 @@ from transformers import masking_utils
 
 from bigmodel_kernels.integrations.deferred_mask import DeferredMask
 
-# (causal, window as bmk.attention takes it)
-Pattern = tuple[bool, tuple[int, int] | None]
+
+class Pattern(NamedTuple):
+    """What a mask function keeps: what is causal and within a window, as bmk.attention takes it, and of one sequence.
+
+    sequences: [batch, q_len], the number of each token's sequence, in rows of packed ones. by_position: causal and
+    window count the tokens of each sequence, and say nothing where it is not known which these are."""
+
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    sequences: Tensor | None = None
+    by_position: bool = False
 
 
 def mask_for_attention(
@@ -49,17 +59,29 @@ def mask_for_attention(
     # A single query's mask is small, and it goes into compiled decoding, where it must be a plain tensor.
     pattern = None if q_length == 1 or torch.compiler.is_compiling() else _pattern(mask_function)
     diagonal = None if pattern is None else _diagonal(pattern, q_length, kv_length, int(q_offset), kv_offset)
-    if diagonal is None:
+    packed = pattern is not None and pattern.sequences is not None
+    if packed and (attention_mask is not None or q_length != kv_length or pattern.sequences.shape[1] != q_length):
+        diagonal = None
+    if diagonal is None or (pattern.by_position and not packed):
         return masking_utils.sdpa_mask(**arguments)
     never_none = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return DeferredMask(
         (batch_size, 1, q_length, kv_length),
         device,
         _padding(attention_mask, kv_length, kv_offset),
-        diagonal if pattern[0] else False,
-        pattern[1],
+        diagonal if pattern.causal else False,
+        pattern.window,
         functools.partial(masking_utils.sdpa_mask, **(arguments | never_none)),
+        _starts(pattern.sequences.expand(batch_size, -1)) if packed else None,
     )
+
+
+def _starts(sequences: Tensor) -> Tensor:
+    """Where sequences start among all tokens of a batch of rows, and the number of these tokens."""
+    first = torch.ones_like(sequences, dtype=torch.bool)
+    first[:, 1:] = sequences[:, 1:] != sequences[:, :-1]
+    places = first.flatten().nonzero().flatten().to(torch.int32)
+    return torch.cat([places, places.new_tensor([first.numel()])])
 
 
 def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
@@ -74,35 +96,47 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> T
 def _diagonal(pattern: Pattern, q_length: int, kv_length: int, q_offset: int, kv_offset: int) -> str | None:
     """Where query i stands among the keys: at i ("top_left") or at i + kv_length - q_length ("bottom_right"); None for
     elsewhere, which `bmk.attention` has no option for (a static cache that is half full)."""
-    causal, window = pattern
     shift = q_offset - kv_offset
-    if shift == kv_length - q_length or (not causal and window is None):
+    if shift == kv_length - q_length or (not pattern.causal and pattern.window is None):
         return "bottom_right"
-    return "top_left" if causal and shift == 0 else None
+    return "top_left" if pattern.causal and shift == 0 else None
 
 
 def _pattern(mask_function: Callable) -> Pattern | None:
     """What a mask function of transformers keeps, or None for one that is not recognised."""
     if mask_function is masking_utils.causal_mask_function:
-        return True, None
+        return Pattern(causal=True)
     if mask_function is masking_utils.bidirectional_mask_function:
-        return False, None
+        return Pattern()
     if not inspect.isfunction(mask_function) or mask_function.__module__ != masking_utils.__name__:
         return None
     maker = mask_function.__qualname__.partition(".")[0]
     made_with = inspect.getclosurevars(mask_function).nonlocals
     if maker == "sliding_window_overlay":
-        return False, (made_with["sliding_window"] - 1, -1)
+        return Pattern(window=(made_with["sliding_window"] - 1, -1))
     if maker == "sliding_window_bidirectional_overlay":
-        return False, (made_with["sliding_window"], made_with["sliding_window"])
+        return Pattern(window=(made_with["sliding_window"], made_with["sliding_window"]))
+    if maker == "packed_sequence_mask_function":
+        return Pattern(sequences=made_with["packed_sequence_mask"])
+    if maker == "remap_positions_for_packed_sequence":
+        inner = _pattern(made_with["mask_function"])
+        return None if inner is None else inner._replace(by_position=True)
     if maker == "and_masks":
         return _both([_pattern(function) for function in made_with["mask_functions"]])
     return None
 
 
 def _both(patterns: list[Pattern | None]) -> Pattern | None:
-    """What all of the patterns keep; None where one is not recognised or two have a window."""
-    windows = [pattern[1] for pattern in patterns if pattern is not None and pattern[1] is not None]
-    if None in patterns or len(windows) > 1:
+    """What all of the patterns keep; None where one is not recognised, or two have a window or sequences."""
+    if None in patterns:
         return None
-    return any(causal for causal, _ in patterns), windows[0] if windows else None
+    windows = [pattern.window for pattern in patterns if pattern.window is not None]
+    packings = [pattern.sequences for pattern in patterns if pattern.sequences is not None]
+    if len(windows) > 1 or len(packings) > 1:
+        return None
+    return Pattern(
+        any(pattern.causal for pattern in patterns),
+        windows[0] if windows else None,
+        packings[0] if packings else None,
+        any(pattern.by_position for pattern in patterns),
+    )
