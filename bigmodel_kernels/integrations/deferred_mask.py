@@ -11,8 +11,8 @@ class DeferredMask(Tensor):
     """A boolean mask [batch, 1, q_len, kv_len] (True: may attend) that attention can do without.
 
     `options()` says the same in `bmk.attention`'s arguments, with a mask of [batch, 1, 1, kv_len] at most; of packed
-    sequences `packed()` says it in those of `bmk.attention_varlen`. To everyone else it is the boolean tensor: the first
-    operation on it builds that tensor, and so it stays right in a model that slices, moves or changes its mask.
+    sequences `packed()` says it in those of `bmk.attention_varlen`. To everyone else it is the boolean tensor: the
+    first operation on it builds that tensor, and so it stays right in a model that slices, moves or changes its mask.
 
     Args:
         shape, device: of the boolean tensor.
