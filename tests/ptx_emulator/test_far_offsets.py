@@ -1,6 +1,6 @@
-"""Offsets beyond 2^31 elements: how far apart a tensor's rows or columns lie changes no bit of any op's result, forward
-or backward. Their addresses are lent by the system without memory behind them, and the device's memory is nothing but
-the elements, so that a wrong offset is out of bounds."""
+"""Offsets beyond 2^31 elements: how far apart a tensor's neighbours along a dimension lie changes no bit of any op's
+result, forward or backward. Their addresses are lent by the system without memory behind them, and the device's memory
+is nothing but the elements, so that a wrong offset is out of bounds."""
 
 import contextlib
 import mmap
@@ -13,9 +13,13 @@ from op_check import dtype_name, grad_outputs, leaves
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
     ATTENTION_CASES,
+    ATTENTION_DECODE_CASES,
+    ATTENTION_VARLEN_CASES,
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
     LINEAR_CASES,
+    LINEAR_CROSS_ENTROPY_CASES,
+    ROTARY_CASES,
 )
 from tests.ptx_emulator import building
 
@@ -23,25 +27,32 @@ if building.nvcc() is None:
     pytest.skip(building.NO_NVCC, allow_module_level=True)
 
 from tests.ptx_emulator import emulated
-from tests.ptx_emulator.test_host import gradients
+from tests.ptx_emulator.test_host import OPS, gradient_of, gradients
 
+# The op, all cases of it, those that are run here, and the dimensions along which neighbours lie apart: packed tokens
+# lie before heads, and a cache's last dimension is contiguous.
 CASES = {
-    "attention": (ATTENTION_CASES, ("mask_float_query_dtype", "head_dim_17")),
-    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("mask_float_query_dtype",)),
-    "linear": (LINEAR_CASES, ("64x64x64", "gelu_residual")),
-    "feed_forward": (FEED_FORWARD_CASES, ("gelu_plain", "silu_hidden", "relu_input")),
-    "add_norm": (ADD_NORM_CASES, ("width_7_layer", "width_64_rms")),
+    "attention": (ATTENTION_CASES, ("mask_float_query_dtype", "head_dim_17"), (-2, -1)),
+    "attention_decode": (ATTENTION_DECODE_CASES, ("cache_fp16", "everything_fp16", "pages_int8"), (-4, -3, -2)),
+    "attention_varlen": (ATTENTION_VARLEN_CASES, ("mask_float", "everything"), (-3, -2, -1)),
+    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("mask_float_query_dtype",), (-2, -1)),
+    "linear": (LINEAR_CASES, ("64x64x64", "gelu_residual"), (-2, -1)),
+    "feed_forward": (FEED_FORWARD_CASES, ("gelu_plain", "silu_hidden", "relu_input"), (-2, -1)),
+    "add_norm": (ADD_NORM_CASES, ("width_7_layer", "width_64_rms"), (-2, -1)),
+    "rotary": (ROTARY_CASES, ("positions_of_each", "partial_interleaved"), (-4, -3, -2, -1)),
+    "linear_cross_entropy": (LINEAR_CROSS_ENTROPY_CASES, ("40x64x128", "softcap"), (-2, -1)),
 }
 ROWS = [
-    pytest.param(case, dtype, id=f"{op}-{case.name}-{dtype_name(dtype)}")
-    for op, (cases, names) in CASES.items()
+    pytest.param(op, case, dtype, along, id=f"{op}-{case.name}-{dtype_name(dtype)}-{along}")
+    for op, (cases, names, dimensions) in CASES.items()
     for case in cases
     if case.name in names
     for dtype in (torch.float32, torch.float16)
+    for along in dimensions
 ]
-# Elements from one row or column to the next: the third lies beyond 2^31. Whole numbers of 128 bits, so that both are
-# packed alike and added up in the same order.
-NEAR, FAR = 2**10 + 8, 2**30 + 8
+# Elements from one neighbour to the next. Whole numbers of 128 bits, so that both are packed alike and added up in the
+# same order.
+NEAR, FAR = 2**16 + 16, 2**31 + 16
 NORESERVE = 0x4000  # Linux's MAP_NORESERVE, for which Python 3.11 has no name
 
 
@@ -56,8 +67,8 @@ def spread(emulator, along: int, apart: int) -> Iterator[Callable[[dict], dict]]
     """What copies tensors so that neighbours along a dimension (or the only one) lie `apart`, all else side by side."""
     rows = []
 
-    def placed(x: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 0:
+    def placed(x: torch.Tensor | None) -> torch.Tensor | None:
+        if x is None or x.dim() == 0:
             return x
         dim = max(along, -x.dim())
         x = x.movedim(dim, 0)
@@ -74,18 +85,24 @@ def spread(emulator, along: int, apart: int) -> Iterator[Callable[[dict], dict]]
         emulator.forget(*rows)
 
 
-@pytest.mark.parametrize("case, dtype", ROWS)
-@pytest.mark.parametrize("along", [-2, -1], ids=["rows", "columns"])
-def test_far_elements(along, case, dtype, emulator):
+def test_every_op_has_a_row():
+    assert CASES.keys() == OPS.keys()
+
+
+@pytest.mark.parametrize("op, case, dtype, along", ROWS)
+def test_far_elements(op, case, dtype, along, emulator):
+    run = getattr(case, "run_in_place", case.run)  # no copies of caches, which would lie side by side
     results = []
     for apart in (NEAR, FAR):
         with spread(emulator, along, apart) as placed:
-            inputs = leaves(placed(case.inputs(dtype)))
-            outputs = case.run(inputs, "cuda")
-            found = gradients(inputs, outputs, placed(grad_outputs(outputs, dtype)))
+            inputs = placed(case.inputs(dtype))
+            inputs = leaves(inputs) if gradient_of(op) else inputs
+            outputs, found = run(inputs, "cuda"), {}
+            if gradient_of(op):
+                found = gradients(inputs, outputs, placed(grad_outputs(outputs, dtype)))
             results.append({name: x.detach().clone() for name, x in (outputs | found).items()})
         emulator.check()
     near, far = results
     assert far.keys() == near.keys()
     for name, x in near.items():
-        assert torch.equal(far[name], x), f"{name} depends on where the elements lie"
+        torch.testing.assert_close(far[name], x, rtol=0, atol=0, equal_nan=True, msg=f"{name}: other numbers far apart")
