@@ -6,13 +6,9 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-BIGMODEL_INLINE std::int64_t element_bytes(DType dtype) {
-  return dtype == DType::float32 ? 4 : dtype == DType::boolean ? 1 : 2;
-}
-
 // The view moved by `steps` along a dimension. Absent tensors stay absent.
 BIGMODEL_INLINE void advance(TensorView& view, int dim, std::int64_t steps) {
-  if (view.data) view.data = static_cast<char*>(view.data) + steps * view.stride[dim] * element_bytes(view.dtype);
+  if (view.data) view.data = static_cast<char*>(view.data) + steps * view.stride[dim] * bytes_of(view.dtype);
 }
 
 // A run of the tokens of a view [1, heads, tokens, ...].

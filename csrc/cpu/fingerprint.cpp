@@ -48,7 +48,7 @@ void take_run(Hashes& hashes, const char* data, std::int64_t bytes) {
 
 std::uint64_t fingerprint(const TensorView& matrix) {
   Hashes hashes{{set1_int(1), set1_int(2), set1_int(3), set1_int(4)}};
-  const std::int64_t element = matrix.dtype == DType::float32 ? 4 : 2;
+  const std::int64_t element = bytes_of(matrix.dtype);
   // Along the dimension of unit stride, if there is one.
   const int inner = matrix.stride[1] != 1 && matrix.stride[0] == 1 ? 0 : 1, outer = 1 - inner;
   const bool dense = matrix.stride[inner] == 1;

@@ -108,7 +108,7 @@ void launch_terms(const AttentionBackwardArgs& args, const RowTermsView& terms, 
     p.grad_lse_stride[dim] = args.grad_lse.stride[dim];
   }
   constexpr int rows = term_threads / term_lanes;
-  const Launch shape{(p.rows + rows - 1) / rows, term_threads};
+  const Launch shape{ceil_div(p.rows, rows), term_threads};
   if (has_packed_rows(args.output) && has_packed_rows(args.grad_output)) {
     launch(&row_terms_kernel<T, chunk_elements<T>>, shape, place, p);
   } else {

@@ -23,7 +23,7 @@ struct KeyWork {
     const int last_key = min(first_key + rows, in.kv_len) - 1;
     const int first_query = max(band.first_query(first_key), 0), end_query = min(band.end_query(last_key), in.q_len);
     begin = first_query / queries;
-    tiles = max((end_query + queries - 1) / queries - begin, 0);
+    tiles = max(ceil_div(end_query, queries) - begin, 0);
     full_first = band.first_query(last_key);
     full_end = band.end_query(first_key);
   }

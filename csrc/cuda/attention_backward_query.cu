@@ -32,8 +32,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
                          in.value_dim);
 
   const Band& band = in.band;
-  const int begin = band.first_key(block_row) / keys, end = (band.end_key(last_row) + keys - 1) / keys;
-  const int full_begin = (band.first_key(last_row) + keys - 1) / keys, full_end = band.end_key(block_row) / keys;
+  const int begin = band.first_key(block_row) / keys, end = ceil_div(band.end_key(last_row), keys);
+  const int full_begin = ceil_div(band.first_key(last_row), keys), full_end = band.end_key(block_row) / keys;
   const auto fetch = [&](int item, int slot) {
     const int first = (begin + item) * keys;
     if (begin + item >= end) return;

@@ -77,7 +77,7 @@ void append(const AttentionDecodeArgs& args, const Place& place) {
                            .kv_heads = static_cast<int>(rows.size[1]),
                            .rows = rows.size[0] * rows.size[1] * rows.size[2]};
       constexpr int warps = append_threads / warp_size;
-      launch(&append_kernel<T, C>, {(2 * p.rows + warps - 1) / warps, append_threads}, place, p);
+      launch(&append_kernel<T, C>, {ceil_div(2 * p.rows, warps), append_threads}, place, p);
     });
   });
 }

@@ -280,7 +280,7 @@ void launch_rows(const AttentionDecodeArgs& args, const DecodeDivision& d, const
   constexpr int read_at_once = key_lanes * Pack<C>::size;
   const auto features = static_cast<int>(args.query.size[3]);
   Params<C> p{params_of<C>(args, d)};
-  p.query_pitch = (features + read_at_once - 1) / read_at_once * read_at_once;
+  p.query_pitch = round_up(features, read_at_once);
   p.value_lanes = lanes_of<C>(args.value_cache.size[3]);
   const int floats = Rows * std::max(p.query_pitch + decode_warps * tile_keys, decode_warps * d.width);
   const Launch shape{d.blocks, decode_threads, std::int64_t(sizeof(float)) * floats};

@@ -78,8 +78,8 @@ struct Work {
     diagonal = total - p.places.q_len;
     lowest = max(diagonal - p.before, 0);
     end = min(total, p.places.capacity);
-    const int first = lowest / tile_keys, past = (end + tile_keys - 1) / tile_keys;
-    const int each = (max(past - first, 0) + p.splits.count - 1) / p.splits.count;
+    const int first = lowest / tile_keys, past = ceil_div(end, tile_keys);
+    const int each = ceil_div(max(past - first, 0), p.splits.count);
     first_tile = first + split * each;
     end_tile = min(first_tile + each, past);
   }
@@ -208,18 +208,17 @@ struct DecodeDivision {
 
 // rows and width: of the output that a block computes.
 inline DecodeDivision divide(const AttentionDecodeArgs& args, const Place& place, int rows, int width) {
-  const auto parts = [](std::int64_t all, int each) { return static_cast<int>((all + each - 1) / each); };
   const TensorView& value = args.value_cache;
   const Places places(args);
   DecodeDivision d{.rows = rows, .width = width};
-  d.row_tiles = parts(args.query.size[1] / value.size[1] * args.query.size[2], rows);
-  d.value_parts = parts(value.size[3], width);
+  d.row_tiles = static_cast<int>(ceil_div(args.query.size[1] / value.size[1] * args.query.size[2], rows));
+  d.value_parts = static_cast<int>(ceil_div(value.size[3], width));
   d.blocks = args.query.size[0] * value.size[1] * d.row_tiles * d.value_parts;
   // Of a window, the most keys that a sequence's queries see.
   constexpr int piece = 64;
   std::int64_t reach = places.capacity;
   if (args.window_left >= 0) reach = std::min(reach, args.window_left + places.q_len + piece);
-  d.splits = choose_splits(d.blocks, parts(reach, piece), place);
+  d.splits = choose_splits(d.blocks, static_cast<int>(ceil_div(reach, piece)), place);
   d.blocks *= d.splits;
   return d;
 }

@@ -83,11 +83,11 @@ struct KeyTiles {
     const bool one_head = work.head(p, work.first_row) == work.head(p, last_row);
     const int first = one_head ? work.query(p, work.first_row) : 0;
     const int last = one_head ? work.query(p, last_row) : work.q_len - 1;
-    const int first_tile = band.first_key(first) / keys, end_tile = (band.end_key(last) + keys - 1) / keys;
-    const int each = (max(end_tile - first_tile, 0) + p.splits.count - 1) / p.splits.count;
+    const int first_tile = band.first_key(first) / keys, end_tile = ceil_div(band.end_key(last), keys);
+    const int each = ceil_div(max(end_tile - first_tile, 0), p.splits.count);
     begin = first_tile + work.split * each;
     end = min(begin + each, end_tile);
-    full_begin = (band.first_key(last) + keys - 1) / keys;
+    full_begin = ceil_div(band.first_key(last), keys);
     full_end = band.end_key(first) / keys;
   }
   __device__ bool full(int tile) const { return tile >= full_begin && tile < full_end; }
@@ -290,7 +290,7 @@ Division divide(const AttentionForwardArgs& args, const Place& place) {
   d.stages = place.capability >= 80 && fits(d.warps, 3) ? 3 : 2;
   d.shared = shared_bytes<T, Head>(d.warps, d.stages);
   d.row_tiles = static_cast<int>(tiles_of(d.warps));
-  const auto key_tiles = static_cast<int>((kv_len + tile_keys<T, Head> - 1) / tile_keys<T, Head>);
+  const auto key_tiles = static_cast<int>(ceil_div(kv_len, tile_keys<T, Head>));
   d.splits = choose_splits(std::int64_t(d.units) * d.row_tiles, key_tiles, place);
   return d;
 }

@@ -127,7 +127,7 @@ void run_slices(const AttentionForwardArgs& args, const Place& place) {
               .output = View<T>(args.output),
               .lse = static_cast<float*>(args.lse.data)};
   p.row_tiles = static_cast<int>(p.in.query_starts.tiles(p.in.q_len, plain_tile));
-  p.value_parts = (p.in.value_dim + Slices * plain_tile - 1) / (Slices * plain_tile);
+  p.value_parts = ceil_div(p.in.value_dim, Slices * plain_tile);
   const std::int64_t blocks = std::int64_t(p.in.batch) * p.in.heads * p.row_tiles * p.value_parts;
   launch(&plain_attention_kernel<T, Slices>, {blocks, plain_threads}, place, p);
 }
@@ -176,7 +176,7 @@ void merge_splits(const AttentionForwardArgs& args, const Splits& splits, const 
   const TensorView& output = args.output;
   with_dtype(output.dtype, [&]<class T>(T) {
     constexpr int rows = merge_threads / warp_size;
-    launch(&merge_kernel<T>, {(splits.rows + rows - 1) / rows, merge_threads}, place, splits, View<T>(output),
+    launch(&merge_kernel<T>, {ceil_div(splits.rows, rows), merge_threads}, place, splits, View<T>(output),
            static_cast<float*>(args.lse.data), static_cast<const float*>(args.inputs.sinks.data),
            args.inputs.sinks.stride[0], static_cast<int>(output.size[1]), static_cast<int>(output.size[2]),
            static_cast<int>(output.size[3]));

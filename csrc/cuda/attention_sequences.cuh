@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "bigmodel/tensor.h"
+#include "cuda/division.cuh"
 #include "cuda/warp.cuh"
 
 namespace bigmodel::cuda {
@@ -30,10 +31,10 @@ struct Starts {
 
   // Tiles of `size` rows for `rows` rows in all.
   std::int64_t tiles(std::int64_t rows, int size) const {
-    return data ? rows / size + sequences : (rows + size - 1) / size;
+    return data ? rows / size + sequences : ceil_div(rows, size);
   }
   // What the host can know of a sequence's length: the mean.
-  std::int64_t usual_length(std::int64_t rows) const { return data ? (rows + sequences - 1) / sequences : rows; }
+  std::int64_t usual_length(std::int64_t rows) const { return data ? ceil_div(rows, sequences) : rows; }
 
   // No check has seen the numbers: whatever they are, nothing outside the tokens is touched.
   __device__ int operator[](int s) const { return min(max(data[s * stride], 0), tokens); }
@@ -47,7 +48,7 @@ struct Starts {
   __device__ SequenceTile find(int tile, int size, int each) const {
     int first = 0, end = sequences, tiles_before = 0;
     while (end - first > 1) {
-      const int step = (end - first + warp_size - 1) / warp_size, mine = first + lane_id() * step;
+      const int step = ceil_div(end - first, warp_size), mine = first + lane_id() * step;
       const int its_first = mine < end ? first_tile((*this)[mine], mine, size, each) : tile + 1;
       const int last = max(31 - __clz(static_cast<int>(__ballot_sync(whole_warp, its_first <= tile))), 0);
       tiles_before = __shfl_sync(whole_warp, its_first, last);

@@ -90,8 +90,8 @@ void run(const AttentionWeightsForwardArgs& args, const Place& place) {
                 .lse_query = args.lse.stride[2],
                 .weights = static_cast<T*>(args.weights.data),
                 .average = args.average_heads};
-    p.query_tiles = (p.in.q_len + plain_tile - 1) / plain_tile;
-    p.key_tiles = (p.in.kv_len + plain_tile - 1) / plain_tile;
+    p.query_tiles = ceil_div(p.in.q_len, plain_tile);
+    p.key_tiles = ceil_div(p.in.kv_len, plain_tile);
     const std::int64_t units = std::int64_t(p.in.batch) * (p.average ? 1 : p.in.heads);
     launch(&attention_weights_kernel<T>, {units * p.query_tiles * p.key_tiles, plain_threads}, place, p);
   });

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/cuda.h"
+#include "cuda/division.cuh"
 #include "cuda/element.cuh"
 
 namespace bigmodel::cuda {
@@ -26,8 +27,6 @@ void check_products(const Place& place) {
                 std::to_string(place.capability / 10) + '.' + std::to_string(place.capability % 10));
   }
 }
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 struct Launch {
   std::int64_t blocks;  // a grid of one dimension: kernels divide the block's number themselves

@@ -48,8 +48,8 @@ __global__ __launch_bounds__(threads) void fill_kernel(T* data, std::int64_t cou
 std::int64_t columns_of_pass(std::int64_t rows, std::int64_t vocabulary, std::int64_t item_bytes) {
   const std::int64_t fitting = std::max(gradient_bytes / (rows * item_bytes), fewest_columns);
   const std::int64_t most = std::min(fitting, item_bytes == 4 ? most_float32_columns : most_columns);
-  const std::int64_t passes = (vocabulary + most - 1) / most, each = (vocabulary + passes - 1) / passes;
-  return std::min(vocabulary, (each + tile_columns - 1) / tile_columns * tile_columns);
+  const std::int64_t passes = ceil_div(vocabulary, most), each = ceil_div(vocabulary, passes);
+  return std::min(vocabulary, round_up(each, tile_columns));
 }
 
 template <class T>
@@ -84,7 +84,7 @@ struct Backward {
     const std::int64_t count = rows * epilogue_elements;
     T* const data = workspace.take<T>(count);
     ones = transposed(matrix_at(data, args.hidden.dtype, rows, epilogue_elements));
-    if (place) launch(&fill_kernel<T>, {(count + threads - 1) / threads, threads}, *place, data, count);
+    if (place) launch(&fill_kernel<T>, {ceil_div(count, threads), threads}, *place, data, count);
   }
 
   void run_pass(std::int64_t first, std::int64_t columns, Workspace& workspace) const {

@@ -72,9 +72,7 @@ template <class T>
 std::int64_t run_as(const LinearCrossEntropyForwardArgs& args, Workspace workspace, const Place* place) {
   const std::int64_t rows = args.hidden.size[0], vocabulary = args.weight.size[0];
   const std::int64_t step = std::min(vocabulary, pass_columns);
-  const auto parts_of = [](std::int64_t columns) {
-    return static_cast<int>((columns + part_columns - 1) / part_columns);
-  };
+  const auto parts_of = [](std::int64_t columns) { return static_cast<int>(ceil_div(columns, part_columns)); };
   auto* const parts = workspace.take<PartOfRow>(rows * parts_of(step));
   auto* const so_far = workspace.take<PartOfRow>(rows);
   auto* const target_logit = workspace.take<float>(rows);
@@ -102,7 +100,7 @@ std::int64_t run_as(const LinearCrossEntropyForwardArgs& args, Workspace workspa
                             .parts_of_row = epilogue.parts_of_row,
                             .first = first == 0,
                             .last = first + columns == vocabulary};
-    launch(&merge_parts_kernel, {(rows + merge_warps - 1) / merge_warps, merge_threads}, *place, merge);
+    launch(&merge_parts_kernel, {ceil_div(rows, merge_warps), merge_threads}, *place, merge);
   }
   return most;
 }

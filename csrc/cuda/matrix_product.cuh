@@ -72,8 +72,7 @@ inline TensorView rows_of(const TensorView& matrix, std::int64_t first, std::int
   TensorView result = matrix;
   result.size[0] = count;
   if (matrix.data) {
-    const std::int64_t item_bytes = matrix.dtype == DType::float32 ? 4 : 2;
-    result.data = static_cast<char*>(matrix.data) + first * matrix.stride[0] * item_bytes;
+    result.data = static_cast<char*>(matrix.data) + first * matrix.stride[0] * bytes_of(matrix.dtype);
   }
   return result;
 }

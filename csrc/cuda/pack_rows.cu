@@ -10,7 +10,7 @@ namespace {
 constexpr int pack_threads = 256;
 
 // Elements of a chunk.
-std::int64_t chunk_of(DType dtype) { return dtype == DType::float32 ? 4 : dtype == DType::int8 ? 16 : 8; }
+std::int64_t chunk_of(DType dtype) { return std::int64_t(sizeof(uint4)) / bytes_of(dtype); }
 
 struct Params {
   const void* from;

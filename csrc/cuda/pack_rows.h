@@ -6,6 +6,7 @@
 
 #include "bigmodel/tensor.h"
 #include "cuda/cuda.h"
+#include "cuda/division.cuh"
 
 namespace bigmodel::cuda {
 
@@ -22,7 +23,7 @@ class Workspace {
   template <class T>
   T* take(std::int64_t count) {
     const std::uintptr_t at = memory_ + static_cast<std::uintptr_t>(used_);
-    used_ += (count * std::int64_t(sizeof(T)) + line - 1) / line * line;
+    used_ += round_up(count * std::int64_t(sizeof(T)), line);
     return reinterpret_cast<T*>(at);
   }
 

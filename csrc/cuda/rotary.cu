@@ -176,9 +176,9 @@ void launch_rotary(const RotaryArgs& args, const Place& place) {
               .inverse = args.inverse,
               .turning = static_cast<int>(pairs / N),
               .chunks = static_cast<int>((pairs + left) / N),
-              .groups = (all_heads + heads_at_once - 1) / heads_at_once};
+              .groups = ceil_div(all_heads, heads_at_once)};
   p.threads = query.size[0] * p.groups * p.length * p.chunks;
-  const Launch shape{(p.threads + rotary_threads - 1) / rotary_threads, rotary_threads};
+  const Launch shape{ceil_div(p.threads, rotary_threads), rotary_threads};
   if (args.interleaved) {
     launch(&rotary_kernel<T, true, N>, shape, place, p);
   } else {

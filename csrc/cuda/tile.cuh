@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/division.cuh"
 #include "cuda/element.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/warp.cuh"
@@ -85,7 +86,7 @@ template <int Threads, class T, int Rows, int Columns>
 __device__ inline void copy_rows(int thread, const SharedTile<T, Rows, Columns>& tile, const T* matrix,
                                  std::int64_t first, std::int64_t stride, int rows, int width) {
   constexpr int chunks = SharedTile<T, Rows, Columns>::chunks, step = Threads / chunks;
-  constexpr int passes = (Rows + step - 1) / step;
+  constexpr int passes = ceil_div(Rows, step);
   const int row = thread / chunks, number = thread % chunks;
   if (Threads % chunks != 0 && row >= step) return;
   const int mine =
