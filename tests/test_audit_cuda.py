@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT)
 # By architecture: the sources whose kernels are looked at. The two have all that differs: cp.async, the depth of a
 # product, three stages or two.
 SOURCES = {
-    "sm_75": ("attention_forward",),
+    "sm_75": ("attention_forward", "attention_decode"),
     "sm_80": (
         "attention_forward",
         "attention_backward_query",

@@ -11,7 +11,9 @@ from triton.compiler import ASTSource
 
 from ..triton.audit_case import AuditCase
 from . import nvcc
+from .architectures import BY_CAPABILITY
 from .cuda_cases import CudaCase
+from .limiter import hmma_expected
 from .machine_code import MachineCode, read_kernels, read_machine_code
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -30,7 +32,8 @@ def compile_case(case: AuditCase | CudaCase, capability: int) -> Compiled:
 
 
 def _compile_cuda(case: CudaCase, capability: int) -> Compiled:
-    kernels = _kernels(nvcc.compiled(case.source, capability))
+    inner = hmma_expected(case, BY_CAPABILITY[capability], case.inner_products)
+    kernels = _kernels(nvcc.compiled(case.source, capability), inner)
     found = [code for name, code in kernels.items() if re.search(case.kernel, name)]
     if len(found) != 1:
         raise ValueError(f"[audit] {case.source}.cu has {len(found)} kernels that match {case.kernel}; expected one")
@@ -38,8 +41,8 @@ def _compile_cuda(case: CudaCase, capability: int) -> Compiled:
 
 
 @functools.lru_cache(2)
-def _kernels(cubin: Path) -> dict[str, MachineCode]:
-    return read_kernels(cubin.read_bytes(), _TOOLS)
+def _kernels(cubin: Path, inner_products: float) -> dict[str, MachineCode]:
+    return read_kernels(cubin.read_bytes(), _TOOLS, inner_products)
 
 
 def _compile_triton(case: AuditCase, capability: int) -> Compiled:

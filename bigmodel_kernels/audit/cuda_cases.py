@@ -4,6 +4,7 @@ Kernels are templates, compiled for every size: what a launch chooses is the ins
 choices of csrc/cuda are repeated here, and the PTX emulator's tests hold the two against each other.
 """
 
+import math
 from dataclasses import dataclass
 
 from .architectures import BY_CAPABILITY, Architecture
@@ -22,7 +23,7 @@ class CudaCase:
     """One instance of a kernel with its launch.
 
     source: of csrc/cuda, without suffix. kernel: a regular expression that finds the one mangled name.
-    dots, exps, bytes_loaded, readers, bytes_alone, iterations: as in triton/audit_case.py.
+    dots, exps, bytes_loaded, readers, bytes_alone, iterations, inner_products: as in triton/audit_case.py.
     """
 
     op: str
@@ -39,6 +40,7 @@ class CudaCase:
     readers: int = 8
     bytes_alone: int = 0
     iterations: int | None = None
+    inner_products: int = 0
 
 
 def audit_cases(capability: int, every: bool = False) -> list[CudaCase]:
@@ -225,27 +227,22 @@ def _without_products(dtype: str) -> list[CudaCase]:
 
 def _decode(dtype: str) -> list[CudaCase]:
     """attention_decode over a cache of this dtype, or of int8, and what writes the new keys to one. With tensor cores
-    sixteen rows, the query heads of a group; without them, in fp32 and for larger heads, four or eight, and the head
-    size is a number of the launch."""
+    sixteen rows, the query heads of a group; without them, in fp32 and of operands of different types, four or eight.
+    The head size is a number of the launch."""
     own = _TYPES[dtype]
-    plain = (
-        (("fp32", 4, 128), ("fp32", 8, 128), ("int8", 4, 128))
-        if dtype == "fp32"
-        else ((dtype, 4, 256), (dtype, 8, 256))
-    )
-    tiles = () if dtype == "fp32" else ((dtype, 64), (dtype, 128), ("int8", 128))
+    plain = (("fp32", 4), ("fp32", 8), ("int8", 4)) if dtype == "fp32" else ((dtype, 4), (dtype, 8))
+    tiles = () if dtype == "fp32" else ((dtype, (64, 128, 256)), ("int8", (128, 256)))
     return [
-        *(_decode_tiles(dtype, cache, head_dim) for cache, head_dim in tiles),
+        *(_decode_tiles(dtype, cache, head_dim) for cache, head_dims in tiles for head_dim in head_dims),
         *(
             _decode_case(
                 f"{cache} cache, {rows} rows",
                 "attention_decode_plain",
                 rf"plain_decode_kernelI{_TYPES[cache]}Li{rows}ELb1E",
                 dtype,
-                head_dim,
-                shared_bytes=decode_shared_bytes(cache, rows, head_dim),
+                shared_bytes=plain_decode_shared_bytes(cache, rows, 128),
             )
-            for cache, rows, head_dim in plain
+            for cache, rows in plain
         ),
         _decode_case(
             f"append, {dtype} cache", "attention_decode_append", rf"append_kernelI{own}(?:{own}|S\d*_)E", dtype
@@ -260,23 +257,33 @@ def _decode_case(name: str, source: str, kernel: str, dtype: str, head_dim: int 
 
 
 def _decode_tiles(dtype: str, cache: str, head_dim: int) -> CudaCase:
-    """Each warp has keys of its own, so that a block's tile is as many times sixteen rows."""
-    own, rows, keys = _TYPES[dtype], DECODE_WARPS * _WARP_ROWS, 32
+    """Each warp has keys of its own, so that a block's tile is as many times sixteen rows. Blocks that share an output
+    of more than 128 columns all read the keys."""
+    own, rows, keys, width = _TYPES[dtype], DECODE_WARPS * _WARP_ROWS, 32, min(head_dim, 128)
     element = _TYPES[cache] if cache == "int8" else rf"(?:{own}|S\d*_)"
+    scores = rows, keys, head_dim
     return _decode_case(
         f"{cache} cache",
         "attention_decode",
-        rf"\dattention_decode_kernelI{own}{element}Li{head_dim}E",
+        rf"\dattention_decode_kernelI{own}{element}Li{width}E",
         dtype,
         head_dim,
-        dots=((rows, keys, head_dim), (rows, head_dim, keys)),
+        shared_bytes=decode_shared_bytes(cache, head_dim),
+        dots=(scores, (rows, width, keys)),
         exps=rows * keys,
-        bytes_alone=2 * _item_bytes(cache) * DECODE_WARPS * keys * head_dim,
+        bytes_alone=_item_bytes(cache) * DECODE_WARPS * keys * (head_dim + width),
+        inner_products=math.prod(scores),
     )
 
 
-def decode_shared_bytes(cache: str, rows: int, head_dim: int) -> int:
-    """Dynamic shared memory without tensor cores: queries and scores, or in the end the output of each warp."""
+def decode_shared_bytes(cache: str, head_dim: int) -> int:
+    """Dynamic shared memory with tensor cores: queries, in the end the output of each warp."""
+    width = 64 if head_dim <= 64 and cache != "int8" else 128
+    return max(2 * _WARP_ROWS * -(-head_dim // 64) * 64, 4 * DECODE_WARPS * _WARP_ROWS * width)
+
+
+def plain_decode_shared_bytes(cache: str, rows: int, head_dim: int) -> int:
+    """The same without tensor cores: queries and scores, or in the end the output of each warp."""
     chunk = 16 // _item_bytes(cache)
     pitch = -(-head_dim // (8 * chunk)) * 8 * chunk
     lanes = next(lanes for lanes in (1, 2, 4, 8, 16, 32) if lanes == 32 or lanes * chunk >= head_dim)

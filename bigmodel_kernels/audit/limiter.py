@@ -37,13 +37,18 @@ def mma_expected(case: AuditCase | CudaCase, architecture: Architecture, kind: s
     if case.dtype == "fp32":
         return 0
     if kind == "HMMA":
-        depth = 8 if architecture.name == "sm_75" or case.dtype == "tf32" else 16
-        return sum(m * n * k for m, n, k in case.dots) / (16 * 8 * depth) / case.num_warps
+        return hmma_expected(case, architecture, sum(m * n * k for m, n, k in case.dots))
     depth = 8 if case.dtype == "tf32" else 16
     if kind == "HGMMA":
         groups = case.num_warps // 4
         return sum(max(m / 64 / groups, 1) * (k / depth) * math.ceil(n / 256) for m, n, k in case.dots)
     return sum(math.ceil(m / 128) * math.ceil(n / 256) * (k / depth) for m, n, k in case.dots)
+
+
+def hmma_expected(case: AuditCase | CudaCase, architecture: Architecture, multiply_adds: int) -> float:
+    """HMMA instructions that a warp executes for so many multiply-adds of its block."""
+    depth = 8 if architecture.name == "sm_75" or case.dtype == "tf32" else 16
+    return multiply_adds / (16 * 8 * depth) / case.num_warps
 
 
 def iterations_held(case: AuditCase | CudaCase, architecture: Architecture, counts: Counts) -> float:

@@ -66,7 +66,8 @@ class MachineCode:
 def read_machine_code(cubin: bytes, tools: Path, inner_products: float = 0) -> MachineCode:
     """Of a cubin with one kernel.
 
-    Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop, by a thread.
+    Args: `tools` the folder of nvdisasm and cuobjdump; `inner_products` of hot_loop: multiply-adds by a thread, or
+    where tensor cores multiply, their instructions by a warp.
     """
     (code,) = read_kernels(cubin, tools, inner_products).values()
     return code

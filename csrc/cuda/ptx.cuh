@@ -27,9 +27,13 @@ __device__ inline void copy_async(std::uint32_t shared, const void* global, bool
 #endif
 }
 
-// Two neighbours in one access, which the compiler makes of a float2 only where it pleases.
+// Two or four neighbours in one access, which the compiler makes of a float2 or float4 only where it pleases.
 __device__ inline void store_pair(std::uint32_t shared, float first, float second) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(first), "f"(second) : "memory");
+}
+__device__ inline void store_four(std::uint32_t shared, const float (&x)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
 }
 
 // Closes a group of copies, possibly an empty one.

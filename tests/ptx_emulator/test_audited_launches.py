@@ -76,21 +76,20 @@ def test_attention_in_tf32(capability, head_dim):
 CACHES = {"fp32": (torch.float32, "float"), "fp16": (None, "__half"), "int8": (torch.int8, "signed char")}
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 1104])
 @pytest.mark.parametrize("cache", CACHES)
 def test_decode(cache, head_dim):
     cache_dtype, kernel = CACHES[cache]
     for rows in (4,) if cache == "int8" else (4, 8):
         case = AttentionDecodeCase("step", heads=rows, kv_heads=1, head_dim=head_dim, cache_dtype=cache_dtype)
-        (found,) = (launch for name, launch in launches(case, 80, 108).items() if "decode_kernel" in name)
-        if head_dim <= 128 and cache != "fp32":
-            width = 64 if head_dim == 64 and cache == "fp16" else 128
-            name, shared = f"attention_decode_kernel<__half, {kernel}, {width}>", 0
+        if cache == "fp32":
+            name = f"plain_decode_kernel<{kernel}, {rows}, true>"
+            shared = cuda_cases.plain_decode_shared_bytes(cache, rows, head_dim)
         else:
-            name, shared = f"plain_decode_kernel<{kernel}, {rows}, true>", None
-        assert name in launches(case, 80, 108)
-        shared = cuda_cases.decode_shared_bytes(cache, rows, head_dim) if shared is None else shared
-        assert found == (cuda_cases.DECODE_WARPS, shared)
+            width = 64 if head_dim == 64 and cache == "fp16" else 128
+            name = f"attention_decode_kernel<__half, {kernel}, {width}>"
+            shared = cuda_cases.decode_shared_bytes(cache, head_dim)
+        assert launches(case, 80, 108)[name] == (cuda_cases.DECODE_WARPS, shared)
 
 
 @pytest.mark.parametrize("capability, dtype", [(75, torch.float16), (80, torch.float16), (80, torch.float32)])

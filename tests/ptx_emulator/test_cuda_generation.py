@@ -100,15 +100,38 @@ def decode_case(name: str, **changes) -> AttentionDecodeCase:
     return replace(DECODE[name], name=f"{name} {changes}", **changes)
 
 
+# Heads whose output several blocks share, and whose keys tensor cores multiply some features after the others: every
+# case of its own sizes apart, once each.
+LARGE_SIZES = (160, 192, 256)
+LARGE = list(
+    {
+        replace(case, name="", head_dim=64, value_dim=None, cache_dtype=None): case for case in ATTENTION_DECODE_CASES
+    }.values()
+)
+
+
+@pytest.mark.parametrize("head_dim", LARGE_SIZES)
+@pytest.mark.parametrize("operands", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_decode_of_large_heads(case, operands, head_dim, emulator):
+    dtype = torch.float16 if operands == "fp16" else torch.bfloat16
+    cache_dtype = torch.int8 if operands == "int8" else None
+    check_decode(replace(case, head_dim=head_dim, value_dim=None, cache_dtype=cache_dtype), dtype, "cuda")
+    emulator.check()
+    decoding = {name for name in emulator.counters() if "decode_kernel" in name}
+    assert not any("plain" in name for name in decoding) and (decoding or not case.lengths), decoding
+
+
 # Larger than a block's columns or a lane's share of a key; and where there are blocks enough not to split the keys.
 LARGE_HEADS = {"head_dim": 520, "value_dim": 530, "heads": 4, "lengths": (70, 3)}
+LARGE_ALIGNED = {**LARGE_HEADS, "head_dim": 528, "value_dim": 544}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
     "case",
-    [decode_case("plain", **LARGE_HEADS), decode_case("cache_int8", **LARGE_HEADS), DECODE["everything_bf16"],
-     DECODE["pages_int8"], DECODE["queries_16"], DECODE["long_fp16"], DECODE["evicted_own"]],
+    [*(decode_case(name, **sizes) for name in ("plain", "cache_int8") for sizes in (LARGE_HEADS, LARGE_ALIGNED)),
+     DECODE["everything_bf16"], DECODE["pages_int8"], DECODE["queries_16"], DECODE["long_fp16"], DECODE["evicted_own"]],
     ids=lambda case: case.name,
 )  # fmt: skip
 def test_decode_on_one_multiprocessor(case, dtype, emulator):
@@ -147,7 +170,11 @@ def test_decode_reads_the_cache_once_for_all_heads_of_a_group(cache_dtype, emula
     entries = 2 * 1024 * 128 * cache_dtype.itemsize
     assert entries < loads["bytes"] < 1.25 * entries
     assert loads["bytes"] > 8 * loads["lanes"]
-    assert ("mma" in counters["classes"]) == (cache_dtype != torch.float32)
+    on_tensor_cores = cache_dtype != torch.float32
+    assert ("mma" in counters["classes"]) == on_tensor_cores
+    shared = [each for name, each in counters["classes"].items() if name in ("load_shared", "store_shared")]
+    conflicts = sum(each["wavefronts"] - each["ideal_wavefronts"] for each in shared)
+    assert conflicts == 0 or not on_tensor_cores, "of banks"
 
 
 def test_decode_of_what_is_not_in_the_cache(emulator):
@@ -182,9 +209,14 @@ def test_decode_of_extreme_scores(emulator):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_name)
-@pytest.mark.parametrize("name", ["everything_int8", "pages_fp16", "long_fp32", "odd_bf16"])
-def test_decode_on_sm_75(name, dtype):
+@pytest.mark.parametrize(
+    "case",
+    [*(DECODE[name] for name in ("everything_int8", "pages_fp16", "long_fp32", "odd_bf16")),
+     decode_case("everything_int8", head_dim=256, value_dim=256), decode_case("pages_fp16", head_dim=192)],
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_decode_on_sm_75(case, dtype):
     with emulated.cuda_backend((7, 5)) as emulator:
         emulator.device(capability=(7, 5), multiprocessors=4, shared_bytes=64 << 10)
-        check_decode(DECODE[name], dtype, "cuda")
+        check_decode(case, dtype, "cuda")
         emulator.check()
