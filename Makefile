@@ -15,7 +15,7 @@ SANITIZERS := address,undefined
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
-TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_attention triton_launches triton_tune triton_warm_up))
+TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_attention triton_launches triton_tf32 triton_tune triton_warm_up))
 # Apart from the others: they put the emulator's eyes on all of a process's memory.
 EMULATOR_TESTS := tests/ptx_emulator tests/test_cuda_vocabulary.py tests/test_cuda_launches.py
 OP_TESTS := $(addprefix tests/test_,$(addsuffix .py,attention attention_weights attention_varlen linear feed_forward add_norm rotary attention_decode linear_cross_entropy backends))

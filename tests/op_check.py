@@ -4,11 +4,12 @@ import os
 from functools import cache
 
 import pytest
+import tf32
 import torch
 
 from bigmodel_kernels import backends
 from bigmodel_kernels.interpreter import interpreted
-from bigmodel_kernels.testing import FORWARD, GRADIENT, assert_as_exact
+from bigmodel_kernels.testing import FORWARD, GRADIENT, AttentionCase, assert_as_exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Random cases per test: fewer where Triton's interpreter takes seconds for what a kernel does in microseconds.
@@ -104,6 +105,21 @@ def check_case(case, dtype: torch.dtype, backend: str) -> None:
         assert_as_exact(name, output, reference_outputs[name], true_outputs[name], FORWARD, dtype)
     for name, grad in grads.items():
         assert_as_exact(f"gradient of {name}", grad, reference_grads[name], true_grads[name], GRADIENT, dtype)
+
+
+def check_tf32(case, found: tuple[dict, dict]) -> None:
+    """Outputs and gradients of a case, found by kernels that multiply float32 in TF32, lose what TF32 loses."""
+    with tf32.Products() as products:
+        of_torch = run_with_gradients(case, case.inputs(torch.float32), torch.float32, "reference")
+    assert products.count > 0
+    truth, _ = expected(case, torch.float32)
+    # dO V^T sees rounded factors, and rowsum(dO O), which is subtracted from it, does not: plain attention subtracts a
+    # sum of dO V^T itself. So attention's floor has TF32's eps, which is float16's, as in other dtypes it has theirs.
+    attention = isinstance(getattr(case, "attention", case), AttentionCase)  # or attention_varlen
+    floor_of = torch.float16 if attention else torch.float32
+    for each, reference, true, factor in zip(found, of_torch, truth, (FORWARD, GRADIENT), strict=True):
+        for name, x in each.items():
+            assert_as_exact(name, x, reference[name], true[name], factor, floor_of)
 
 
 def check_repeats(case, dtype: torch.dtype, backend: str) -> None:

@@ -1,14 +1,22 @@
 """TF32: fp32 products are true fp32 unless torch's own switch allows TF32; then the switch reaches the kernels, which
-compile to tensor-core instructions without a GPU. No GPU has run them."""
+compile to tensor-core instructions without a GPU. No GPU has run them: the interpreter is made to round what they do."""
 
 import pytest
+import tf32
 import torch
+from op_check import check_tf32, run_with_gradients
 from tf32 import OFF, ON, restored
 
 triton = pytest.importorskip("triton", reason="the package triton, whose kernels are compiled, is not installed")
 
 from bigmodel_kernels.audit import audit, cases  # noqa: E402
 from bigmodel_kernels.interpreter import interpreted  # noqa: E402
+from bigmodel_kernels.testing import (  # noqa: E402
+    ATTENTION_CASES,
+    FEED_FORWARD_CASES,
+    LINEAR_CASES,
+    LINEAR_CROSS_ENTROPY_CASES,
+)
 from bigmodel_kernels.triton import launch  # noqa: E402
 from bigmodel_kernels.triton.attention_forward import forward_calls  # noqa: E402
 from bigmodel_kernels.triton.attention_inputs import Features, precision, prepare  # noqa: E402
@@ -16,8 +24,25 @@ from bigmodel_kernels.triton.attention_launch import Device  # noqa: E402
 from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
 compiled = pytest.mark.skipif(interpreted(), reason="interpreted kernels have no machine code")
+only_interpreted = pytest.mark.skipif(
+    not interpreted(), reason="kernels run without a GPU only under TRITON_INTERPRET=1"
+)
 
 META = torch.device("meta")
+
+ATTENTION = ("above_large_tiles", "dropout_grouped", "mask_float_strided", "window_causal")
+CASES = {
+    "linear": LINEAR_CASES,
+    "feed_forward": FEED_FORWARD_CASES,
+    "linear_cross_entropy": [case for case in LINEAR_CROSS_ENTROPY_CASES if case.name in ("97x20x2500", "softcap")],
+    "attention": [case for case in ATTENTION_CASES if case.name in ATTENTION],
+}
+NAMED = [
+    pytest.param(case, id=f"{op}-{case.name}")
+    for op, cases in CASES.items()
+    for case in cases
+    if all(x is None or x.numel() > 0 for x in case.inputs(torch.float32).values())
+]
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +134,46 @@ def test_true_fp32_compiles_to_none():
     (case,) = [each for each in cases("sm_90", ("linear",), ("fp32",)) if each.name == "linear (bias residual)"]
     (row,) = audit("sm_90", [case])
     assert not row.mma
+
+
+@compiled
+@pytest.mark.parametrize("name", ["grad_weight (backward)", "grad_weight (gelu backward)"])
+def test_sums_compile_to_no_tensor_core_instructions(name):
+    """The bias's gradient is a sum: on sm_90, whose instructions tell their width, all are as wide as the product."""
+    ON["fp32_precision"]()
+    (case,) = [each for each in cases("sm_90", ("linear",), ("fp32",)) if each.name == name]
+    (row,) = audit("sm_90", [case])
+    (_, columns, _), *_ = case.dots
+    assert {each.split(".")[1] for each in row.mma} == {f"64x{columns}x8"}, row
+    assert row.spills == 0, row
+
+
+@pytest.fixture
+def multiplied_in_tf32(monkeypatch):
+    """The interpreter with TF32: how many products rounded their factors so far."""
+    from triton._C.libtriton.ir import INPUT_PRECISION
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    multiply, products = InterpreterBuilder.create_dot, []
+
+    def rounded(x: TensorHandle) -> TensorHandle:
+        return TensorHandle(tf32.rounded(torch.from_numpy(x.data)).numpy(), x.dtype)
+
+    def multiply_rounded(builder, a, b, sums, precision, imprecise):
+        if precision == INPUT_PRECISION.TF32:
+            products.append(precision)
+            a, b = rounded(a), rounded(b)
+        return multiply(builder, a, b, sums, precision, imprecise)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", multiply_rounded)
+    monkeypatch.setattr(launch, "tf32_allowed", lambda device: True)
+    return products
+
+
+@only_interpreted
+@pytest.mark.parametrize("case", NAMED)
+def test_only_products_are_rounded(case, multiplied_in_tf32):
+    """Sums are not, the gradients of biases among them."""
+    found = run_with_gradients(case, case.inputs(torch.float32), torch.float32, "triton")
+    assert multiplied_in_tf32
+    check_tf32(case, found)

@@ -16,9 +16,10 @@ from .audit_case import MULTIPROCESSORS, AuditCase, specialization
 from .feed_forward import feed_forward
 from .feed_forward_backward import feed_forward_backward
 from .linear import linear
-from .linear_backward import ONES, linear_backward
+from .linear_backward import linear_backward
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_cross_entropy_backward import linear_cross_entropy_backward
+from .product import ONES
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ROWS, _WIDTH, _HIDDEN, _FEW_ROWS, _VOCABULARY = 8192, 4096, 16384, 256, 128256
@@ -170,6 +171,6 @@ def _iteration(each: launch.Launch, itemsize: int) -> tuple[tuple[tuple[int, int
         return (product, product), left + 2 * right
     derivative = "preactivation" in each.arguments and each.kernel.__name__.startswith("grad_")
     left *= 2 if derivative and each.arguments["preactivation"].data is not None else 1
-    if each.arguments.get("grad_bias") is not None:  # whose sums are a product with ones
+    if each.arguments.get("grad_bias") is not None and itemsize == 2:  # whose sums are a product with ones
         return (product, (blocks.M, ONES.value, blocks.K)), left + right
     return (product,), left + right

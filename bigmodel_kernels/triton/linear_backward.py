@@ -8,11 +8,8 @@ from torch import Tensor
 from .launch import run
 from .linear import run_linear, store_like
 from .matrices import Matrix, from_block, given, inside, matrix, nothing, transposed
-from .product import accumulate_gradient, block_of_program, plan
+from .product import accumulate_gradient, block_of_program, plan, start_row_sums
 from .tiles import index, narrow
-
-# The narrowest product that every tensor core computes.
-ONES = tl.constexpr(16)
 
 
 @triton.jit
@@ -75,7 +72,7 @@ def grad_weight_kernel(
     if grad_bias is not None and column == 0:
         sums, bias_sums = accumulate_gradient(
             sums,
-            tl.zeros([BLOCKS.M, ONES], tl.float32),
+            start_row_sums(grad_output, BLOCKS),
             grad_output,
             preactivation,
             input,
@@ -87,7 +84,7 @@ def grad_weight_kernel(
             BLOCKS,
         )
         positions = tl.arange(0, BLOCKS.M)
-        bias = tl.sum(bias_sums, axis=1) / ONES  # exact: all columns are equal, and a power of two many
+        bias = tl.sum(bias_sums, axis=1)
         tl.store(grad_bias + row + positions, narrow(bias, grad_bias.dtype.element_ty), mask=positions < row_end)
     else:
         sums, _ = accumulate_gradient(

@@ -11,6 +11,9 @@ from .launch import matmul_arithmetic, product_launch
 from .matrices import Matrix, from_block, pointers
 from .tiles import index, load_tile, narrow, product
 
+# The narrowest product that every tensor core computes.
+ONES = tl.constexpr(16)
+
 
 class Blocks(NamedTuple):
     """What a kernel of products is compiled for: sizes of its blocks; which of the matrix's sizes they divide, so that
@@ -114,6 +117,25 @@ def accumulate_pair(sums, other_sums, a, b, other_b, row_end, column_end, depth,
 
 
 @triton.jit
+def start_row_sums(x, BLOCKS: tl.constexpr):
+    """Zeros to which add_to_row_sums may add the tiles of a left factor x."""
+    LANES: tl.constexpr = BLOCKS.K if x.data.dtype.element_ty == tl.float32 else ONES
+    return tl.zeros([BLOCKS.M, LANES], tl.float32)
+
+
+@triton.jit
+def add_to_row_sums(row_sums, tile):
+    """row_sums + tile; what is asked for is the sum of each row in the end. 16 bits are multiplied by parts of one, a
+    power of two and so exact, because the tensor cores have the tile at hand. They would round fp32 to TF32 where that
+    is allowed; but a sum is no product."""
+    if tile.dtype == tl.float32:
+        row_sums += tile
+    else:
+        row_sums = product(tile, tl.full([tile.shape[1], ONES], 1.0 / ONES, tile.dtype), row_sums, "ieee")
+    return row_sums
+
+
+@triton.jit
 def accumulate_gradient(
     sums,
     row_sums,
@@ -127,9 +149,9 @@ def accumulate_gradient(
     ROW_SUMS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """(sums + g b, row_sums + g ones) for a block, where g is a times the activation's derivative at preactivation, a
-    Matrix of a's shape, or a itself where that is absent. The sums of g's rows are a product with ones because the
-    tensor cores have the operand at hand; without ROW_SUMS row_sums is a number, which comes back."""
+    """(sums + g b, row_sums + g) for a block, where g is a times the activation's derivative at preactivation, a Matrix
+    of a's shape, or a itself where that is absent. row_sums: of start_row_sums; without ROW_SUMS it comes back as it
+    is."""
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
@@ -142,5 +164,5 @@ def accumulate_gradient(
             g = narrow(g.to(tl.float32) * slope, g.dtype)
         sums = product(g, b_tile, sums, BLOCKS.PRECISION)
         if ROW_SUMS:
-            row_sums = product(g, tl.full([BLOCKS.K, row_sums.shape[1]], 1.0, g.dtype), row_sums, BLOCKS.PRECISION)
+            row_sums = add_to_row_sums(row_sums, g)
     return sums, row_sums

@@ -7,19 +7,15 @@ from dataclasses import replace
 import pytest
 import tf32
 import torch
-from op_check import expected, run_with_gradients
+from op_check import check_tf32, run_with_gradients
 
 from bigmodel_kernels import attention, linear
 from bigmodel_kernels.testing import (
     ATTENTION_CASES,
     ATTENTION_VARLEN_CASES,
     FEED_FORWARD_CASES,
-    FORWARD,
-    GRADIENT,
     LINEAR_CASES,
     LINEAR_CROSS_ENTROPY_CASES,
-    AttentionCase,
-    assert_as_exact,
 )
 from tests.ptx_emulator import building
 
@@ -72,16 +68,7 @@ def check(case, emulator) -> None:
     attention = getattr(case, "attention", case)  # of attention_varlen
     large = max(getattr(attention, "head_dim", 0), getattr(attention, "value_dim", 0) or 0) > 128
     assert empty or (kernels and all(found != large for found in kernels.values())), kernels
-    with tf32.Products() as products:
-        of_torch = run_with_gradients(case, case.inputs(torch.float32), torch.float32, "reference")
-    assert products.count > 0
-    truth, _ = expected(case, torch.float32)
-    # dO V^T sees rounded factors, and rowsum(dO O), which is subtracted from it, does not: plain attention subtracts a
-    # sum of dO V^T itself. So attention's floor has TF32's eps, which is float16's, as in other dtypes it has theirs.
-    floor_of = torch.float16 if isinstance(attention, AttentionCase) else torch.float32
-    for found, reference, true, factor in zip((outputs, grads), of_torch, truth, (FORWARD, GRADIENT), strict=True):
-        for name, x in found.items():
-            assert_as_exact(name, x, reference[name], true[name], factor, floor_of)
+    check_tf32(case, (outputs, grads))
 
 
 @pytest.mark.parametrize("case", NAMED)
