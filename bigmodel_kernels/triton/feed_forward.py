@@ -11,10 +11,9 @@ from torch import Tensor
 
 from .activation import activate
 from .launch import run
-from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, load_bias, run_linear, store_like
-from .matrices import from_block, inside, matrix, nothing, transposed, vector
-from .product import accumulate_pair, block_of_program, plan
-from .tiles import index
+from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, load_bias, run_linear
+from .matrices import matrix, nothing, transposed, vector
+from .product import accumulate_pair, block_of_program, plan, store_like
 
 
 @triton.jit
@@ -35,33 +34,19 @@ def gated_hidden_kernel(
     BLOCKS: tl.constexpr,
 ):
     """hidden = dropout(activation(input gate_weight + gate_bias) * (input weight + bias)); weights [depth, columns]."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    y, gate = accumulate_pair(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        from_block(input, row, 0),
-        from_block(weight, 0, column),
-        from_block(gate_weight, 0, column),
-        row_end,
-        column_end,
-        depth,
-        BLOCKS,
-    )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    y, gate = accumulate_pair(input, weight, gate_weight, block, depth, BLOCKS)
     if bias.data is not None:
-        y += load_bias(bias, column, columns, column_end)
+        y += load_bias(bias, block, BLOCKS)
     if gate_bias.data is not None:
-        gate += load_bias(gate_bias, column, columns, column_end)
+        gate += load_bias(gate_bias, block, BLOCKS)
     if preactivation.data is not None:
-        store_like(preactivation, y, row, column, rows, columns, mask)
-        store_like(gate_preactivation, gate, row, column, rows, columns, mask)
+        store_like(preactivation, y, block, BLOCKS)
+        store_like(gate_preactivation, gate, block, BLOCKS)
     y *= activate(gate, ACTIVATION)
     if dropout.seed is not None:
-        y *= dropout_of_block(dropout, row, column, BLOCKS)
-    store_like(hidden, y, row, column, rows, columns, mask)
+        y *= dropout_of_block(dropout, block, BLOCKS)
+    store_like(hidden, y, block, BLOCKS)
 
 
 def run_gated_hidden(

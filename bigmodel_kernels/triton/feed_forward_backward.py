@@ -9,11 +9,10 @@ from torch import Tensor
 from .activation import value_and_slope
 from .feed_forward import gated_input
 from .launch import run
-from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, load_like, run_linear, store_like
+from .linear import NO_DROPOUT, Dropout, dropout_of, dropout_of_block, run_linear
 from .linear_backward import run_grad_weight
-from .matrices import from_block, given, inside, matrix, nothing
-from .product import accumulate, block_of_program, plan
-from .tiles import index
+from .matrices import given, matrix, nothing
+from .product import accumulate, block_of_program, load_like, plan, store_like
 
 
 @triton.jit
@@ -35,33 +34,21 @@ def gate_gradient_kernel(
     """The gradients of value = dropout(activation(argument) * factor), whose own gradient is grad_output weight, with
     weight [depth, columns]. A factor that is absent is 1. value itself is stored again, for the gradient of the weight
     that it was multiplied by."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    grad = accumulate(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        from_block(grad_output, row, 0),
-        from_block(weight, 0, column),
-        row_end,
-        column_end,
-        depth,
-        BLOCKS,
-    )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
-    activated, slope = value_and_slope(load_like(argument, row, column, rows, columns, mask), ACTIVATION)
-    kept = dropout_of_block(dropout, row, column, BLOCKS) if dropout.seed is not None else 1.0
+    block = block_of_program(row_count, column_count, BLOCKS)
+    grad = accumulate(grad_output, weight, block, depth, BLOCKS)
+    activated, slope = value_and_slope(load_like(argument, block, BLOCKS), ACTIVATION)
+    kept = dropout_of_block(dropout, block, BLOCKS) if dropout.seed is not None else 1.0
     grad *= kept
     result = activated * kept
     grad_of_activated = grad
     if factor.data is not None:
-        by = load_like(factor, row, column, rows, columns, mask)
+        by = load_like(factor, block, BLOCKS)
         result *= by
         grad_of_activated = grad * by
-    store_like(grad_argument, grad_of_activated * slope, row, column, rows, columns, mask)
+    store_like(grad_argument, grad_of_activated * slope, block, BLOCKS)
     if grad_factor.data is not None:
-        store_like(grad_factor, grad * activated, row, column, rows, columns, mask)
-    store_like(value, result, row, column, rows, columns, mask)
+        store_like(grad_factor, grad * activated, block, BLOCKS)
+    store_like(value, result, block, BLOCKS)
 
 
 def run_gate_gradient(

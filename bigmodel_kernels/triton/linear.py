@@ -13,9 +13,8 @@ from torch import Tensor
 from .activation import activate
 from .dropout import dropout_constants, dropout_tile, load_seed
 from .launch import run
-from .matrices import from_block, inside, matrix, nothing, pointers, transposed, vector
-from .product import accumulate, block_of_program, plan
-from .tiles import index, narrow
+from .matrices import matrix, nothing, transposed, vector
+from .product import accumulate, block_of_program, load_like, plan, store_like
 
 
 class Dropout(NamedTuple):
@@ -34,30 +33,19 @@ def dropout_of(seed: Tensor | None, dropout_p: float, device: torch.device) -> D
 
 
 @triton.jit
-def load_bias(bias, column, columns, column_end):
-    """[1, columns] in fp32, from a Vector that begins at `column`, by 64-bit offsets."""
-    at = bias.data + (column + columns).to(tl.int64) * bias.stride
-    return tl.load(at, mask=columns < column_end, other=0.0).to(tl.float32)[None, :]
+def load_bias(bias, block, BLOCKS: tl.constexpr):
+    """[1, columns] of a Vector in fp32, by 64-bit offsets."""
+    columns = tl.arange(0, BLOCKS.N)
+    at = bias.data + (block.column + columns).to(tl.int64) * bias.stride
+    return tl.load(at, mask=columns < block.column_end, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
-def load_like(x, row, column, rows, columns, mask):
-    """A tile of a Matrix in fp32, in the place of the block's result."""
-    return tl.load(pointers(from_block(x, row, column), rows, columns), mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store_like(x, y, row, column, rows, columns, mask):
-    """Stores y, in fp32, in the place of the block's result."""
-    tl.store(pointers(from_block(x, row, column), rows, columns), narrow(y, x.data.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def dropout_of_block(dropout, row, column, BLOCKS: tl.constexpr):
+def dropout_of_block(dropout, block, BLOCKS: tl.constexpr):
     """The factors, in fp32, of a block of hidden units: rows are tokens, and batch and head are 0."""
     low, high = load_seed(dropout.seed)
-    tokens = (row + tl.arange(0, BLOCKS.M))[:, None]
-    return dropout_tile(low, high, 0, 0, tokens, column, dropout.threshold, dropout.scale, BLOCKS.N, False)
+    tokens = (block.row + tl.arange(0, BLOCKS.M))[:, None]
+    return dropout_tile(low, high, 0, 0, tokens, block.column, dropout.threshold, dropout.scale, BLOCKS.N, False)
 
 
 @triton.jit
@@ -77,32 +65,20 @@ def linear_kernel(
     BLOCKS: tl.constexpr,
 ):
     """output = dropout(activation(input weight + bias) * factor) + residual, with weight [depth, columns]."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    y = accumulate(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        from_block(input, row, 0),
-        from_block(weight, 0, column),
-        row_end,
-        column_end,
-        depth,
-        BLOCKS,
-    )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    y = accumulate(input, weight, block, depth, BLOCKS)
     if bias.data is not None:
-        y += load_bias(bias, column, columns, column_end)
+        y += load_bias(bias, block, BLOCKS)
     if preactivation.data is not None:
-        store_like(preactivation, y, row, column, rows, columns, mask)
+        store_like(preactivation, y, block, BLOCKS)
     y = activate(y, ACTIVATION)
     if factor.data is not None:
-        y *= load_like(factor, row, column, rows, columns, mask)
+        y *= load_like(factor, block, BLOCKS)
     if dropout.seed is not None:
-        y *= dropout_of_block(dropout, row, column, BLOCKS)
+        y *= dropout_of_block(dropout, block, BLOCKS)
     if residual.data is not None:
-        y += load_like(residual, row, column, rows, columns, mask)
-    store_like(output, y, row, column, rows, columns, mask)
+        y += load_like(residual, block, BLOCKS)
+    store_like(output, y, block, BLOCKS)
 
 
 def run_linear(

@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import run
-from .linear import run_linear, store_like
-from .matrices import Matrix, from_block, given, inside, matrix, nothing, transposed
-from .product import accumulate_gradient, block_of_program, plan, start_row_sums
-from .tiles import index, narrow
+from .linear import run_linear
+from .matrices import Matrix, given, matrix, nothing, transposed
+from .product import accumulate_gradient, block_of_program, plan, store_like
+from .tiles import narrow
 
 
 @triton.jit
@@ -25,27 +25,9 @@ def grad_input_kernel(
     BLOCKS: tl.constexpr,
 ):
     """grad_input = (grad_output * activation'(preactivation)) weight, with weight [depth, columns]."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    if preactivation.data is not None:
-        preactivation = from_block(preactivation, row, 0)
-    y, _ = accumulate_gradient(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        0.0,
-        from_block(grad_output, row, 0),
-        preactivation,
-        from_block(weight, 0, column),
-        row_end,
-        column_end,
-        depth,
-        ACTIVATION,
-        False,
-        BLOCKS,
-    )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
-    store_like(grad_input, y, row, column, rows, columns, mask)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    y, _ = accumulate_gradient(grad_output, preactivation, weight, block, depth, ACTIVATION, False, BLOCKS)
+    store_like(grad_input, y, block, BLOCKS)
 
 
 @triton.jit
@@ -63,47 +45,15 @@ def grad_weight_kernel(
 ):
     """grad_weight = (grad_output * activation'(preactivation)) input, with grad_output [out_features, tokens] and input
     [tokens, in_features]; grad_bias, where it is given: the first factor's row sums."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
-    grad_output, input = from_block(grad_output, row, 0), from_block(input, 0, column)
-    if preactivation.data is not None:
-        preactivation = from_block(preactivation, row, 0)
-    if grad_bias is not None and column == 0:
-        sums, bias_sums = accumulate_gradient(
-            sums,
-            start_row_sums(grad_output, BLOCKS),
-            grad_output,
-            preactivation,
-            input,
-            row_end,
-            column_end,
-            depth,
-            ACTIVATION,
-            True,
-            BLOCKS,
-        )
-        positions = tl.arange(0, BLOCKS.M)
-        bias = tl.sum(bias_sums, axis=1)
-        tl.store(grad_bias + row + positions, narrow(bias, grad_bias.dtype.element_ty), mask=positions < row_end)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    if grad_bias is not None and block.column == 0:
+        sums, row_sums = accumulate_gradient(grad_output, preactivation, input, block, depth, ACTIVATION, True, BLOCKS)
+        bias, rows = tl.sum(row_sums, axis=1), tl.arange(0, BLOCKS.M)
+        at = grad_bias + block.row + rows
+        tl.store(at, narrow(bias, grad_bias.dtype.element_ty), mask=rows < block.row_end)
     else:
-        sums, _ = accumulate_gradient(
-            sums,
-            0.0,
-            grad_output,
-            preactivation,
-            input,
-            row_end,
-            column_end,
-            depth,
-            ACTIVATION,
-            False,
-            BLOCKS,
-        )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
-    store_like(grad_weight, sums, row, column, rows, columns, mask)
+        sums, _ = accumulate_gradient(grad_output, preactivation, input, block, depth, ACTIVATION, False, BLOCKS)
+    store_like(grad_weight, sums, block, BLOCKS)
 
 
 def run_grad_input(grad_output: Tensor, preactivation: Tensor | None, weight: Tensor, activation: str) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .launch import device_facts, run
 from .linear import load_bias
-from .matrices import Vector, from_block, matrix, transposed, vector
+from .matrices import Vector, matrix, transposed, vector
 from .online_softmax import LOWEST, start_softmax
-from .product import Plan, accumulate, block_of_program, plan
+from .product import Block, Plan, accumulate, block_of_program, plan
 from .scores import LN2, LOG2E, tanh
 
 # Programs per multiprocessor that the vocabulary is divided for: enough to have the last ones end at nearly one time.
@@ -50,29 +50,20 @@ class Targets(NamedTuple):
 
 
 @triton.jit
-def load_targets(targets, row, BLOCKS: tl.constexpr, row_end):
+def load_targets(targets, block, BLOCKS: tl.constexpr):
     """(targets [rows] of a block, which of its rows exist and are not ignored)"""
     lanes = tl.arange(0, BLOCKS.M)
-    at = targets.data + (row + lanes).to(tl.int64) * targets.stride
-    found = tl.load(at, mask=lanes < row_end, other=0)
-    return found, (lanes < row_end) & (found != targets.ignored)
+    at = targets.data + (block.row + lanes).to(tl.int64) * targets.stride
+    found = tl.load(at, mask=lanes < block.row_end, other=0)
+    return found, (lanes < block.row_end) & (found != targets.ignored)
 
 
 @triton.jit
-def block_of_logits(hidden, weight, bias, row_end, column, column_count, depth, BLOCKS: tl.constexpr):
-    """hidden weight + bias of a block of logits before softcap: hidden [rows, depth] begins at it, weight is [depth,
-    vocabulary]."""
-    logits = accumulate(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        hidden,
-        from_block(weight, 0, column),
-        row_end,
-        column_count - column,
-        depth,
-        BLOCKS,
-    )
+def block_of_logits(hidden, weight, bias, block, depth, BLOCKS: tl.constexpr):
+    """hidden weight + bias of a block of logits before softcap, with weight [depth, vocabulary]."""
+    logits = accumulate(hidden, weight, block, depth, BLOCKS)
     if bias.data is not None:
-        logits += load_bias(bias, column, tl.arange(0, BLOCKS.N), column_count - column)
+        logits += load_bias(bias, block, BLOCKS)
     return logits
 
 
@@ -94,17 +85,16 @@ def cross_entropy_parts_kernel(
 ):
     """One part of a block of rows, with weight [depth, vocabulary]. Programs are ordered as if each part were one block
     of columns."""
-    row, place = block_of_program(row_count, part_count * BLOCKS.N, BLOCKS)
-    part = place // BLOCKS.N
-    row_end = row_count - row
-    hidden = from_block(hidden, row, 0)
-    target, _ = load_targets(targets, row, BLOCKS, row_end)
+    place = block_of_program(row_count, part_count * BLOCKS.N, BLOCKS)
+    part = place.column // BLOCKS.N
+    target, _ = load_targets(targets, place, BLOCKS)
     maximum, total = start_softmax(BLOCKS.M)
     target_logit = tl.zeros((BLOCKS.M,), tl.float32)
     logit_sum = tl.zeros((BLOCKS.M,), tl.float32)
     first = part * part_columns
     for column in range(first, tl.minimum(first + part_columns, column_count), BLOCKS.N):
-        x = block_of_logits(hidden, weight, bias, row_end, column, column_count, depth, BLOCKS)
+        block = Block(place.row, column, place.row_end, column_count - column)
+        x = block_of_logits(hidden, weight, bias, block, depth, BLOCKS)
         if SOFTCAP:
             x = cap * tanh(x / cap)
         columns = column + tl.arange(0, BLOCKS.N)
@@ -117,12 +107,12 @@ def cross_entropy_parts_kernel(
         total = total * tl.exp2((maximum - grown) * LOG2E) + tl.sum(tl.exp2((x - grown[:, None]) * LOG2E), 1)
         maximum = grown
     lanes = tl.arange(0, BLOCKS.M)
-    at = part.to(tl.int64) * row_count + row + lanes
-    tl.store(parts.maximum + at, maximum, mask=lanes < row_end)
-    tl.store(parts.total + at, total, mask=lanes < row_end)
-    tl.store(parts.target + at, target_logit, mask=lanes < row_end)
+    at = part.to(tl.int64) * row_count + place.row + lanes
+    tl.store(parts.maximum + at, maximum, mask=lanes < place.row_end)
+    tl.store(parts.total + at, total, mask=lanes < place.row_end)
+    tl.store(parts.target + at, target_logit, mask=lanes < place.row_end)
     if parts.sum is not None:
-        tl.store(parts.sum + at, logit_sum, mask=lanes < row_end)
+        tl.store(parts.sum + at, logit_sum, mask=lanes < place.row_end)
 
 
 @triton.jit

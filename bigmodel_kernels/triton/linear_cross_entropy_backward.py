@@ -16,12 +16,10 @@ from torch import Tensor
 
 from .add_norm_backward import column_sums_kernel
 from .launch import run
-from .linear import load_like, store_like
 from .linear_cross_entropy import Targets, block_of_logits, flat, load_targets, targets_of
-from .matrices import Matrix, Vector, from_block, inside, matrix, nothing, transposed, vector
-from .product import accumulate, block_of_program, plan
+from .matrices import Matrix, Vector, matrix, nothing, transposed, vector
+from .product import accumulate, block_of_program, load_like, plan, store_like
 from .scores import LOG2E, tanh
-from .tiles import index
 
 _GRADIENT_BYTES, _FEWEST_COLUMNS, _MOST_FLOAT32_COLUMNS = 64 << 20, 512, 1024
 _TILE_COLUMNS = 128  # passes begin at multiples of it, so that what they read is aligned as the whole is
@@ -75,58 +73,44 @@ def logits_gradient_kernel(
 ):
     """The gradient of the logits before softcap in the columns that begin at `first`, times scale where there is one;
     weight [depth, columns] and bias are of these. bias_parts: its sums over each block of rows, without the scale."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    x = block_of_logits(from_block(hidden, row, 0), weight, bias, row_end, column, column_count, depth, BLOCKS)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    x = block_of_logits(hidden, weight, bias, block, depth, BLOCKS)
     slope = 1.0
     if SOFTCAP:
         t = tanh(x / rule.cap)
         x = rule.cap * t
         slope = 1.0 - t * t
     lanes = tl.arange(0, BLOCKS.M)
-    at = (row + lanes).to(tl.int64)
-    target, counted = load_targets(targets, row, BLOCKS, row_end)
+    at = (block.row + lanes).to(tl.int64)
+    target, counted = load_targets(targets, block, BLOCKS)
     row_lse = tl.load(lse.data + at * lse.stride, mask=counted, other=0.0)
     grad = tl.load(grad_loss.data + at * grad_loss.stride, mask=counted, other=0.0)
     grad = tl.where((target >= 0) & (target < rule.vocabulary), grad, float("nan"))
     probability = tl.exp2((x - row_lse[:, None]) * LOG2E)
     g = probability * (1.0 + 2.0 * rule.z_loss * row_lse)[:, None] - rule.label_smoothing / rule.vocabulary
-    columns = tl.arange(0, BLOCKS.N)
-    is_target = (first + column + columns)[None, :] == target[:, None]
+    columns = block.column + tl.arange(0, BLOCKS.N)
+    is_target = (first + columns)[None, :] == target[:, None]
     g = tl.where(is_target, g - (1.0 - rule.label_smoothing), g)
     g = tl.where(counted[:, None], g * slope * grad[:, None], 0.0)
     if bias_parts is not None:
-        part = tl.cast(row // BLOCKS.M, tl.int64) * column_count + column + columns
-        tl.store(bias_parts + part, tl.sum(g, 0), mask=columns < column_end)
+        part = tl.cast(block.row // BLOCKS.M, tl.int64) * column_count + columns
+        tl.store(bias_parts + part, tl.sum(g, 0), mask=columns < column_count)
     if gradient.data is not None:
         if scale is not None:
             g *= tl.load(scale)
-        rows, within = index(lanes, BLOCKS.WIDE), index(columns, BLOCKS.WIDE)
-        store_like(gradient, g, row, column, rows, within, inside(lanes, columns, row_end, column_end))
+        store_like(gradient, g, block, BLOCKS)
 
 
 @triton.jit
 def summed_product_kernel(left, right, so_far, scale, output, row_count, column_count, depth, BLOCKS: tl.constexpr):
     """output = (left right + so_far) / scale; so_far, which may be the output, and scale may be absent."""
-    row, column = block_of_program(row_count, column_count, BLOCKS)
-    row_end, column_end = row_count - row, column_count - column
-    y = accumulate(
-        tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32),
-        from_block(left, row, 0),
-        from_block(right, 0, column),
-        row_end,
-        column_end,
-        depth,
-        BLOCKS,
-    )
-    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
-    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
-    mask = inside(rows, columns, row_end, column_end)
+    block = block_of_program(row_count, column_count, BLOCKS)
+    y = accumulate(left, right, block, depth, BLOCKS)
     if so_far.data is not None:
-        y += load_like(so_far, row, column, rows, columns, mask)
+        y += load_like(so_far, block, BLOCKS)
     if scale is not None:
         y /= tl.load(scale)  # exact, of a power of two
-    store_like(output, y, row, column, rows, columns, mask)
+    store_like(output, y, block, BLOCKS)
 
 
 class Loss(NamedTuple):

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .activation import value_and_slope
 from .launch import matmul_arithmetic, product_launch
-from .matrices import Matrix, from_block, pointers
+from .matrices import Matrix, from_block, inside, pointers
 from .tiles import index, load_tile, narrow, product
 
 # The narrowest product that every tensor core computes.
@@ -28,6 +28,15 @@ class Blocks(NamedTuple):
     EVEN_K: Any
     WIDE: Any
     PRECISION: Any
+
+
+class Block(NamedTuple):
+    """A block of the result: where it begins, and how many of the matrix's rows and columns there are from there on."""
+
+    row: Any
+    column: Any
+    row_end: Any
+    column_end: Any
 
 
 class Plan(NamedTuple):
@@ -60,15 +69,39 @@ def plan(kind: str, dtype: torch.dtype, device: torch.device, m: int, n: int, k:
 
 @triton.jit
 def block_of_program(row_count, column_count, BLOCKS: tl.constexpr):
-    """(first row, first column) of the program's block: GROUP_M block rows go through all columns together, so that
-    what they read of the second factor is still in the L2 cache."""
+    """The program's block: GROUP_M block rows go through all columns together, so that what they read of the second
+    factor is still in the L2 cache."""
     block_rows = tl.cdiv(row_count, BLOCKS.M)
     block_columns = tl.cdiv(column_count, BLOCKS.N)
     program = tl.program_id(0)
     first = program // (BLOCKS.GROUP_M * block_columns) * BLOCKS.GROUP_M
     height = tl.minimum(block_rows - first, BLOCKS.GROUP_M)
     within = program % (BLOCKS.GROUP_M * block_columns)
-    return (first + within % height) * BLOCKS.M, within // height * BLOCKS.N
+    row, column = (first + within % height) * BLOCKS.M, within // height * BLOCKS.N
+    return Block(row, column, row_count - row, column_count - column)
+
+
+@triton.jit
+def places(block, BLOCKS: tl.constexpr):
+    """(rows and columns of a block's elements, from where it begins; which of the elements exist)"""
+    rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
+    columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
+    return rows, columns, inside(rows, columns, block.row_end, block.column_end)
+
+
+@triton.jit
+def load_like(x, block, BLOCKS: tl.constexpr):
+    """A tile of a Matrix in fp32, in the place of a block of the result."""
+    rows, columns, mask = places(block, BLOCKS)
+    return tl.load(pointers(from_block(x, block.row, block.column), rows, columns), mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_like(x, y, block, BLOCKS: tl.constexpr):
+    """Stores y, in fp32, in the place of a block of the result."""
+    rows, columns, mask = places(block, BLOCKS)
+    at = pointers(from_block(x, block.row, block.column), rows, columns)
+    tl.store(at, narrow(y, x.data.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -88,29 +121,33 @@ def load_right(x, start, terms, columns, depth, column_end, BLOCKS: tl.constexpr
 
 
 @triton.jit
-def accumulate(sums, a, b, row_end, column_end, depth, BLOCKS: tl.constexpr):
-    """sums + a b for a block. a [rows, depth] and b [depth, columns] begin at the block, and row_end and column_end are
-    how many of its rows and columns exist."""
+def accumulate(a, b, block, depth, BLOCKS: tl.constexpr):
+    """A block of a b, in fp32, of two Matrices [rows, depth] and [depth, columns]."""
+    a, b = from_block(a, block.row, 0), from_block(b, 0, block.column)
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
     for start in range(0, depth, BLOCKS.K):
-        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
-        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        a_tile = load_left(a, start, rows, terms, block.row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, block.column_end, BLOCKS)
         sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
     return sums
 
 
 @triton.jit
-def accumulate_pair(sums, other_sums, a, b, other_b, row_end, column_end, depth, BLOCKS: tl.constexpr):
-    """(sums + a b, other_sums + a other_b) for a block, reading a once."""
+def accumulate_pair(a, b, other_b, block, depth, BLOCKS: tl.constexpr):
+    """(a block of a b, that of a other_b), reading a once."""
+    a, b, other_b = from_block(a, block.row, 0), from_block(b, 0, block.column), from_block(other_b, 0, block.column)
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
+    other_sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
     for start in range(0, depth, BLOCKS.K):
-        a_tile = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
-        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
-        other_tile = load_right(other_b, start, terms, columns, depth, column_end, BLOCKS)
+        a_tile = load_left(a, start, rows, terms, block.row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, block.column_end, BLOCKS)
+        other_tile = load_right(other_b, start, terms, columns, depth, block.column_end, BLOCKS)
         sums = product(a_tile, b_tile, sums, BLOCKS.PRECISION)
         other_sums = product(a_tile, other_tile, other_sums, BLOCKS.PRECISION)
     return sums, other_sums
@@ -137,29 +174,24 @@ def add_to_row_sums(row_sums, tile):
 
 @triton.jit
 def accumulate_gradient(
-    sums,
-    row_sums,
-    a,
-    preactivation,
-    b,
-    row_end,
-    column_end,
-    depth,
-    ACTIVATION: tl.constexpr,
-    ROW_SUMS: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    a, preactivation, b, block, depth, ACTIVATION: tl.constexpr, ROW_SUMS: tl.constexpr, BLOCKS: tl.constexpr
 ):
-    """(sums + g b, row_sums + g) for a block, where g is a times the activation's derivative at preactivation, a Matrix
-    of a's shape, or a itself where that is absent. row_sums: of start_row_sums; without ROW_SUMS it comes back as it
-    is."""
+    """(a block of g b, the sums of its rows of g as add_to_row_sums has them), where g is a times the activation's
+    derivative at preactivation, a Matrix of a's shape, or a itself where that is absent. Without ROW_SUMS these are a
+    number."""
+    a, b = from_block(a, block.row, 0), from_block(b, 0, block.column)
+    if preactivation.data is not None:
+        preactivation = from_block(preactivation, block.row, 0)
     rows = index(tl.arange(0, BLOCKS.M), BLOCKS.WIDE)
     columns = index(tl.arange(0, BLOCKS.N), BLOCKS.WIDE)
     terms = index(tl.arange(0, BLOCKS.K), BLOCKS.WIDE)
+    sums = tl.zeros([BLOCKS.M, BLOCKS.N], tl.float32)
+    row_sums = start_row_sums(a, BLOCKS) if ROW_SUMS else 0.0
     for start in range(0, depth, BLOCKS.K):
-        g = load_left(a, start, rows, terms, row_end, depth, BLOCKS)
-        b_tile = load_right(b, start, terms, columns, depth, column_end, BLOCKS)
+        g = load_left(a, start, rows, terms, block.row_end, depth, BLOCKS)
+        b_tile = load_right(b, start, terms, columns, depth, block.column_end, BLOCKS)
         if preactivation.data is not None:
-            z = load_left(preactivation, start, rows, terms, row_end, depth, BLOCKS)
+            z = load_left(preactivation, start, rows, terms, block.row_end, depth, BLOCKS)
             _, slope = value_and_slope(z.to(tl.float32), ACTIVATION)
             g = narrow(g.to(tl.float32) * slope, g.dtype)
         sums = product(g, b_tile, sums, BLOCKS.PRECISION)
