@@ -218,7 +218,7 @@ def compare(
 def audit(
     arch: Annotated[list[str] | None, typer.Option(help="Only this architecture, as sm_90; may be repeated.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be repeated.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, tf32, bf16 or fp16; may be repeated.")] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(help="Only triton or cuda; may be repeated. By default each whose compiler is here."),

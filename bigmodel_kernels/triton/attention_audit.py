@@ -12,7 +12,7 @@ from .attention_backward import Gradients, gradient_calls, mask_parts
 from .attention_forward import forward_calls
 from .attention_gradient import Incoming, Terms
 from .attention_inputs import Features, Inputs, padded, prepare, view
-from .attention_launch import Call, Device
+from .attention_launch import LARGEST_TF32, Call, Device
 from .attention_varlen import heads_first, prepare_packed
 from .attention_weights import weights_call
 from .audit_case import MULTIPROCESSORS, AuditCase, specialization
@@ -26,17 +26,15 @@ _PLAIN = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, 
 _BANDED = ("forward", "grad_key_value", "grad_query")
 # The head size at which the short list has what it leaves out at the others.
 _TYPICAL = 128
-# Where TF32 has the least shared memory to go with.
-_TF32_ARCHITECTURES, _TF32_HEAD_DIMS = (86, 120), (128, 256)
 
 
 def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     """The kernels of attention and attention_weights as they are launched by default on an architecture (80 is sm_80):
     causal at each of HEAD_DIMS and, at 128 features, without a mask, with one query on a long row of keys, with the
     gradient of an additive mask and, in a type of 16 bits, with each option (dropout at 64 too); fp16, where there is
-    bf16, only attention of up to 128 features, because the code is all but the same; TF32 on two architectures. Of
-    attention_varlen in a type of 16 bits those of up to 128 features, causal. every: all of these in every dtype and at
-    every size, but for the options other than masks and TF32."""
+    bf16, only attention of up to 128 features, because the code is all but the same; TF32 causal and with the gradient
+    of an additive mask. Of attention_varlen in a type of 16 bits those of up to 128 features, causal. every: all of
+    these in every dtype and at every size, but for the options other than masks and TF32."""
     device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -61,7 +59,7 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
             if every or (options and head_dim <= _TYPICAL):
                 calls += _packed(dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
-    for head_dim in _TF32_HEAD_DIMS if arch in _TF32_ARCHITECTURES else ():
+    for head_dim in (size for size in HEAD_DIMS if arch >= 80 and size <= LARGEST_TF32):
         calls = [
             (op, call._replace(name=f"{call.name} causal" if call.name in _BANDED else call.name))
             for op, call in _passes(torch.float32, head_dim, "top_left", device, "tf32")
@@ -76,14 +74,14 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _prepared(precision: str | None, *arguments, **options) -> tuple[Inputs, Features]:
-    """prepare, with fp32 multiplied as the precision says; None: as torch's switch says."""
+def _prepared(precision: str, *arguments, **options) -> tuple[Inputs, Features]:
+    """prepare, with fp32 multiplied as the precision says, whatever torch's switch says."""
     inputs, features = prepare(*arguments, **(_PLAIN | options))
-    return inputs, features if precision is None else features._replace(precision=precision)
+    return inputs, features._replace(precision=precision)
 
 
 def _passes(
-    dtype: torch.dtype, head_dim: int, causal: str, device: Device, precision: str | None = None
+    dtype: torch.dtype, head_dim: int, causal: str, device: Device, precision: str = "ieee"
 ) -> list[tuple[str, Call]]:
     """Both ops, forward and backward, self-attention of equal lengths."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
@@ -111,7 +109,7 @@ def _forward_and_backward(inputs: Inputs, features: Features, x: Tensor, lse: Te
 def _one_query(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
     """One query per head, eight heads to a group: rows of one tile, keys split among programs, results merged."""
     query, key = (_empty(1, heads, length, head_dim, dtype=dtype) for heads, length in ((16, 1), (2, _LENGTH)))
-    inputs, features = _prepared(None, "attention", query, key, key, None, None, None, None, causal="none")
+    inputs, features = _prepared("ieee", "attention", query, key, key, None, None, None, None, causal="none")
     calls = forward_calls(inputs, features, query, _empty(1, 16, 1), dtype, device)
     return [("attention", call._replace(name=f"{call.name} one query")) for call in calls]
 
@@ -128,7 +126,7 @@ def _packed(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str
 
 
 def _mask_gradient(
-    dtype: torch.dtype, head_dim: int, device: Device, precision: str | None = None
+    dtype: torch.dtype, head_dim: int, device: Device, precision: str = "ieee"
 ) -> list[tuple[str, Call]]:
     """An additive mask that all batches share."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
@@ -164,7 +162,7 @@ def _with_option(option: str, dtype: torch.dtype, head_dim: int, device: Device)
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     given = (_OPTIONS | _MASKS)[option]()
     tensors = (given.pop(name, None) for name in ("mask", "alibi_slopes", "sinks", "dropout_seed"))
-    inputs, features = _prepared(None, "attention", x, x, x, *tensors, **({"causal": "none"} | given))
+    inputs, features = _prepared("ieee", "attention", x, x, x, *tensors, **({"causal": "none"} | given))
     calls = _forward_and_backward(inputs, features, x, lse, device)
     changed = ("forward", "grad_sinks") if option == "sinks" else _BANDED
     return [("attention", call._replace(name=f"{call.name} {option}")) for call in calls if call.name in changed]

@@ -114,6 +114,7 @@ class _Recorder:
     """While `recorded` runs: what was launched, on a device that need not exist."""
 
     facts: tuple[int, int] | None = None
+    tf32: bool | None = None
     launches: list[Launch] = []
 
 
@@ -154,13 +155,14 @@ def _fields_as_constexpr(fields: tuple) -> tuple:
 
 
 @contextlib.contextmanager
-def recorded(capability: int, multiprocessors: int) -> Iterator[list[Launch]]:
-    """Collects what would be launched on such a device, of tensors without data, instead of launching it."""
-    _Recorder.facts, _Recorder.launches = (capability, multiprocessors), []
+def recorded(capability: int, multiprocessors: int, tf32: bool | None = None) -> Iterator[list[Launch]]:
+    """Collects what would be launched on such a device, of tensors without data, instead of launching it. tf32: whether
+    TF32 is allowed; None: as torch's switch says."""
+    _Recorder.facts, _Recorder.tf32, _Recorder.launches = (capability, multiprocessors), tf32, []
     try:
         yield _Recorder.launches
     finally:
-        _Recorder.facts = None
+        _Recorder.facts = _Recorder.tf32 = None
 
 
 def family(capability: int) -> str:
@@ -224,7 +226,8 @@ def tf32_allowed(device: torch.device) -> bool:
     fp32_precision knows of the older switches too: allow_tf32 and set_float32_matmul_precision write it. They
     themselves must not be read: they raise once the two interfaces were set to different things.
     """
-    if device.type not in ("cuda", "meta") or torch.backends.cuda.matmul.fp32_precision != "tf32":
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" if _Recorder.tf32 is None else _Recorder.tf32
+    if device.type not in ("cuda", "meta") or not allowed:
         return False
     return (device.type == "meta" and _Recorder.facts is None) or device_facts(device)[0] >= 80
 

@@ -21,20 +21,21 @@ from .linear_cross_entropy import linear_cross_entropy
 from .linear_cross_entropy_backward import linear_cross_entropy_backward
 from .product import ONES
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ROWS, _WIDTH, _HIDDEN, _FEW_ROWS, _VOCABULARY = 8192, 4096, 16384, 256, 128256
 
 
 def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
-    """The kernels of these ops as they are launched by default on an architecture (80 is sm_80). every: in fp16 too
-    where there is bf16, whose code is all but the same."""
+    """The kernels of these ops as they are launched by default on an architecture (80 is sm_80), in TF32 those with
+    products. every: in fp16 too where there is bf16, whose code is all but the same."""
     cases = []
-    for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "bf16", *(["fp16"] if every else [])):
+    for dtype in ("fp32", "fp16") if arch < 80 else ("fp32", "tf32", "bf16", *(["fp16"] if every else [])):
         for op, calls in _CALLS.items():
             for name, call in calls(_DTYPES[dtype]).items():
-                with launch.recorded(arch, MULTIPROCESSORS[arch]) as launches:
+                with launch.recorded(arch, MULTIPROCESSORS[arch], tf32=dtype == "tf32") as launches:
                     call()
-                cases += _named([_case(op, name, dtype, each) for each in launches])
+                found = [each for each in launches if dtype != "tf32" or "BLOCKS" in each.arguments]
+                cases += _named([_case(op, name, dtype, each) for each in found])
     return cases
 
 
