@@ -18,10 +18,16 @@ inline constexpr std::int64_t few_rows_at_once = 4;
 #if defined(__AVX512F__)
 inline constexpr std::int64_t few_rows_group = 12, few_rows_depth = 256;
 inline constexpr int few_rows_together = 6;  // columns; 24 sums fill 32 vector registers
+inline constexpr bool few_rows_ask = true;
 #else
 inline constexpr std::int64_t few_rows_group = 6, few_rows_depth = 512;
 inline constexpr int few_rows_together = 3;  // columns; 12 sums fill 16 vector registers
+inline constexpr bool few_rows_ask = false;
 #endif
+// With AVX-512 the columns that four rows or fewer take next are asked for into L2 where the rhs may come from memory:
+// prefetchers start anew with every column, and short ones were read at half of the memory's bandwidth (bench/NOTES.md).
+// What more than these many bytes take is held to be such a rhs.
+inline constexpr std::int64_t few_rows_cached = std::int64_t{1} << 20;
 inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
 template <class T>
@@ -81,7 +87,7 @@ BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int prod
 
 // totals[(c * most_few_rows + i) * lanes ...] (+)= the lanes of dot(lhs row i, rhs column c), for rows x columns dots
 // of length k.
-template <int rows, int columns, class Element, class T>
+template <int rows, int columns, bool asks, class Element, class T>
 BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const T* rhs,
                               std::int64_t rhs_stride, float* totals, bool add) {
   F32 total[rows][columns];
@@ -108,6 +114,10 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t l
   constexpr int width = lanes * Layout<Element>::group;
   std::int64_t p = 0;
   for (; p + width <= k; p += width) {
+    if constexpr (asks) {
+#pragma GCC unroll 6
+      for (int c = 0; c < columns; ++c) __builtin_prefetch(rhs + (columns + c) * rhs_stride + p, 0, 2);
+    }
     step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return terms.read(from); });
   }
   // What follows the last element of a row is another's, and may be no number.
@@ -117,39 +127,40 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t l
 }
 
 // Up to `most` rows against `columns` columns.
-template <int most, int columns, class Element, class T>
+template <int most, int columns, bool asks, class Element, class T>
 BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
                                    const T* rhs, std::int64_t rhs_stride, float* totals, bool add) {
   if constexpr (most > 0) {
     if (m == most) {
-      dot_tile<most, columns>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+      dot_tile<most, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
     } else {
-      dot_last_rows<most - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+      dot_last_rows<most - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
     }
   }
 }
 
 // m rows against `columns` columns, `rows` at a time.
-template <int rows, int columns, class Element, class T>
+template <int rows, int columns, bool asks, class Element, class T>
 static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k, const Element* lhs,
                                                   std::int64_t lhs_stride, const T* rhs, std::int64_t rhs_stride,
                                                   float* totals, bool add) {
   for (; m >= rows; m -= rows, lhs += rows * lhs_stride, totals += rows * lanes) {
-    dot_tile<rows, columns>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+    dot_tile<rows, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
   }
-  dot_last_rows<rows - 1, columns>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+  dot_last_rows<rows - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
 }
 
 // Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows.
-template <int rows, int together, class Element, class T>
+template <int rows, int together, bool asks, class Element, class T>
 BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
                                std::int64_t end, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
                                float* totals) {
   for (; column + together <= end; column += together, totals += together * most_few_rows * lanes) {
-    dot_columns<rows, together>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
+    dot_columns<rows, together, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals,
+                                      first > 0);
   }
   for (; column < end; ++column, totals += most_few_rows * lanes) {
-    dot_columns<rows, 1>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
+    dot_columns<rows, 1, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
   }
 }
 
@@ -167,7 +178,7 @@ static void sum_lanes(std::int64_t m, std::int64_t columns, const float* totals,
 }
 
 // The sums of a block, `group` columns at a time in pieces of `depth`.
-template <int rows, int together, class Element, class T>
+template <int rows, int together, bool asks, class Element, class T>
 BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<const T> rhs, std::int64_t m,
                                 const Element* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
                                 float* sums) {
@@ -176,24 +187,38 @@ BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<c
     const std::int64_t columns = least(group, end - column);
     for (std::int64_t first = 0; first == 0 || first < rhs.rows; first += depth) {
       for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
-        dot_group<rows, together>(rhs, first, least(depth, rhs.rows - first), column, column + columns,
-                                  least(few_rows_at_once, m - row), lhs + row * lhs_stride + first, lhs_stride,
-                                  totals + row * lanes);
+        dot_group<rows, together, asks>(rhs, first, least(depth, rhs.rows - first), column, column + columns,
+                                        least(few_rows_at_once, m - row), lhs + row * lhs_stride + first, lhs_stride,
+                                        totals + row * lanes);
       }
     }
     sum_lanes(m, columns, totals, block.stride, sums);
   }
 }
 
+template <int rows, int together>
+struct Tile {};
+
 template <class Element, class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
                       const Block& block, float* totals, float* sums) {
+  const bool asks = few_rows_ask && rhs.rows * rhs.columns * std::int64_t{sizeof(T)} > few_rows_cached;
+  const auto whole = [&]<int rows, int together>(Tile<rows, together>) BIGMODEL_INLINE_LAMBDA {
+    if (asks) {
+      dot_groups<rows, together, few_rows_ask>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block,
+                                               totals, sums);
+    } else {
+      dot_groups<rows, together, false>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals,
+                                        sums);
+    }
+  };
   if (m < few_rows_at_once) {
-    dot_groups<3, 4>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals, sums);
+    whole(Tile<3, 4>());
   } else if (m == few_rows_at_once) {
-    dot_groups<4, 3>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals, sums);
+    whole(Tile<4, 3>());
   } else {
-    dot_groups<4, few_rows_together>(few_rows_group, few_rows_depth, rhs, m, lhs, lhs_stride, block, totals, sums);
+    dot_groups<4, few_rows_together, false>(few_rows_group, few_rows_depth, rhs, m, lhs, lhs_stride, block, totals,
+                                            sums);
   }
 }
 
