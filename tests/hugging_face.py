@@ -118,7 +118,7 @@ FAMILIES = {
         | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
         | {"max_source_positions": 10, "max_target_positions": 32, "init_std": 0.3, "decoder_start_token_id": 2}
         | {"suppress_tokens": None, "begin_suppress_tokens": None},
-        _COMPILES_STEPS | {"cu_seq_lens": "transformers hands them to its encoder, too, whose recording is not packed"},
+        {"cu_seq_lens": "transformers hands them to its encoder, too, whose recording is not packed"},
     ),
     "t5": Family(
         "text to text",
@@ -126,7 +126,7 @@ FAMILIES = {
         "T5Config",
         {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
         | {"pad_token_id": 0, "eos_token_id": None, "decoder_start_token_id": 0},
-        _COMPILES_STEPS | {"positions": "it takes none; what it knows of places is how far a key is from its query"},
+        {"positions": "it takes none; what it knows of places is how far a key is from its query"},
     ),
 }
 
