@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bigmodel_kernels import _C
+from bigmodel_kernels import _C, machine
 
 ANY = sys.maxsize
 
@@ -19,13 +19,13 @@ ANY = sys.maxsize
 @dataclass(frozen=True)
 class Row:
     """Ours is the faster one for `least_rows` to `most_rows` rows of input and at least `least_products` multiply-adds;
-    with gradients: also in a call that is recorded for them."""
+    in a call that is recorded for gradients from `least_recorded_rows` on."""
 
     why: str
     least_rows: int = 1
     most_rows: int = ANY
     least_products: int = 0
-    with_gradients: bool = True
+    least_recorded_rows: int = 1
 
 
 # So few rows our kernels multiply by a weight [out_features, in_features] as it lies. Any other they lay out anew: seen
@@ -33,18 +33,37 @@ class Row:
 FEW_ROWS, LEAST_TRANSPOSED_ROWS = 32, 9
 _SLOW = "torch's products in {} are slow without instructions for them"
 
-# By dtype, and whether the weight is stored as [in_features, out_features] (GPT-2's). What is not here is torch's.
-# Measured on an AMD EPYC (Zen 3), two threads, CPU target avx2: bench/NOTES.md, "Linear layers of others' models".
-MEASURED_TARGET = "avx2"
-TABLE = {
-    (torch.float32, False): Row(
-        f"up to {FEW_ROWS} rows without gradients", most_rows=FEW_ROWS, least_products=1 << 19, with_gradients=False
-    ),
-    (torch.bfloat16, False): Row(_SLOW.format("bfloat16"), least_rows=2),
-    (torch.float16, False): Row(_SLOW.format("float16"), least_rows=2),
-    (torch.bfloat16, True): Row(_SLOW.format("bfloat16"), least_rows=LEAST_TRANSPOSED_ROWS),
-    (torch.float16, True): Row(_SLOW.format("float16"), least_rows=LEAST_TRANSPOSED_ROWS),
+# By CPU target, the best of the machine; by dtype, and whether the weight is stored as [in_features, out_features]
+# (GPT-2's). What is not here is torch's. Measured with two threads: bench/NOTES.md, "Linear layers of others' models".
+TABLES = {
+    "avx2": {  # AMD EPYC, Zen 3
+        (torch.float32, False): Row(
+            f"up to {FEW_ROWS} rows without gradients",
+            most_rows=FEW_ROWS,
+            least_products=1 << 19,
+            least_recorded_rows=ANY,
+        ),
+        (torch.bfloat16, False): Row(_SLOW.format("bfloat16"), least_rows=2),
+        (torch.float16, False): Row(_SLOW.format("float16"), least_rows=2),
+        (torch.bfloat16, True): Row(_SLOW.format("bfloat16"), least_rows=LEAST_TRANSPOSED_ROWS),
+        (torch.float16, True): Row(_SLOW.format("float16"), least_rows=LEAST_TRANSPOSED_ROWS),
+    },
+    "avx512bf16": {  # AMD EPYC, Zen 4
+        (torch.float32, False): Row(
+            "torch's fp32 products take a path for other processors here", least_recorded_rows=512
+        ),
+        (torch.float32, True): Row(
+            "torch's fp32 products take a path for other processors here", least_rows=64, least_recorded_rows=ANY
+        ),
+        (torch.bfloat16, False): Row("up to 8 rows without gradients", most_rows=8, least_recorded_rows=ANY),
+        (torch.float16, False): Row(_SLOW.format("float16"), least_rows=4),
+        (torch.float16, True): Row(_SLOW.format("float16"), least_rows=LEAST_TRANSPOSED_ROWS, least_recorded_rows=ANY),
+    },
 }
+# Others' processors with AVX-512 take other paths in torch's products.
+MEASURED_ON_AMD = ("avx512bf16",)
+# Where torch must have no instructions for a dtype of 16 bits if the rows are to hold.
+WITHOUT_INSTRUCTIONS = {"avx2": (torch.bfloat16, torch.float16), "avx512bf16": (torch.float16,)}
 
 # The last answers of row_for: a traced graph cannot ask the extension.
 _last: dict[tuple[str, torch.dtype, bool], Row | None] = {}
@@ -57,9 +76,11 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     if dtype is x.dtype and weight.dtype is not dtype:
         return False  # an error, and torch says which
     row = row_for(device, dtype, transposed)
-    if row is None or not (row.with_gradients or not _recorded(x, weight)):
+    if row is None:
         return False
     rows = x.numel() // weight.shape[0 if transposed else 1]
+    if rows < row.least_recorded_rows and _recorded(x, weight):
+        return False
     return row.least_rows <= rows <= row.most_rows and rows * weight.numel() >= row.least_products
 
 
@@ -73,8 +94,9 @@ def row_for(device: str, dtype: torch.dtype, transposed: bool = False) -> Row | 
     asked = device, dtype, transposed
     if torch.compiler.is_compiling():
         return _last.get(asked)
-    known = device == "cpu" and why_unmeasured(dtype, _C.cpu_target()) is None
-    _last[asked] = TABLE.get((dtype, transposed)) if known else None
+    target = _C.cpu_target()
+    known = device == "cpu" and why_unmeasured(dtype, target) is None
+    _last[asked] = TABLES[target].get((dtype, transposed)) if known else None
     return _last[asked]
 
 
@@ -99,9 +121,11 @@ def why_unmeasured(dtype: torch.dtype, target: str) -> str | None:
     best = _C.supported_cpu_targets()[0]
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"our kernels have no {_name(dtype)}"
-    if target != MEASURED_TARGET or best != MEASURED_TARGET:
+    if target not in TABLES or target != best:
         return f"ours has not been measured against torch's on CPU target {target if target == best else best}"
-    if dtype is not torch.float32 and _torch_has_instructions(dtype):
+    if target in MEASURED_ON_AMD and not machine.is_amd():
+        return f"ours has not been measured against torch's on CPU target {target} but on AMD's processors"
+    if dtype in WITHOUT_INSTRUCTIONS[target] and _torch_has_instructions(dtype):
         return f"torch has instructions for {_name(dtype)} here, against which ours has not been measured"
     return None
 

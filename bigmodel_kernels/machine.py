@@ -1,5 +1,6 @@
 """What this computer is: processor, cores, caches, memory, operating system. Read from the system, never guessed."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -66,15 +67,27 @@ def format_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def _processor() -> str:
-    """The model's name, with family, model and stepping where the name alone says little (as on virtual machines)."""
-    fields = {}
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
-    elif platform.system() == "Darwin":
+    return fields
+
+
+def is_amd() -> bool:
+    """Whether the processor is known to be AMD's: some libraries take slower paths there."""
+    return _cpuinfo().get("vendor_id") == "AuthenticAMD"
+
+
+def _processor() -> str:
+    """The model's name, with family, model and stepping where the name alone says little (as on virtual machines)."""
+    fields = _cpuinfo()
+    if not fields and platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     name = fields.get("model name") or platform.processor() or platform.machine()

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tuned_launches": {"triton"},
     "ops": {"_C", "checks", "reference"},
     "gpu_choice": set(),
-    "linear_choice": {"_C"},
+    "linear_choice": {"_C", "machine"},
     "backends": {"_C", "gpu_choice", "interpreter", "ops", "reference", "triton", "tuned_launches"},
     "functional": {"backends", "checks", "ops", "reference"},
     "warming": {"backends", "functional"},

@@ -1,6 +1,7 @@
 """Linear layers of others' models: swapped where ours is the faster one, and computed by ours in those calls alone."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -44,7 +45,7 @@ SHAPES = ((4,), (2, 2), (5,), (2, 3), (), (1,))
         ({"most_rows": 4}, [(4, 6), (2, 2, 6), (6,), (1, 6)]),
         ({"least_rows": 2}, [(4, 6), (2, 2, 6), (5, 6), (2, 3, 6)]),
         ({"least_products": 5 * 6 * 3}, [(5, 6), (2, 3, 6)]),
-        ({"with_gradients": False}, []),
+        ({"least_recorded_rows": 5}, [(5, 6), (2, 3, 6)]),
     ],
 )
 def test_only_calls_that_the_row_names_are_ours(limits, ours, monkeypatch, calls):
@@ -55,10 +56,10 @@ def test_only_calls_that_the_row_names_are_ours(limits, ours, monkeypatch, calls
     for shape, each in zip(SHAPES, expected, strict=True):
         torch.testing.assert_close(layer(torch.ones(*shape, 6)), each)
     assert calls == ours
-    if not limits.get("with_gradients", True):
+    if "least_recorded_rows" in limits:
         with torch.no_grad():
             layer(torch.ones(4, 6))
-        assert calls == [(4, 6)]
+        assert calls == [*ours, (4, 6)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -138,9 +139,8 @@ def test_what_may_compute_something_else_is_left(all_ours):
 
 def test_the_report_says_where_and_why(monkeypatch):
     monkeypatch.setattr(linear_choice, "why_unmeasured", lambda dtype, target: None)
-    monkeypatch.delitem(linear_choice.TABLE, (torch.float32, False))
     row = linear_choice.Row("up to 7 rows", most_rows=7, least_products=7 * 36)
-    monkeypatch.setitem(linear_choice.TABLE, (torch.float16, False), row)
+    monkeypatch.setattr(linear_choice, "TABLES", {bmk._C.cpu_target(): {(torch.float16, False): row}})
     model = torch.nn.ModuleList([torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 6).half()])
     model += [torch.nn.Linear(6, 6, device="meta"), torch.nn.Linear(6, 5).half()]
     report = bmk.replace_modules(model)
@@ -152,17 +152,23 @@ def test_the_report_says_where_and_why(monkeypatch):
 
 
 def test_what_has_not_been_measured_is_not_claimed(monkeypatch):
-    best = {"avx2": "avx2", "baseline": "avx2", "amx": "amx"}
-    for target, on in best.items():
+    monkeypatch.setattr(linear_choice, "_torch_has_instructions", lambda dtype: False)
+    best = {"avx2": "avx2", "baseline": "avx2", "amx": "amx", "avx512bf16": "avx512bf16"}
+    for (target, on), amd in itertools.product(best.items(), (True, False)):
         linear_choice.why_unmeasured.cache_clear()
         monkeypatch.setattr(bmk._C, "supported_cpu_targets", lambda on=on: [on, "baseline"])
-        monkeypatch.setattr(linear_choice, "_torch_has_instructions", lambda dtype: False)
+        monkeypatch.setattr(linear_choice.machine, "is_amd", lambda amd=amd: amd)
         said = linear_choice.why_unmeasured(torch.float32, target)
-        assert (said is None) == (target == "avx2") and (said is None or target in said or on in said)
+        assert (said is None) == (target == "avx2" or target == "avx512bf16" and amd)
+        assert said is None or target in said or on in said
     linear_choice.why_unmeasured.cache_clear()
     monkeypatch.setattr(bmk._C, "supported_cpu_targets", lambda: ["avx2"])
     monkeypatch.setattr(linear_choice, "_torch_has_instructions", lambda dtype: True)
     assert "torch has instructions for bfloat16" in linear_choice.why_unmeasured(torch.bfloat16, "avx2")
     assert linear_choice.why_unmeasured(torch.float32, "avx2") is None
     assert "no float64" in linear_choice.why_unmeasured(torch.float64, "avx2")
+    monkeypatch.setattr(bmk._C, "supported_cpu_targets", lambda: ["avx512bf16"])
+    monkeypatch.setattr(linear_choice.machine, "is_amd", lambda: True)
+    assert "torch has instructions for float16" in linear_choice.why_unmeasured(torch.float16, "avx512bf16")
+    assert linear_choice.why_unmeasured(torch.bfloat16, "avx512bf16") is None
     linear_choice.why_unmeasured.cache_clear()

@@ -114,7 +114,7 @@ void dot_block(const DecodePlan& plan, const DecodeBlock<C>& block, const Decode
                                     plan.query_stride, block.key, scores, prefetch);
     }
   }
-  if constexpr (has_bf16_dots && std::is_same_v<C, bfloat16>) {
+  if constexpr (has_bf16_dots && is_same<C, bfloat16>) {
     if (plan.arithmetic == Arithmetic::bf16) {
       return dot_bf16_tile<queries>(block.count, plan.head_dim, static_cast<bfloat16*>(scratch.narrow) + at,
                                     plan.query_stride, block.key, scores, prefetch);
@@ -132,7 +132,7 @@ void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, const float
                                     prefetch);
     }
   }
-  if constexpr (has_bf16_dots && std::is_same_v<C, bfloat16>) {
+  if constexpr (has_bf16_dots && is_same<C, bfloat16>) {
     if (plan.arithmetic == Arithmetic::bf16) {
       return add_bf16_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride,
                                     prefetch);

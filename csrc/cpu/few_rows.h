@@ -51,7 +51,7 @@ constexpr std::int64_t few_rows_worker(int products) { return products * few_row
 // Whether every job reads the rows of an lhs where they lie, and not from a copy in what is multiplied.
 template <class T>
 BIGMODEL_INLINE bool in_place(const Matrix<const T>& lhs) {
-  return std::is_same_v<T, ElementOf<T>> && lhs.column_stride == 1;
+  return is_same<T, ElementOf<T>> && lhs.column_stride == 1;
 }
 
 // What a vector of lanes takes of a row of T: fp32, or pairs of bfloat16.

@@ -1,8 +1,6 @@
 // The bfloat16 forms of pack.h's pack_lhs and pack_rhs. Values that are not bfloat16 are rounded to nearest even.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/isa/pack.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -113,7 +111,7 @@ BIGMODEL_INLINE void pack_rhs_columns(std::int64_t k, std::int64_t n, const T* s
         if (j + c < n && 2 * p < k) {
           const std::int64_t count = k - 2 * p < 2 * lanes ? k - 2 * p : 2 * lanes;
           const T* first = source + (j + c) * n_stride + 2 * p * k_stride;
-          if (std::is_same_v<T, bfloat16> && k_stride == 1 && count == 2 * lanes) {
+          if (is_same<T, bfloat16> && k_stride == 1 && count == 2 * lanes) {
             __builtin_memcpy(column, first, sizeof column);
           } else {
             copy_in(1, count, first, 0, k_stride, column, 0);

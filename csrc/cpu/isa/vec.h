@@ -28,6 +28,11 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 inline constexpr int lanes = F32::lanes;
 
+template <class A, class B>
+inline constexpr bool is_same = false;
+template <class A>
+inline constexpr bool is_same<A, A> = true;
+
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
