@@ -153,13 +153,14 @@ KeysOf<T> load_chunk(const Gradient<T>& g, const GradientScratch& scratch, std::
   KeysOf<T> keys = load_keys(g, scratch, b, kv_head, chunk.first, chunk.keys);
   if constexpr (is_float<ElementOf<T>>) {
     keys.key_for_query = keys.key;
-  } else if (g.args.grad_query.data) {
+  } else {
     // Rows take half of the memory for keys, their transpose the other half.
-    bfloat16* const columns = reinterpret_cast<bfloat16*>(scratch.key) + g.plan.chunk_keys * g.plan.key_stride;
+    auto* const columns = reinterpret_cast<ElementOf<T>*>(scratch.key) + g.plan.chunk_keys * g.plan.key_stride;
+    keys.key_for_query = {columns, g.plan.chunk_keys};
+    if (!g.args.grad_query.data) return keys;
     const TensorView& key = g.args.inputs.key;
     pack_lhs(g.plan.head_dim, chunk.keys, pointer<const T>(key, b, kv_head, chunk.first), key.stride[3], key.stride[2],
              columns, g.plan.chunk_keys);
-    keys.key_for_query = {columns, g.plan.chunk_keys};
   }
   return keys;
 }
