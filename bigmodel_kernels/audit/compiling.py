@@ -40,7 +40,7 @@ def _compile_cuda(case: CudaCase, capability: int) -> Compiled:
     return Compiled(found[0], case.shared_bytes)
 
 
-@functools.lru_cache(2)
+@functools.cache
 def _kernels(cubin: Path, inner_products: float) -> dict[str, MachineCode]:
     return read_kernels(cubin.read_bytes(), _TOOLS, inner_products)
 
