@@ -4,12 +4,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="the package triton, which brings the disassembler, is not installed")
 
-from bigmodel_kernels.audit import audit, cases, cuda_cases, nvcc, reasons
+from bigmodel_kernels.audit import OPS, audit, cases, cuda_cases, nvcc, reasons
 from bigmodel_kernels.audit.architectures import BY_CAPABILITY
 
 COMMAND = [sys.executable, "-c", "from bigmodel_kernels.cli import main; main()", "audit"]
@@ -113,6 +114,21 @@ def test_command(tmp_path):
     }
     assert all(row["backend"] == "cuda" for row in rows)
     assert page.read_text().startswith("# Audit of the CUDA C++ kernels\n")
+
+
+def test_the_page_shows_every_op():
+    """docs/audit-cuda.md, on each of its architectures; attention_varlen's kernels are attention's."""
+    page = (Path(__file__).resolve().parent.parent / "docs/audit-cuda.md").read_text()
+    assert page.startswith("# Audit of the CUDA C++ kernels\n\nPredicted from machine code, not measured: ")
+    assert (
+        "\n    bigmodel audit --backend cuda --arch sm_75 --arch sm_80 --markdown" in page
+        and "attention_varlen" in page
+    )
+    architectures = page.split("\n## ")[1:]
+    assert [each.split()[0] for each in architectures] == ["sm_75", "sm_80"]
+    for each in architectures:
+        rows = {line.split(" | ")[0] for line in each.splitlines() if line.startswith("| ")}
+        assert rows == {"| op", "| ---", *(f"| {op}" for op in OPS if op != "attention_varlen")}, each[:20]
 
 
 def test_without_nvcc(monkeypatch, tmp_path):
