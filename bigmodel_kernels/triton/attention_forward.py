@@ -139,7 +139,20 @@ def _attention_forward_kernel(
         batch, tile, head = take_tile(inputs.packed, heads, section)
         if batch < 0:
             return
-        inputs = of_sequence(inputs, batch)
+        own = of_sequence(inputs, batch)
+        inputs = Inputs(
+            own.query,
+            own.key,
+            own.value,
+            inputs.mask,
+            inputs.slopes,
+            inputs.sinks,
+            own.sizes,
+            own.band,
+            inputs.rules,
+            inputs.dropout,
+            own.packed,
+        )
     sizes = inputs.sizes
     row_count = sizes.q_len * group
     tiles = tl.cdiv(row_count, BLOCK_M)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .attention_inputs import View
+from .attention_inputs import Inputs, View
 from .dropout import dropout_tile, load_seed
 from .packed_sequences import from_row, of_sequence, take_tile
 from .scores import (
@@ -91,15 +91,6 @@ def grad_sinks_kernel(sinks, row_lse, row_delta, grad_sinks, sizes, BLOCK_M: tl.
             delta = tl.load(row_delta + first + query, mask=inside, other=0.0)
             total -= tl.exp2(logit - lse) * delta
     tl.store(grad_sinks + head, tl.sum(total, 0))
-
-
-@triton.jit
-def incoming_of_sequence(incoming, inputs, SOURCE: tl.constexpr):
-    """An Incoming whose output begins with a sequence's first query, as its Inputs do."""
-    output = incoming.output
-    if SOURCE == "output":
-        output = from_row(output, inputs.packed.query)
-    return Incoming(incoming.terms, output, incoming.weights)
 
 
 @triton.jit
@@ -275,8 +266,22 @@ def grad_key_value_kernel(
         if batch < 0:
             return
         batch = tl.cast(batch, tl.int64)
-        inputs = of_sequence(inputs, batch)
-        incoming = incoming_of_sequence(incoming, inputs, SOURCE)
+        own = of_sequence(inputs, batch)
+        inputs = Inputs(
+            own.query,
+            own.key,
+            own.value,
+            inputs.mask,
+            inputs.slopes,
+            inputs.sinks,
+            own.sizes,
+            own.band,
+            inputs.rules,
+            inputs.dropout,
+            own.packed,
+        )
+        if SOURCE == "output":
+            incoming = Incoming(incoming.terms, from_row(incoming.output, inputs.packed.query), incoming.weights)
     sizes = inputs.sizes
     if not FEATURES.packed:
         tile, head = take(tl.program_id(0), tl.cdiv(sizes.kv_len, BLOCK_N), sizes.batch * kv_heads, section)
@@ -445,8 +450,22 @@ def grad_query_kernel(
         if batch < 0:
             return
         batch = tl.cast(batch, tl.int64)
-        inputs = of_sequence(inputs, batch)
-        incoming = incoming_of_sequence(incoming, inputs, SOURCE)
+        own = of_sequence(inputs, batch)
+        inputs = Inputs(
+            own.query,
+            own.key,
+            own.value,
+            inputs.mask,
+            inputs.slopes,
+            inputs.sinks,
+            own.sizes,
+            own.band,
+            inputs.rules,
+            inputs.dropout,
+            own.packed,
+        )
+        if SOURCE == "output":
+            incoming = Incoming(incoming.terms, from_row(incoming.output, inputs.packed.query), incoming.weights)
     sizes = inputs.sizes
     tiles = tl.cdiv(sizes.q_len, BLOCK_M)
     if not FEATURES.packed:

@@ -4,8 +4,9 @@ does not have."""
 import triton
 import triton.language as tl
 
-from .attention_gradient import first_term, incoming_of_sequence, load_grad_weights, tile_gradients
-from .packed_sequences import of_sequence
+from .attention_gradient import Incoming, first_term, load_grad_weights, tile_gradients
+from .attention_inputs import Inputs
+from .packed_sequences import from_row, of_sequence
 from .scores import feature_products, key_ranges, load_slopes, mask_offset
 from .tiles import Rows, index, load_tile, store_tile
 
@@ -103,8 +104,22 @@ def _add_sequence(
 ):
     """Adds what a sequence has of a tile of scores; with ADD_QUERIES or ADD_KEYS of all its tiles along that side, of
     which the host does not know the number."""
-    inputs = of_sequence(inputs, sequence)
-    incoming = incoming_of_sequence(incoming, inputs, SOURCE)
+    own = of_sequence(inputs, sequence)
+    inputs = Inputs(
+        own.query,
+        own.key,
+        own.value,
+        inputs.mask,
+        inputs.slopes,
+        inputs.sinks,
+        own.sizes,
+        own.band,
+        inputs.rules,
+        inputs.dropout,
+        own.packed,
+    )
+    if SOURCE == "output":
+        incoming = Incoming(incoming.terms, from_row(incoming.output, inputs.packed.query), incoming.weights)
     sizes = inputs.sizes
     query_end = sizes.q_len if ADD_QUERIES else tl.minimum(first_query + BLOCK_M, sizes.q_len)
     key_end = sizes.kv_len if ADD_KEYS else tl.minimum(first_key + BLOCK_N, sizes.kv_len)

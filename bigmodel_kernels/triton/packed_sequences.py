@@ -7,6 +7,8 @@ of them takes: longest sequences first, so that no long tile starts when all els
 wrong results, but let nothing be read or written outside of the tensors, unless a mask is smaller than a sequence.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -76,26 +78,33 @@ def from_row(view, row):
     return View(view.data + tl.cast(row, tl.int64) * view.row, view.batch, view.head, view.row, view.column)
 
 
+class OfSequence(NamedTuple):
+    """What the Inputs of a sequence, as if it were all there is, do not share with those of the call. All that may be
+    absent is shared: Triton 3.6 takes no None from a helper. What belongs to a batch, as its mask and slopes, is still
+    found by the sequence's number."""
+
+    query: View
+    key: View
+    value: View
+    sizes: Sizes
+    band: Band
+    packed: Packed
+
+
 @triton.jit
 def of_sequence(inputs, sequence):
-    """The Inputs of one sequence as if it were all there is. What belongs to a batch, as its mask and slopes, is still
-    found by the sequence's number."""
+    """The OfSequence of one of the packed sequences."""
     packed = inputs.packed
     sizes = inputs.sizes
     band = inputs.band
     first, q_len = _span(packed.query_starts, sequence, packed.queries)
     first_key, kv_len = _span(packed.key_starts, sequence, packed.keys)
-    return Inputs(
+    return OfSequence(
         from_row(inputs.query, first),
         from_row(inputs.key, first_key),
         from_row(inputs.value, first_key),
-        inputs.mask,
-        inputs.slopes,
-        inputs.sinks,
         Sizes(sizes.batch, sizes.heads, sizes.group, q_len, kv_len, sizes.head_dim, sizes.value_dim),
         Band((kv_len - q_len) * packed.aligned, band.before, band.after),
-        inputs.rules,
-        inputs.dropout,
         Packed(
             packed.query_starts,
             packed.key_starts,
