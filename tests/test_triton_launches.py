@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from bigmodel_kernels import backends, tuned_launches
+from bigmodel_kernels.testing import ATTENTION_CASES, ATTENTION_VARLEN_CASES, FEED_FORWARD_CASES, LINEAR_CASES
 from bigmodel_kernels.tuned_launches import ENVIRONMENT, Identity, load, path_of, save
 
 triton = pytest.importorskip("triton", reason="the package triton, whose launches are tuned, is not installed")
 
+from op_check import run_with_gradients  # noqa: E402
 from tuned import CPU, ENTRY, FORWARD, IDENTITY, KEY, state  # noqa: E402, F401
 
 from bigmodel_kernels.triton import attention_launch, choice, launch  # noqa: E402
@@ -28,6 +30,15 @@ from bigmodel_kernels.triton.product import Blocks  # noqa: E402
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is not set, and there may be no device to run on"
 )
+
+
+# One call of each kind with few options.
+PLAINEST = [
+    next(case for case in ATTENTION_VARLEN_CASES if case.name == "ragged"),
+    next(case for case in ATTENTION_CASES if case.name == "dropout"),
+    next(case for case in LINEAR_CASES if case.name == "3x7x5"),
+    next(case for case in FEED_FORWARD_CASES if case.name == "rows_130_hidden"),
+]
 
 
 # On disk
@@ -318,6 +329,28 @@ def test_tuples_of_tuples_hold_nothing_else():
         for _, call in _with_option(option, torch.bfloat16, 64, INTERPRETER):
             for each in _tuples(call.arguments):
                 assert len({isinstance(field, tuple) for field in each}) == 1, each
+
+
+@interpreted
+@pytest.mark.parametrize("case", PLAINEST, ids=lambda case: f"{type(case).__name__}-{case.name}")
+def test_helpers_return_no_tuple_with_none(case, monkeypatch):
+    """Triton 3.6 compiles none that does. Where options are absent most is None."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    call, returned = InterpretedFunction.__call__, []
+
+    def noted(function, *arguments, **named):
+        result = call(function, *arguments, **named)
+        if isinstance(result, tuple):
+            returned.append((function.fn.__name__, result))
+        return result
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", noted)
+    run_with_gradients(case, case.inputs(torch.float32), torch.float32, "triton")
+    assert returned
+    for name, result in returned:
+        for each in (result, *_tuples(result)):
+            assert all(field is not None for field in each), name
 
 
 @pytest.mark.parametrize("fewest", [8, 16])
