@@ -66,10 +66,12 @@ def packed_weights_of(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tenso
     on_cpu = ops is direct.OPS or ops is backends.CPU_OPS
     if not on_cpu or torch.compiler.is_compiling():
         return (None,) * len(weights)
-    few = x.numel() <= packed_weights.few_rows(x.dtype) * x.shape[-1]
 
     def packed(w: Tensor | None) -> Tensor | None:
-        as_it_lies = w is None or (few and w.dim() == 2 and w.stride(1) == 1) or needs_gradient((w,))
+        if w is None:
+            return None
+        few = x.numel() <= packed_weights.few_rows(x.dtype, w.numel()) * x.shape[-1]
+        as_it_lies = (few and w.dim() == 2 and w.stride(1) == 1) or needs_gradient((w,))
         return None if as_it_lies else packed_weights.lookup(w)
 
     return [packed(w) for w in weights]

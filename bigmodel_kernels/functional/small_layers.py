@@ -11,10 +11,10 @@ _encoder_layer = getattr(direct.OPS, "encoder_layer", None)
 
 
 def is_small(x: Tensor, width: int) -> bool:
-    """Whether x, plain and unwatched, has so few rows of `width` that no weight is packed for them."""
+    """Whether x, plain and unwatched, has so few rows of `width` that no small weight is packed for them."""
     if _self_attention is None or not straight_to_kernels(x, None):
         return False
-    return x.numel() <= packed_weights.few_rows(x.dtype) * width
+    return x.numel() <= packed_weights.few_rows(x.dtype, 0) * width
 
 
 def self_attention(
@@ -30,7 +30,8 @@ def self_attention(
 
     Args: x: [batch, length, width] or [length, width], small; in_weight: [3 width, width], rows of query, key and
         value; out_weight: [width, width]; residual: as x.
-    Returns: the bits of the ops one by one; None where they must be called: gradients or unusual tensors.
+    Returns: the bits of the ops one by one; None where they must be called: gradients, weights to be packed or unusual
+        tensors.
     """
     tensors = (x, in_weight, in_bias, out_weight, out_bias, residual)
     return None if needs_gradient(tensors) else _answer(_self_attention, tensors, heads=heads)

@@ -103,9 +103,9 @@ def lookup(weight: Tensor) -> Tensor | None:
     return _cache.lookup(weight)
 
 
-def few_rows(dtype: torch.dtype) -> int:
-    """So many rows the kernels multiply by the weight as it lies: csrc/cpu/few_rows.h."""
-    return _C.few_rows(dtype == torch.bfloat16)
+def few_rows(dtype: torch.dtype, weight_elements: int) -> int:
+    """So many rows are multiplied by a weight of so many elements as it lies: python/src/packed_weight.h."""
+    return _C.few_rows(dtype == torch.bfloat16, weight_elements)
 
 
 def clear() -> None:

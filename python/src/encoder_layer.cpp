@@ -8,7 +8,7 @@ namespace bigmodel::binding {
 namespace {
 
 // input [batch, length, width] or [length, width]; weights and biases as torch.nn.TransformerEncoderLayer has them.
-// Nothing where small_feed_forward gives nothing.
+// Nothing where self_attention or small_feed_forward gives nothing.
 OptionalTensor encoder_layer(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
                              const Tensor& out_weight, const OptionalTensor& out_bias,
                              const OptionalTensor& norm1_weight, const OptionalTensor& norm1_bias, const Tensor& w1,
@@ -25,10 +25,12 @@ OptionalTensor encoder_layer(const Tensor& input, const Tensor& in_weight, const
     return std::get<1>(add_norm(x, {}, weight, bias, "layer", eps));
   };
   if (norm_first) {
-    const Tensor attended = attend(norm(input, norm1_weight, norm1_bias, eps1), input);
-    return feed(norm(attended, norm2_weight, norm2_bias, eps2), attended);
+    const OptionalTensor attended = attend(norm(input, norm1_weight, norm1_bias, eps1), input);
+    return attended ? feed(norm(*attended, norm2_weight, norm2_bias, eps2), *attended) : attended;
   }
-  const Tensor attended = norm(attend(input, input), norm1_weight, norm1_bias, eps1);
+  const OptionalTensor sum = attend(input, input);
+  if (!sum) return sum;
+  const Tensor attended = norm(*sum, norm1_weight, norm1_bias, eps1);
   const OptionalTensor fed = feed(attended, attended);
   return fed ? norm(*fed, norm2_weight, norm2_bias, eps2) : fed;
 }

@@ -8,10 +8,10 @@
 
 namespace bigmodel::binding {
 
-// self_attention.cpp
-Tensor self_attention(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
-                      const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& residual,
-                      std::int64_t heads);
+// self_attention.cpp: nothing where it might want packed weights.
+OptionalTensor self_attention(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
+                              const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& residual,
+                              std::int64_t heads);
 
 // feed_forward.cpp: without gate and dropout; nothing where it might want packed weights.
 OptionalTensor small_feed_forward(const Tensor& input, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,

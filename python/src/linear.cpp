@@ -29,14 +29,16 @@ const void* checked_packed(const Call& call, const char* name, const OptionalTen
   return packed->const_data_ptr();
 }
 
-std::int64_t few_rows(DType dtype) {
+std::int64_t few_rows(DType dtype, std::int64_t weight_elements) {
   const std::string_view target = cpu::kernels().target;
-  return dtype == DType::bfloat16 && (target == "avx512bf16" || target == "amx" || target == "neon_bf16") ? 8 : 32;
+  const bool pairs = dtype == DType::bfloat16 && (target == "avx512bf16" || target == "amx" || target == "neon_bf16");
+  return pairs && weight_elements >= 4 * least_packed_elements ? 8 : 32;
 }
 
 bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight) {
   if (input.dim() == 0 || weight.dim() != 2 || weight.numel() < least_packed_elements) return true;
-  return weight.stride(1) == 1 && input.numel() <= few_rows(call.dtype()) * input.size(input.dim() - 1);
+  const std::int64_t most = few_rows(call.dtype(), weight.numel());
+  return weight.stride(1) == 1 && input.numel() <= most * input.size(input.dim() - 1);
 }
 
 namespace {

@@ -44,10 +44,12 @@ PYBIND11_MODULE(_C, module) {
   module.def("compiled_cpu_targets", &bigmodel::cpu::compiled_targets, "CPU targets of this build, best first.");
   module.def(
       "few_rows",
-      [](bool bf16) {
-        return bigmodel::binding::few_rows(bf16 ? bigmodel::DType::bfloat16 : bigmodel::DType::float32);
+      [](bool bf16, std::int64_t weight_elements) {
+        using bigmodel::DType;
+        return bigmodel::binding::few_rows(bf16 ? DType::bfloat16 : DType::float32, weight_elements);
       },
-      pybind11::arg("bf16"), "So many rows (of bfloat16, or of another dtype) are multiplied by a weight as it lies.");
+      pybind11::arg("bf16"), pybind11::arg("weight_elements"),
+      "So many rows (of bfloat16, or of another dtype) are multiplied by such a weight as it lies.");
   module.attr("LEAST_PACKED_ELEMENTS") = bigmodel::binding::least_packed_elements;
   module.def("has_cuda", [] { return has_cuda; }, "Whether this build has CUDA kernels.");
   module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");

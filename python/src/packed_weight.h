@@ -8,11 +8,12 @@ namespace bigmodel::binding {
 // The bytes of `packed`, which linear_pack must have made from `weight` for the CPU target in use; nullptr when absent.
 const void* checked_packed(const Call& call, const char* name, const OptionalTensor& packed, const TensorView& weight);
 
-// So many rows the kernels multiply by a weight as it lies in memory: csrc/cpu/few_rows.h.
-std::int64_t few_rows(DType dtype);
-
 // Laying out a smaller weight on the way costs about as much as looking its packed form up.
 inline constexpr std::int64_t least_packed_elements = 16384;
+
+// So many rows are multiplied by a weight of so many elements as it lies in memory: csrc/cpu/few_rows.h. Pairs of
+// bfloat16 are multiplied faster by a packed form, and by more than looking it up costs where the weight is large.
+std::int64_t few_rows(DType dtype, std::int64_t weight_elements);
 
 // Whether the rows of `input` gain nothing from a packed form of a weight.
 bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight);

@@ -6,6 +6,7 @@
 #include "cpu/cpu.h"
 #include "direct.h"
 #include "layer_parts.h"
+#include "packed_weight.h"
 #include "run.h"
 
 namespace bigmodel::binding {
@@ -45,10 +46,11 @@ void attend(const Call& call, const SelfAttentionShape& shape, const Tensor& pro
 }  // namespace
 
 // input [batch, length, width] or [length, width]; in_weight [3 width, width], rows of query, key and value.
-Tensor self_attention(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
-                      const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& residual,
-                      std::int64_t heads) {
+OptionalTensor self_attention(const Tensor& input, const Tensor& in_weight, const OptionalTensor& in_bias,
+                              const Tensor& out_weight, const OptionalTensor& out_bias, const OptionalTensor& residual,
+                              std::int64_t heads) {
   const Call call("self_attention", "input", input);
+  if (!takes_as_it_lies(call, input, in_weight) || !takes_as_it_lies(call, input, out_weight)) return {};
   const Layout layout(input);
   const std::size_t dims = layout.sizes.size();
   call.check(dims == 2 || dims == 3, "input has ", dims, " dimensions, expected two or three");
