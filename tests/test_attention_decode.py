@@ -1,6 +1,7 @@
 """attention_decode: every case on every CPU target against the float64 truth, and what torch asks of an op that writes
 to its inputs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -157,6 +158,27 @@ def test_compiles_whole(name, compiler, backend):
         results.append([*function(**given), *(given[n] for n in CACHES if n in given)])
     for ours, eager in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("features", [512, 520, 1024])
+def test_int8_sums_of_the_largest_terms(features, backend):
+    """Every product is as large as it can be and all have one sign: the most that a sum of integers must hold."""
+    query, keys = torch.ones(1, 1, 1, features, dtype=torch.bfloat16), torch.full((1, 1, 8, features), 127).char()
+    lse = bmk.attention_decode(
+        query, keys, keys[..., :8], torch.tensor([8]), key_scales=torch.full((1, 1, 8), 1 / 127),
+        value_scales=torch.ones(1, 1, 8), scale=1 / features, return_lse=True, backend=backend,
+    )[1]  # fmt: skip
+    torch.testing.assert_close(lse, torch.full_like(lse, 1 + math.log(8)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("count", [4, 5, 63, 64, 65])
+def test_an_infinite_value_stays_infinite(count, backend):
+    """Whether it comes last after an odd number of keys or not."""
+    query, keys = (torch.randn(1, 1, n, 32, dtype=torch.bfloat16) for n in (1, count))
+    values = torch.randn_like(keys)
+    values[0, 0, -1, 0] = math.inf
+    output = bmk.attention_decode(query, keys, values, torch.tensor([count]), backend=backend)
+    assert output[0, 0, 0, 0] == math.inf and output[0, 0, 0, 1:].isfinite().all()
 
 
 def test_compiles_for_sizes_that_change():

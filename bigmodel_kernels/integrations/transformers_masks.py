@@ -60,7 +60,7 @@ def mask_for_attention(
     pattern = None if q_length == 1 or torch.compiler.is_compiling() else _pattern(mask_function)
     diagonal = None if pattern is None else _diagonal(pattern, q_length, kv_length, int(q_offset), kv_offset)
     packed = pattern is not None and pattern.sequences is not None
-    if packed and (attention_mask is not None or q_length != kv_length or pattern.sequences.shape[1] != q_length):
+    if packed and not _one_after_the_other(pattern.sequences, attention_mask, q_length, kv_length):
         diagonal = None
     if diagonal is None or (pattern.by_position and not packed):
         return masking_utils.sdpa_mask(**arguments)
@@ -74,6 +74,12 @@ def mask_for_attention(
         functools.partial(masking_utils.sdpa_mask, **(arguments | never_none)),
         _starts(pattern.sequences.expand(batch_size, -1)) if packed else None,
     )
+
+
+def _one_after_the_other(sequences: Tensor, attention_mask: Tensor | None, q_length: int, kv_length: int) -> bool:
+    """Whether each row is sequences one after the other, without padding, whose queries and keys are all here."""
+    whole = attention_mask is None and q_length == kv_length == sequences.shape[1]
+    return whole and bool((sequences.diff(dim=-1) >= 0).all())
 
 
 def _starts(sequences: Tensor) -> Tensor:

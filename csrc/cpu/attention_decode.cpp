@@ -62,28 +62,30 @@ std::int64_t query_offset(const DecodePlan& plan, const TensorView& view, const 
   return place.b * view.stride[0] + head * view.stride[1] + query % plan.q_len * view.stride[2];
 }
 
-// The queries of a kv head as fp32, in the order of the cache's elements, and as what is multiplied.
+// The queries of a kv head as what is multiplied: fp32 in the order of the cache's elements, integers, or bfloat16.
 template <class C>
 void pack_queries(const Decode& call, const SplitPlace& place, const DecodeScratch& scratch) {
   const DecodePlan& plan = call.plan;
   const TensorView& view = call.args.query;
   for (std::int64_t query = 0; query < plan.state_floats(); ++query) scratch.unit[query] = 1.0f;
   for (std::int64_t query = 0; query < plan.queries; ++query) {
-    float* packed = scratch.query + query * plan.query_stride;
+    const std::int64_t at = query * plan.query_stride;
+    float* packed = scratch.query + at;
     with_type_of(view.dtype, [&]<class T>(T) {
       copy_in(1, plan.head_dim, static_cast<const T*>(view.data) + query_offset(plan, view, place, query), 0,
               view.stride[3], scratch.room, 0);
     });
-    for (std::int64_t p = 0; p < plan.query_stride; p += lanes) store(packed + p, zero());
-    for (std::int64_t e = 0; e < plan.head_dim; ++e) packed[position_of<C>(e)] = scratch.room[e];
-    const std::int64_t at = query * plan.query_stride;
-    if (plan.arithmetic == Arithmetic::int16) {
-      scratch.unit[query] = quantize_query(plan.query_stride, packed, static_cast<std::int16_t*>(scratch.narrow) + at);
-    } else if (plan.arithmetic == Arithmetic::bf16) {
+    if (plan.arithmetic == Arithmetic::bf16) {
       bfloat16* const row = static_cast<bfloat16*>(scratch.narrow) + at;
       for (std::int64_t e = 0; e < plan.query_stride; e += lanes) {
         store(row + e, e < plan.head_dim ? load_up_to(scratch.room + e, plan.head_dim - e) : zero());
       }
+      continue;
+    }
+    for (std::int64_t p = 0; p < plan.query_stride; p += lanes) store(packed + p, zero());
+    for (std::int64_t e = 0; e < plan.head_dim; ++e) packed[position_of<C>(e)] = scratch.room[e];
+    if (plan.arithmetic == Arithmetic::int16) {
+      scratch.unit[query] = quantize_query(plan.query_stride, packed, static_cast<std::int16_t*>(scratch.narrow) + at);
     }
   }
 }
@@ -124,8 +126,8 @@ void dot_block(const DecodePlan& plan, const DecodeBlock<C>& block, const Decode
 }
 
 template <int queries, class C>
-void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, const float* weights, const float* keep,
-                float* output, Prefetch<C>& prefetch) {
+void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, float* weights, const float* keep, float* output,
+                Prefetch<C>& prefetch) {
   if constexpr (is_int8<C>) {
     if (plan.arithmetic == Arithmetic::int16) {
       return add_int8_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride,
@@ -141,14 +143,16 @@ void add_values(const DecodePlan& plan, const DecodeBlock<C>& block, const float
   add_tile<queries>(block.count, plan.value_dim, weights, block.value, keep, output, plan.value_stride, prefetch);
 }
 
-// Takes a block of keys and values into the record. A block is done in about the time that memory takes to answer, so
-// what is asked for meanwhile is read one block later: the values of the next one and the keys of the one after it.
+// Takes a block of keys and values into the record. Where there is AVX-512 a block is done in about the time that
+// memory takes to answer, so what is asked for meanwhile is read one block later: the values of the next one and the
+// keys of the one after it. Elsewhere it is this block's values and the next one's keys, and all of it stays in L1.
 template <class C>
 void add_block(const Decode& call, const SplitPlace& place, const DecodeBlock<C>& block, const DecodeBlock<C>& next,
                const DecodeBlock<C>& after_next, const DecodeScratch& scratch, const DecodeRecord& record) {
   const DecodePlan& plan = call.plan;
-  Prefetch<C> values = {next.value, next.count, plan.value_dim};
-  Prefetch<C> keys = {after_next.key, after_next.count, plan.head_dim};
+  const DecodeBlock<C>&with_values = asks_block_ahead ? next : block, &with_keys = asks_block_ahead ? after_next : next;
+  Prefetch<C> values = {with_values.value, with_values.count, plan.value_dim};
+  Prefetch<C> keys = {with_keys.key, with_keys.count, plan.head_dim};
   for (std::int64_t tile = 0; tile < plan.tiles; ++tile) {
     const std::int64_t first = tile * tile_queries, left = plan.queries - first;
     float scores[DecodeBlock<C>::most * tile_queries], keep[tile_queries];

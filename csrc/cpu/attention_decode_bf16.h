@@ -57,12 +57,17 @@ static __attribute__((noinline)) void dot_bf16_tile(std::int64_t keys, std::int6
   }
 }
 
-// Weights [key][query] as pairs of keys: pairs[key / 2][query], the last with a zero after an odd number of keys.
-BIGMODEL_INLINE void pair_weights(std::int64_t keys, const float* weights, BFloat16Pair* pairs) {
-  bfloat16 rounded[(64 + 2) * tile_queries + pair_lanes] = {};
+// Weights [key][query] as pairs of keys: pairs[key / 2][query]. After an odd number of keys the last value is read
+// twice, with half of its weight each time: a zero would make NaN of an infinite value.
+BIGMODEL_INLINE void pair_weights(std::int64_t keys, float* weights, BFloat16Pair* pairs) {
+  if (keys % 2 == 1) {
+    float* const last = weights + (keys - 1) * tile_queries;
+    for (int q = 0; q < tile_queries; ++q) last[q] *= 0.5f, last[tile_queries + q] = last[q];
+    ++keys;
+  }
+  bfloat16 rounded[(64 + 2) * tile_queries + pair_lanes];
   for (std::int64_t i = 0; i < keys * tile_queries; i += lanes) store(rounded + i, load(weights + i));
-  for (std::int64_t i = keys * tile_queries; i % (2 * tile_queries) != 0; ++i) rounded[i] = {};
-  for (std::int64_t pair = 0; pair < (keys + 1) / 2; ++pair) {
+  for (std::int64_t pair = 0; pair < keys / 2; ++pair) {
     const bfloat16* from = rounded + 2 * pair * tile_queries;
     for (int q = 0; q < tile_queries; ++q) pairs[pair * tile_queries + q] = {{from[q], from[tile_queries + q]}};
   }
@@ -104,7 +109,7 @@ BIGMODEL_INLINE void add_bf16_columns(std::int64_t keys, const BFloat16Pair* pai
 }
 
 template <int queries>
-static __attribute__((noinline)) void add_bf16_tile(std::int64_t keys, std::int64_t value_dim, const float* weights,
+static __attribute__((noinline)) void add_bf16_tile(std::int64_t keys, std::int64_t value_dim, float* weights,
                                                     const bfloat16* const* value, const float* keep, float* output,
                                                     std::int64_t stride, Prefetch<bfloat16>& prefetch) {
   constexpr int vectors = decode_sums / queries >= 4 ? decode_sums / queries / 2 : 1;

@@ -9,8 +9,8 @@
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 inline constexpr float largest_int16 = 32767.0f;
-// A lane's sum of this many products of int16 and int8 stays in 32 bits.
-inline constexpr std::int64_t most_int_head_dim = 512 * lanes;
+// The sum of so many products of int16 and int8 stays in 32 bits.
+inline constexpr std::int64_t most_int_head_dim = 512;
 
 // A row of fp32, whole pairs of vectors, as integers; returns what they are multiples of.
 static float quantize_query(std::int64_t stride, const float* row, std::int16_t* integers) {

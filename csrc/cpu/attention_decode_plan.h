@@ -21,7 +21,7 @@ struct DecodePlan {
   std::int64_t batch, heads, kv_heads, group, q_len, head_dim, value_dim;
   std::int64_t queries, tiles;  // of one kv head: its heads' queries, head by head
   std::int64_t block_keys, split_keys, most_splits;
-  std::int64_t query_stride, value_stride;  // of rows of fp32
+  std::int64_t query_stride, value_stride;  // of the queries' rows and of fp32 output's
   std::int64_t record_floats, scratch_floats;
   Arithmetic arithmetic;
   int workers;
@@ -49,7 +49,8 @@ BIGMODEL_INLINE Sequence sequence_of(const AttentionDecodeArgs& args, const Deco
 }
 
 BIGMODEL_INLINE void plan_splits(const AttentionDecodeArgs& args, std::int64_t element_bytes, DecodePlan& plan) {
-  // A block's keys and values and the keys of the next are to fit the first-level cache beside the queries; 4 KB of
+  // A block's keys and values and the keys of the next are to fit the first-level cache beside the queries (with
+  // AVX-512, which asks for more at once, the second-level one); 4 KB of
   // keys read bf16 faster than 8 KB by 6 % on Zen 3, whereas int8, bound by arithmetic there, wants 8 KB by as much.
   constexpr std::int64_t fewest_keys = 8, enough_jobs = 64, fewest_split = 256, most_split = 2048;
   const std::int64_t block_bytes = element_bytes == 1 ? 8192 : 4096;

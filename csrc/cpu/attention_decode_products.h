@@ -2,7 +2,7 @@
 // few queries with keys, and sums of values weighted by a few queries' probabilities.
 //
 // Queries come in tiles of tile_queries; a tile's dots and weights lie as [key][tile_queries]. Rows of fp32 (queries
-// and outputs) are in the order in which load_pair delivers a cache's elements, padded with zeros to whole pairs of
+// and outputs) are in the order in which load_half delivers a cache's elements, padded with zeros to whole pairs of
 // vectors.
 #pragma once
 
@@ -163,7 +163,8 @@ BIGMODEL_INLINE void add_columns(std::int64_t keys, const float* weights, const 
 // Where rows are fetched to that are read once: the second-level cache on processors with AVX-512, whose first level
 // has too few requests on their way at a time (Zen 4: 65 % of the memory's bandwidth that way, 90 % this way);
 // elsewhere the first level alone (Zen 3: 5 % faster).
-inline constexpr int prefetch_locality = lanes == 16 ? 2 : 0;
+inline constexpr bool asks_block_ahead = lanes == 16;
+inline constexpr int prefetch_locality = asks_block_ahead ? 2 : 0;
 
 // Rows that will be read soon: a share of them is asked for whenever the loops at hand have done a share of their work.
 template <class C>

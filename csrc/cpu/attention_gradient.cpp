@@ -43,7 +43,7 @@ void add_to_queries(const Gradient<T>& g, const GradientScratch& scratch, const 
     multiply_to_queries(tile, width, scratch.grad_scores, keys.key_for_query, scratch.grad_query, g.plan.key_stride,
                         add);
   } else {
-    auto* const pairs = reinterpret_cast<LaneOf<ElementOf<T>>*>(scratch.rounded_pairs);
+    auto* const pairs = reinterpret_cast<LaneOf<ElementOf<T>>*>(scratch.rounded);
     round_pairs(tile, scratch.grad_scores, pairs);
     multiply_to_queries(tile, width, pairs, keys.key_for_query, scratch.grad_query_columns, add);
   }
@@ -65,7 +65,7 @@ void block_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::
     const std::uint32_t bit = std::uint32_t(1) << (key / key_block);
     const bool add = open.started & bit;
     if (args.grad_value.data) {
-      multiply_to_keys<ElementOf<T>>(tile, plan.value_dim, as_lhs<T>(tile, scratch.weights, scratch.rounded_weights),
+      multiply_to_keys<ElementOf<T>>(tile, plan.value_dim, as_lhs<T>(tile, scratch.weights, scratch.rounded),
                                      operands.grad_output, scratch.grad_value + key * plan.value_stride,
                                      plan.value_stride, add);
     }
@@ -76,7 +76,7 @@ void block_gradients(const Gradient<T>& g, const GradientScratch& scratch, std::
       });
     }
     if (args.grad_key.data) {
-      multiply_to_keys<ElementOf<T>>(tile, plan.head_dim, as_lhs<T>(tile, scratch.grad_scores, scratch.rounded_rows),
+      multiply_to_keys<ElementOf<T>>(tile, plan.head_dim, as_lhs<T>(tile, scratch.grad_scores, scratch.rounded),
                                      operands.query, scratch.grad_key + key * plan.key_stride, plan.key_stride, add);
     }
     if (args.grad_query.data) add_to_queries(g, scratch, tile, keys, started);

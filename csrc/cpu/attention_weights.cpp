@@ -10,7 +10,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
 
 // A job: some panels of queries of one head, or of all heads that are averaged, against all keys. Their queries are
-// packed once.
+// packed once where the second-level cache holds them all.
 struct WeightsPlan {
   AttentionShape shape;  // of query heads alone: panels belong to one head
   std::int64_t group;    // query heads per kv head
@@ -18,7 +18,10 @@ struct WeightsPlan {
   std::int64_t key_block, key_floats, query_floats, tile_floats, scratch_floats;
   int workers;
 
+  bool keeps_queries;
+
   std::int64_t jobs() const { return shape.batch * (shape.heads / job_heads) * blocks; }
+  std::int64_t queries_floats() const { return (keeps_queries ? block_panels * job_heads : 1) * query_floats; }
 };
 
 template <class Element>
@@ -36,15 +39,13 @@ WeightsPlan plan_weights(const AttentionWeightsForwardArgs& args) {
   plan.job_heads = args.average_heads && shape.heads > 0 ? shape.heads : 1;
   plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan.block_panels = shape.panels < most_panels ? shape.panels : most_panels;
-  while (plan.block_panels > 1 && plan.block_panels * plan.job_heads * plan.query_floats > most_query_floats) {
-    --plan.block_panels;
-  }
+  plan.keeps_queries = plan.block_panels * plan.job_heads * plan.query_floats <= most_query_floats;
   plan.blocks = plan.block_panels > 0 ? ceil_div(shape.panels, plan.block_panels) : 0;
   plan.key_block = key_block_of<Element>(shape.head_dim, shape.head_dim);
   plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block);
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
-  plan.scratch_floats = plan.key_floats + plan.block_panels * plan.job_heads * plan.query_floats +
-                        (3 + plan.block_panels) * plan.tile_floats + worker_gap;
+  plan.scratch_floats =
+      plan.key_floats + plan.queries_floats() + (3 + plan.block_panels) * plan.tile_floats + worker_gap;
   const double work = double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim);
   plan.workers = work < worth_threads ? 1 : max_workers();
   return plan;
@@ -60,7 +61,7 @@ template <class Element>
 struct WeightsScratch {
   TileScratch tile;
   float* weights;          // a tile per panel: the sum over the heads
-  LaneOf<Element>* query;  // of every panel and head
+  LaneOf<Element>* query;  // of every panel and head, or of one
   Element* key;
 };
 
@@ -75,7 +76,7 @@ WeightsScratch<Element> carve_scratch(const WeightsPlan& plan, void* workspace, 
   WeightsScratch<Element> scratch;
   scratch.tile = {take(plan.tile_floats), take(plan.tile_floats), take(plan.tile_floats)};
   scratch.weights = take(plan.block_panels * plan.tile_floats);
-  scratch.query = reinterpret_cast<LaneOf<Element>*>(take(plan.block_panels * plan.job_heads * plan.query_floats));
+  scratch.query = reinterpret_cast<LaneOf<Element>*>(take(plan.queries_floats()));
   scratch.key = reinterpret_cast<Element*>(take(plan.key_floats));
   return scratch;
 }
@@ -151,16 +152,17 @@ void run_job(const Weights& call, std::int64_t job, int worker) {
     return panel;
   };
   const auto query_of = [&](std::int64_t head, std::int64_t p) {
-    return scratch.query + (head * plan.block_panels + p) * plan.query_floats;
+    return scratch.query + (plan.keeps_queries ? head * plan.block_panels + p : 0) * plan.query_floats;
+  };
+  const auto pack = [&](std::int64_t head, std::int64_t p, const Panel& panel) {
+    pack_query<T>(inputs, panel, scratch.tile, query_of(head, p));
   };
   const std::int64_t panels = last_panel - first_panel;
   T* matrix =
       static_cast<T*>(weights.data) + batch * weights.stride[0] + first_head / plan.job_heads * weights.stride[1];
 
-  for (std::int64_t head = 0; head < plan.job_heads; ++head) {
-    for (std::int64_t p = 0; p < panels; ++p) {
-      pack_query<T>(inputs, panel_of(head, p), scratch.tile, query_of(head, p));
-    }
+  for (std::int64_t head = 0; head < (plan.keeps_queries ? plan.job_heads : 0); ++head) {
+    for (std::int64_t p = 0; p < panels; ++p) pack(head, p, panel_of(head, p));
   }
   for (std::int64_t first = 0; first < shape.kv_len; first += plan.key_block) {
     const std::int64_t end = first + plan.key_block;
@@ -169,8 +171,9 @@ void run_job(const Weights& call, std::int64_t job, int worker) {
     for (std::int64_t head = 0; head < plan.job_heads; ++head) {
       const Rows<Element> key = rows_of<T>(inputs.key, batch, (first_head + head) / plan.group, block, scratch.key);
       for (std::int64_t p = 0; p < panels; ++p) {
-        add_head<T>(call, panel_of(head, p), query_of(head, p), key, block, scratch.tile,
-                    scratch.weights + p * plan.tile_floats);
+        const Panel panel = panel_of(head, p);
+        if (!plan.keeps_queries) pack(head, p, panel);
+        add_head<T>(call, panel, query_of(head, p), key, block, scratch.tile, scratch.weights + p * plan.tile_floats);
       }
     }
     for (std::int64_t p = 0; p < panels; ++p) {

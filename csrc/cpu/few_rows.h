@@ -25,8 +25,8 @@ inline constexpr int few_rows_together = 3;  // columns; 12 sums fill 16 vector 
 inline constexpr bool few_rows_ask = false;
 #endif
 // With AVX-512 the columns that four rows or fewer take next are asked for into L2 where the rhs may come from memory:
-// prefetchers start anew with every column, and short ones were read at half of the memory's bandwidth (bench/NOTES.md).
-// What more than these many bytes take is held to be such a rhs.
+// prefetchers start anew with every column, and short ones were read at half of the memory's bandwidth
+// (bench/NOTES.md). What more than these many bytes take is held to be such a rhs.
 inline constexpr std::int64_t few_rows_cached = std::int64_t{1} << 20;
 inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
@@ -41,7 +41,11 @@ BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
 }
 
 // Rows of the lhs an odd number of cache lines apart do not compete for the same lines of L1.
-BIGMODEL_INLINE std::int64_t few_rows_stride(std::int64_t k) { return round_up(k, 32) + 16; }
+template <class Element>
+constexpr std::int64_t few_rows_stride(std::int64_t k) {
+  constexpr std::int64_t line = 64 / sizeof(Element);
+  return round_up(k, 2 * line) + line;
+}
 
 // Of one worker: the sums of each product, and the lanes of those of a group of columns.
 inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
@@ -80,7 +84,8 @@ BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int prod
   std::int64_t floats = workers * few_rows_worker(products);
   for (int p = 0; p < products; ++p) {
     const Matrix<const T>& lhs = product[p].lhs;
-    if (!in_place(lhs)) floats += lhs.rows * few_rows_stride(lhs.columns);
+    constexpr std::int64_t elements = sizeof(float) / sizeof(ElementOf<T>);
+    if (!in_place(lhs)) floats += lhs.rows * few_rows_stride<ElementOf<T>>(lhs.columns) / elements;
   }
   return floats;
 }
@@ -114,7 +119,7 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t l
   constexpr int width = lanes * Layout<Element>::group;
   std::int64_t p = 0;
   for (; p + width <= k; p += width) {
-    if constexpr (asks) {
+    if (asks && p * std::int64_t{sizeof(T)} % 64 == 0) {
 #pragma GCC unroll 6
       for (int c = 0; c < columns; ++c) __builtin_prefetch(rhs + (columns + c) * rhs_stride + p, 0, 2);
     }
@@ -236,7 +241,7 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
       lhs[p] = reinterpret_cast<const Element*>(from.data), lhs_stride[p] = from.row_stride;
       continue;
     }
-    lhs[p] = copies, lhs_stride[p] = few_rows_stride(from.columns);
+    lhs[p] = copies, lhs_stride[p] = few_rows_stride<Element>(from.columns);
     copy_in(m, from.columns, from.data, from.row_stride, from.column_stride, copies, lhs_stride[p]);
     copies += m * lhs_stride[p];
   }

@@ -16,6 +16,7 @@
 #include "cpu/isa/pack.h"
 #include "cpu/jobs.h"
 #include "cpu/matrix.h"
+#include "cpu/operands.h"
 #include "cpu/product.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
@@ -23,8 +24,8 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // For 32 KB of L1 and 512 KB of L2 (Zen 3): a panel of 256 x 16 fp32 fills half of L1, a block of 96 x 256 a fifth of
 // L2. Measured there: blocks of 192 rows are no faster; narrower blocks are slower, since each packs its lhs anew (256
 // columns: 8 % less than 512), although the sums of 96 x 1024 leave L2; prefetching panels or the lhs gains nothing.
-// AVX-512 takes fourteen rows at a time, so few passes over a panel that it may come from L2 each time: twice the
-// depth, in bytes, saves half of the sums' way there and back (Zen 4: 1 to 2 % in fp32, 2 to 5 % in bf16).
+// AVX-512 takes fourteen rows at a time, so few passes over a panel that it may come from L2 each time: 2 KB of depth
+// save half of the sums' way there and back in fp32, three quarters in bf16 (Zen 4: 1 to 2 %, 2 to 5 %).
 template <class Element>
 inline constexpr std::int64_t most_depth = Layout<Element>::rows == 14 ? 2048 / sizeof(Element) : 256;
 inline constexpr std::int64_t most_block_rows = 96;
@@ -35,16 +36,14 @@ inline constexpr std::int64_t least_chunk_columns = 256;
 inline constexpr std::int64_t jobs_per_worker = 8;
 
 template <class T>
-using Element = typename Multiply<T>::Element;
+using ElementLayout = Layout<ElementOf<T>>;
 template <class T>
-using ElementLayout = Layout<Element<T>>;
-template <class T>
-using Lane = typename ElementLayout<T>::Lane;
+using Lane = LaneOf<ElementOf<T>>;
 
 // Lanes of one packed rhs panel of all k.
 template <class T>
 BIGMODEL_INLINE std::int64_t panel_lanes(std::int64_t k) {
-  return rhs_rows<Element<T>>(k) * tile_columns;
+  return rhs_rows<ElementOf<T>>(k) * tile_columns;
 }
 
 template <class T>
@@ -62,7 +61,7 @@ BIGMODEL_INLINE std::int64_t even_part(std::int64_t size, std::int64_t most, std
 // k is worked off in equal parts, each of whole packed lhs rows.
 template <class T>
 BIGMODEL_INLINE std::int64_t depth_for(std::int64_t k) {
-  return even_part(k, most_depth<Element<T>>, lhs_width<Element<T>>(1));
+  return even_part(k, most_depth<ElementOf<T>>, lhs_width<ElementOf<T>>(1));
 }
 
 template <class T>
@@ -75,7 +74,7 @@ struct Gemm {
   std::int64_t block_rows, block_columns, chunk_columns;
   std::int64_t depth[most_products], lhs_stride, sums_stride;
   Lane<T>* chunk[most_products];  // a chunk of packed rhs, where it was not packed before
-  Element<T>* lhs_blocks;         // one per worker
+  ElementOf<T>* lhs_blocks;       // one per worker
   float* sums;                    // one per worker
 };
 
@@ -86,7 +85,7 @@ BIGMODEL_INLINE std::int64_t sums_size(const Gemm<T>& gemm) {
 template <class T>
 BIGMODEL_INLINE std::int64_t lhs_block_size(const Gemm<T>& gemm) {
   return gemm.block_rows * gemm.lhs_stride +
-         worker_gap * std::int64_t{sizeof(float)} / std::int64_t{sizeof(Element<T>)};
+         worker_gap * std::int64_t{sizeof(float)} / std::int64_t{sizeof(ElementOf<T>)};
 }
 
 // Blocks as large as the caches like, smaller where the threads would not share them out evenly.
@@ -149,9 +148,9 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   // Rows an odd number of cache lines apart do not compete for the same lines of L1.
   constexpr std::int64_t line = 64;
   gemm.lhs_stride =
-      round_up(depth, 2 * line / std::int64_t{sizeof(Element<T>)}) + line / std::int64_t{sizeof(Element<T>)};
+      round_up(depth, 2 * line / std::int64_t{sizeof(ElementOf<T>)}) + line / std::int64_t{sizeof(ElementOf<T>)};
   gemm.sums_stride = gemm.block_columns + line / std::int64_t{sizeof(float)};
-  gemm.lhs_blocks = take<Element<T>>(arena, gemm.workers * lhs_block_size(gemm));
+  gemm.lhs_blocks = take<ElementOf<T>>(arena, gemm.workers * lhs_block_size(gemm));
   gemm.sums = take<float>(arena, gemm.workers * sums_size(gemm));
 }
 
@@ -182,7 +181,7 @@ static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, st
 // block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column.
 template <class T>
 static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
-                           Element<T>* lhs_block) {
+                           ElementOf<T>* lhs_block) {
   const Product<T>& product = gemm.product[p];
   const std::int64_t k = product.lhs.columns, panel_size = panel_lanes<T>(k);
   std::int64_t first = 0;
@@ -192,7 +191,7 @@ static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const
              lhs_block, gemm.lhs_stride);
     const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
     for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
-      multiply_by_rows<SumsIn::l2>(block.rows, least(tile_columns, block.columns - j), packed_k<Element<T>>(depth),
+      multiply_by_rows<SumsIn::l2>(block.rows, least(tile_columns, block.columns - j), packed_k<ElementOf<T>>(depth),
                                    lhs_block, gemm.lhs_stride, panel, tile_columns, block.sums[p] + j, block.stride,
                                    first > 0);
     }

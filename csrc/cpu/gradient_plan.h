@@ -38,7 +38,7 @@ struct GradientScratch {
   float *query, *query_columns, *grad_output, *grad_output_columns;  // of a block of queries, as rows and transposed
   float *grad_query, *grad_query_columns, *grad_rows;
   float *weights, *grad_scores, *slopes, *rules, *mask_sums;  // of a tile: keys x queries
-  float *rounded_weights, *rounded_rows, *rounded_pairs;      // the same as bfloat16
+  float* rounded;                                             // one of these at a time as bfloat16
 };
 
 // Hands out consecutive cache-line-aligned pieces of memory, in floats.
@@ -63,7 +63,7 @@ struct GradientScratchSizes {
   std::int64_t floats() const {
     const std::int64_t widths = key_stride + value_stride;
     return round_up(2 * keys * widths + 2 * query_block * widths + 2 * query_block * key_stride + query_block +
-                        5 * tile + 3 * tile / 2 + worker_gap,
+                        5 * tile + tile / 2 + worker_gap,
                     16);
   }
 };
@@ -89,9 +89,7 @@ GradientScratch carve_scratch(const GradientScratchSizes& sizes, float* memory) 
   scratch.slopes = take(sizes.tile);
   scratch.rules = take(sizes.tile);
   scratch.mask_sums = take(sizes.tile);
-  scratch.rounded_weights = take(sizes.tile / 2);
-  scratch.rounded_rows = take(sizes.tile / 2);
-  scratch.rounded_pairs = take(sizes.tile / 2);
+  scratch.rounded = take(sizes.tile / 2);
   return scratch;
 }
 

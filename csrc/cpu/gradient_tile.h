@@ -136,9 +136,11 @@ void round_rows(const TileShape& tile, const float* scores, bfloat16* rows) {
     for (std::int64_t key = tile.begin[panel]; key < tile.end[panel]; ++key) {
       const std::int64_t at = key * query_block + q;
       for (std::int64_t j = 0; j < grain; j += 2 * lanes) {
-        // What lies past the last query was never computed.
-        const auto part = [&](std::int64_t i)
-                              BIGMODEL_INLINE_LAMBDA { return q + i < tile.queries ? load(scores + at + i) : zero(); };
+        // What lies past the last query was never computed, or from keys that no query may see.
+        const auto part = [&](std::int64_t i) BIGMODEL_INLINE_LAMBDA {
+          const std::int64_t left = tile.queries - q - i;
+          return left > 0 ? load_up_to(scores + at + i, left) : zero();
+        };
         store_rounded(rows + at + j, part(j), part(j + lanes));
       }
     }

@@ -51,8 +51,8 @@ void linear_cross_entropy_backward(const LinearCrossEntropyBackwardArgs&);
 
 // Not kernels but the ceilings that kernels are measured against, on the calling thread: independent fp32 multiply-adds
 // (returns the floating-point operations done; 0 < factor < 1), dot products of bf16 pairs or int8 quadruples (return
-// the operations done: 0 where the target has no such instruction), and a read of count words, from beyond the caches or
-// not (returns their sum).
+// the operations done: 0 where the target has no such instruction), and a read of count words, from beyond the caches
+// or not (returns their sum).
 std::int64_t peak_multiply_add(std::int64_t rounds, float factor, float* sink);
 std::int64_t peak_bf16_dot(std::int64_t rounds, float* sink);
 std::int64_t peak_int8_dot(std::int64_t rounds, float* sink);

@@ -1,4 +1,4 @@
-// The operands of attention's products, in the Element that the CPU target multiplies: fp32, or bfloat16 by pairs.
+// The operands of products, in the Element that the CPU target multiplies: fp32, or bfloat16 by pairs.
 #pragma once
 
 #include "bigmodel/tensor.h"

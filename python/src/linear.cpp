@@ -32,7 +32,8 @@ const void* checked_packed(const Call& call, const char* name, const OptionalTen
 std::int64_t few_rows(DType dtype, std::int64_t weight_elements) {
   const std::string_view target = cpu::kernels().target;
   const bool pairs = dtype == DType::bfloat16 && (target == "avx512bf16" || target == "amx" || target == "neon_bf16");
-  return pairs && weight_elements >= 4 * least_packed_elements ? 8 : 32;
+  const bool cached = weight_elements >= 4 * least_packed_elements && weight_elements < std::int64_t{1} << 22;
+  return pairs && cached ? 16 : 32;
 }
 
 bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight) {

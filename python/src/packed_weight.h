@@ -12,7 +12,8 @@ const void* checked_packed(const Call& call, const char* name, const OptionalTen
 inline constexpr std::int64_t least_packed_elements = 16384;
 
 // So many rows are multiplied by a weight of so many elements as it lies in memory: csrc/cpu/few_rows.h. Pairs of
-// bfloat16 are multiplied faster by a packed form, and by more than looking it up costs where the weight is large.
+// bfloat16 are multiplied faster by a packed form, but looking it up costs more than that saves where the weight is
+// small, and where it comes from memory, which the look-up reads once more (Zen 4).
 std::int64_t few_rows(DType dtype, std::int64_t weight_elements);
 
 // Whether the rows of `input` gain nothing from a packed form of a weight.

@@ -31,8 +31,7 @@ BIGMODEL_INLINE F32 pairs_of(F32 even, F32 odd) {
 // Two vectors one after the other, rounded in the same way.
 BIGMODEL_INLINE void store_rounded(bfloat16* p, F32 first, F32 second) {
 #if defined(__AVX512BF16__)
-  const __m512bh both = _mm512_cvtne2ps_pbh(second.v, first.v);
-  __builtin_memcpy(p, &both, sizeof both);
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v)));
 #else
   store(p, first);
   store(p + lanes, second);
