@@ -25,7 +25,7 @@ from bigmodel_kernels.triton.linear import linear  # noqa: E402
 
 compiled = pytest.mark.skipif(interpreted(), reason="interpreted kernels have no machine code")
 only_interpreted = pytest.mark.skipif(
-    not interpreted(), reason="kernels run without a GPU only under TRITON_INTERPRET=1"
+    not interpreted(), reason="rounds the interpreter's products: only under TRITON_INTERPRET=1"
 )
 
 META = torch.device("meta")

@@ -45,16 +45,9 @@ template <int queries>
 static __attribute__((noinline)) void dot_bf16_tile(std::int64_t keys, std::int64_t depth, const bfloat16* query,
                                                     std::int64_t stride, const bfloat16* const* key, float* dots,
                                                     Prefetch<bfloat16>& prefetch) {
-  constexpr int together = decode_sums / queries < 8 ? decode_sums / queries : 8;
-  std::int64_t k = 0;
-  for (; k + together <= keys; k += together) {
-    prefetch.ask_until(k + together);
-    dot_bf16_keys<queries, together>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
-  for (; k < keys; ++k) {
-    prefetch.ask_until(k + 1);
-    dot_bf16_keys<queries, 1>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
+  over_keys<queries, 8>(keys, prefetch, [&]<int count>(std::int64_t k) BIGMODEL_INLINE_LAMBDA {
+    dot_bf16_keys<queries, count>(depth, query, stride, key + k, dots + k * tile_queries);
+  });
 }
 
 // Weights [key][query] as pairs of keys: pairs[key / 2][query]. After an odd number of keys the last value is read

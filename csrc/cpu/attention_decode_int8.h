@@ -71,16 +71,9 @@ template <int queries>
 static __attribute__((noinline)) void dot_int8_tile(std::int64_t keys, std::int64_t depth, const std::int16_t* query,
                                                     std::int64_t stride, const std::int8_t* const* key, float* dots,
                                                     Prefetch<std::int8_t>& prefetch) {
-  constexpr int together = decode_sums / queries < 4 ? decode_sums / queries : 4;
-  std::int64_t k = 0;
-  for (; k + together <= keys; k += together) {
-    prefetch.ask_until(k + together);
-    dot_int8_keys<queries, together>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
-  for (; k < keys; ++k) {
-    prefetch.ask_until(k + 1);
-    dot_int8_keys<queries, 1>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
+  over_keys<queries, 4>(keys, prefetch, [&]<int count>(std::int64_t k) BIGMODEL_INLINE_LAMBDA {
+    dot_int8_keys<queries, count>(depth, query, stride, key + k, dots + k * tile_queries);
+  });
 }
 
 // Weights [key][query] as integers, two keys in one word: pairs[key / 2][query]; unit[query] is what they are multiples

@@ -187,21 +187,30 @@ struct Prefetch {
   }
 };
 
+// body.operator()<count>(first) for runs of keys: as many as `queries` sums of each have registers for, `most` at most,
+// and one by one at the end.
+template <int queries, int most, class C, class Body>
+BIGMODEL_INLINE void over_keys(std::int64_t keys, Prefetch<C>& prefetch, const Body& body) {
+  constexpr int together = decode_sums / queries < most ? decode_sums / queries : most;
+  std::int64_t k = 0;
+  for (; k + together <= keys; k += together) {
+    prefetch.ask_until(k + together);
+    body.template operator()<together>(k);
+  }
+  for (; k < keys; ++k) {
+    prefetch.ask_until(k + 1);
+    body.template operator()<1>(k);
+  }
+}
+
 // All dots of a tile with `keys` keys.
 template <int queries, class C>
 static __attribute__((noinline)) void dot_tile(std::int64_t keys, std::int64_t depth, const float* query,
                                                std::int64_t stride, const C* const* key, float* dots,
                                                Prefetch<C>& prefetch) {
-  constexpr int together = decode_sums / queries < 8 ? decode_sums / queries : 8;
-  std::int64_t k = 0;
-  for (; k + together <= keys; k += together) {
-    prefetch.ask_until(k + together);
-    dot_keys<queries, together>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
-  for (; k < keys; ++k) {
-    prefetch.ask_until(k + 1);
-    dot_keys<queries, 1>(depth, query, stride, key + k, dots + k * tile_queries);
-  }
+  over_keys<queries, 8>(keys, prefetch, [&]<int count>(std::int64_t k) BIGMODEL_INLINE_LAMBDA {
+    dot_keys<queries, count>(depth, query, stride, key + k, dots + k * tile_queries);
+  });
 }
 
 // output = keep output + weights^T values of a tile.

@@ -47,9 +47,10 @@ bool sees(const Band& band, std::int64_t first_query, std::int64_t queries, cons
 }
 
 // Rows of a tensor as an lhs with the given stride: in place where they already are that, else packed in `memory`.
-template <class T, class Element = ElementOf<T>>
-Rows<Element> load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t rows,
-                        std::int64_t width, float* memory, std::int64_t stride) {
+template <class T>
+Rows<ElementOf<T>> load_rows(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
+                             std::int64_t rows, std::int64_t width, float* memory, std::int64_t stride) {
+  using Element = ElementOf<T>;
   const T* source = pointer<const T>(view, b, h, first);
   if (view.dtype == dtype_of<Element> && view.stride[3] == 1 && view.stride[2] == stride && width == stride) {
     return {reinterpret_cast<const Element*>(source), stride};
@@ -60,13 +61,13 @@ Rows<Element> load_rows(const TensorView& view, std::int64_t b, std::int64_t h, 
 }
 
 // The same as an rhs, whose rows are the queries: in place where fp32 rows already are that.
-template <class T, class Element = ElementOf<T>>
-const LaneOf<Element>* load_rhs(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
-                                std::int64_t rows, std::int64_t width, float* memory, std::int64_t stride) {
-  if constexpr (is_float<Element>) {
+template <class T>
+const LaneOf<ElementOf<T>>* load_rhs(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
+                                     std::int64_t rows, std::int64_t width, float* memory, std::int64_t stride) {
+  if constexpr (is_float<ElementOf<T>>) {
     return load_rows<T>(view, b, h, first, rows, width, memory, stride).data;
   } else {
-    LaneOf<Element>* const packed = reinterpret_cast<LaneOf<Element>*>(memory);
+    auto* const packed = reinterpret_cast<LaneOf<ElementOf<T>>*>(memory);
     pack_rhs(rows, width, pointer<const T>(view, b, h, first), view.stride[2], view.stride[3], packed, stride);
     return packed;
   }
@@ -76,7 +77,7 @@ const LaneOf<Element>* load_rhs(const TensorView& view, std::int64_t b, std::int
 template <class T>
 LaneOf<ElementOf<T>>* load_columns(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t first,
                                    std::int64_t queries, std::int64_t width, float* memory) {
-  LaneOf<ElementOf<T>>* const packed = reinterpret_cast<LaneOf<ElementOf<T>>*>(memory);
+  auto* const packed = reinterpret_cast<LaneOf<ElementOf<T>>*>(memory);
   pack_rhs(width, queries, pointer<const T>(view, b, h, first), view.stride[3], view.stride[2], packed, query_block);
   return packed;
 }
