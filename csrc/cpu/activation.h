@@ -31,17 +31,14 @@ BIGMODEL_INLINE ValueAndSlope value_and_slope(Relu, F32 x) {
   return {max(zero(), x), select(less(zero(), x), set1(1.0f), zero())};
 }
 
-BIGMODEL_INLINE F32 normal_distribution(F32 x) {
-  constexpr float sqrt_half = 0.707106781186547524f;
-  return fma(set1(0.5f), erf(x * set1(sqrt_half)), set1(0.5f));
-}
 BIGMODEL_INLINE F32 value(Gelu, F32 x) { return x * normal_distribution(x); }
 BIGMODEL_INLINE ValueAndSlope value_and_slope(Gelu, F32 x) {
   constexpr float density_at_zero = 0.398942280401432678f;  // 1 / sqrt(2 pi)
   const F32 below = normal_distribution(x);
-  const F32 density = set1(density_at_zero) * exp(set1(-0.5f) * x * x);
+  F32 power[1] = {x * x * set1(-0.5f * log2_e)};
+  exp2_each<5>(power);
   // x times a density that has underflowed is 0 even at infinity.
-  const F32 moved = select(less(set1(15.0f), abs(x)), zero(), x * density);
+  const F32 moved = select(less(set1(15.0f), abs(x)), zero(), x * set1(density_at_zero) * power[0]);
   return {x * below, below + moved};
 }
 

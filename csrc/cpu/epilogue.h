@@ -1,11 +1,11 @@
-// Steps of an epilogue: each does one thing to a row of fp32 sums, which is in L1. Such rows are whole vectors long:
-// only tensors of type T have ends to mind.
+// What an epilogue is made of: vectors of fp32 sums, still in cache, and the tensors beside them. Rows of sums are
+// whole vectors long: only tensors of type T have ends to mind.
 #pragma once
 
 #include "cpu/activation.h"
 #include "cpu/isa/pack.h"
-#include "cpu/matrix.h"
 #include "cpu/philox.h"
+#include "cpu/product.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -13,6 +13,41 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 template <class T>
 BIGMODEL_INLINE F32 read(const T* p, std::int64_t stride, std::int64_t j, std::int64_t count) {
   return stride == 1 ? load_up_to(p + j, count) : gather(p + j * stride, stride, count);
+}
+
+// One vector of a block: where it lies in the result and in the block's sums, and how many elements are left from
+// there.
+struct Place {
+  std::int64_t row, column, left, offset;
+};
+
+// body(place) for every vector of row i of a block.
+template <class Body>
+BIGMODEL_INLINE void for_each_vector_of(const Block& block, std::int64_t i, Body body) {
+  for (std::int64_t j = 0; j < block.columns; j += lanes) {
+    body(Place{block.row + i, block.column + j, block.columns - j, i * block.stride + j});
+  }
+}
+
+// All of an epilogue for a vector is done before the next vector: one reading of the sums, one writing of the result.
+template <class Body>
+BIGMODEL_INLINE void for_each_vector(const Block& block, Body body) {
+  for (std::int64_t i = 0; i < block.rows; ++i) for_each_vector_of(block, i, body);
+}
+
+template <class T>
+BIGMODEL_INLINE F32 read(Matrix<T> from, const Place& place) {
+  return read(at(from, place.row, place.column), from.column_stride, 0, place.left);
+}
+
+// To rows of unit stride.
+template <class T>
+BIGMODEL_INLINE void write(Matrix<T> to, const Place& place, F32 values) {
+  store_up_to(at(to, place.row, place.column), values, place.left);
+}
+template <class T>
+BIGMODEL_INLINE void write_if_there(Matrix<T> to, const Place& place, F32 values) {
+  if (to.data) write(to, place, values);
 }
 
 template <class T>
@@ -36,35 +71,6 @@ BIGMODEL_INLINE void add_row(float* row, const float* other, std::int64_t count)
 
 BIGMODEL_INLINE void multiply_row(float* row, const float* other, std::int64_t count) {
   for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) * load(other + j));
-}
-
-// row *= 1 - other.
-BIGMODEL_INLINE void multiply_by_complement(float* row, const float* other, std::int64_t count) {
-  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, load(row + j) * (set1(1.0f) - load(other + j)));
-}
-
-// row = activation(row).
-static __attribute__((unused)) void activate_row(Activation activation, float* row, std::int64_t count) {
-  if (activation == Activation::none) return;
-  with_activation(activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
-    for (std::int64_t j = 0; j < count; j += lanes) store(row + j, value(formula, load(row + j)));
-  });
-}
-
-// slope = activation'(row), row = activation(row).
-static __attribute__((unused)) void activate_row_with_slope(Activation activation, float* row, float* slope,
-                                                            std::int64_t count) {
-  with_activation(activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
-    for (std::int64_t j = 0; j < count; j += lanes) {
-      const ValueAndSlope both = value_and_slope(formula, load(row + j));
-      store(row + j, both.value);
-      store(slope + j, both.slope);
-    }
-  });
-}
-
-static __attribute__((unused)) void sigmoid_row(float* row, std::int64_t count) {
-  for (std::int64_t j = 0; j < count; j += lanes) store(row + j, sigmoid(load(row + j)));
 }
 
 // factors[j] = what dropout multiplies column first + j of a token's hidden units by; first is a multiple of 4.

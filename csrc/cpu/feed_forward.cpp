@@ -55,37 +55,33 @@ FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
   return ff;
 }
 
-// Adds the bias to row i of a block and keeps the sum for the backward pass if asked to.
-template <class T>
-void finish_preactivation(const Block& block, std::int64_t i, float* row, const float* bias, Matrix<T> kept) {
-  add_row(row, bias + block.column, block.columns);
-  if (kept.data) store_row(at(kept, block.row + i, block.column), row, block.columns);
-}
-
 // The first product of a block of tokens that begins at token `first`: hidden units, ready for the second.
 template <class T>
 void compute_hidden(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first) {
   const auto preactivation = rows_of(matrix<T>(args.preactivation), first, ff.rows);
   const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, ff.rows);
-  run(ff.up, [&](const Block& block) {
+  const auto hidden = row_major(ff.hidden, ff.rows, args.weights.w1.size[0]);
+  const bool drops = args.dropout.p > 0;
+  run(ff.up, touching(hidden, preactivation, gate_preactivation), [&](const Block& block) {
     float factors[most_block_columns];
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      finish_preactivation(block, i, row, ff.b1, preactivation);
-      if (args.gate == Gate::hidden) {
-        float* const gate = block.sums[1] + i * block.stride;
-        finish_preactivation(block, i, gate, ff.b_gate, gate_preactivation);
-        activate_row(args.activation, gate, block.columns);
-        multiply_row(row, gate, block.columns);
-      } else {
-        activate_row(args.activation, row, block.columns);
+    with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+        if (drops) dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);
+        for_each_vector_of(block, i, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+          const F32 z = load(block.sums[0] + place.offset) + load(ff.b1 + place.column);
+          write_if_there(preactivation, place, z);
+          F32 unit;
+          if (args.gate == Gate::hidden) {
+            const F32 g = load(block.sums[1] + place.offset) + load(ff.b_gate + place.column);
+            write_if_there(gate_preactivation, place, g);
+            unit = z * value(formula, g);
+          } else {
+            unit = value(formula, z);
+          }
+          write(hidden, place, drops ? unit * load(factors + place.column - block.column) : unit);
+        });
       }
-      if (args.dropout.p > 0) {
-        dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);
-        multiply_row(row, factors, block.columns);
-      }
-      store_row(ff.hidden + (block.row + i) * args.weights.w1.size[0] + block.column, row, block.columns);
-    }
+    });
   });
 }
 
@@ -94,16 +90,13 @@ template <class T>
 void compute_gated(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, Matrix<const T> input,
                    std::int64_t first) {
   const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, ff.rows);
-  run(ff.gate, [&](const Block& block) {
-    float x[most_block_columns];
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      finish_preactivation(block, i, row, ff.b_gate, gate_preactivation);
-      sigmoid_row(row, block.columns);
-      load_row(x, at(input, block.row + i, block.column), input.column_stride, block.columns);
-      multiply_row(row, x, block.columns);
-      store_row(ff.gated + (block.row + i) * input.columns + block.column, row, block.columns);
-    }
+  const auto gated = row_major(ff.gated, ff.rows, input.columns);
+  run(ff.gate, touching(gated, gate_preactivation, input), [&](const Block& block) {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      const F32 g = load(block.sums[0] + place.offset) + load(ff.b_gate + place.column);
+      write_if_there(gate_preactivation, place, g);
+      write(gated, place, sigmoid(g) * read(input, place));
+    });
   });
 }
 
@@ -111,15 +104,11 @@ template <class T>
 void compute_output(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first) {
   const auto output = rows_of(matrix<T>(args.output), first, ff.rows);
   const auto residual = rows_of(matrix<const T>(args.residual), first, ff.rows);
-  run(ff.down, [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      if (args.weights.b2.data) add_row(row, ff.b2 + block.column, block.columns);
-      if (residual.data) {
-        add_tensor_row(row, at(residual, block.row + i, block.column), residual.column_stride, block.columns);
-      }
-      store_row(at(output, block.row + i, block.column), row, block.columns);
-    }
+  run(ff.down, touching(output, residual), [&](const Block& block) {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      const F32 y = load(block.sums[0] + place.offset) + load(ff.b2 + place.column);
+      write(output, place, residual.data ? y + read(residual, place) : y);
+    });
   });
 }
 

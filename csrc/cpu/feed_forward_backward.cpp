@@ -129,78 +129,67 @@ FeedForwardBackward<T> plan_backward(const FeedForwardBackwardArgs& args, Arena&
 
 // A saved preactivation as it is, or the sums of the product that recomputes it plus its bias.
 template <class T>
-void load_preactivation(const Block& block, std::int64_t i, const TensorView& saved, int product, const float* bias,
-                        float* row) {
-  if (saved.data) {
-    const auto from = matrix<const T>(saved);
-    load_row(row, at(from, block.row + i, block.column), from.column_stride, block.columns);
-  } else {
-    __builtin_memcpy(row, block.sums[product] + i * block.stride, round_up(block.columns, lanes) * sizeof(float));
-    add_row(row, bias + block.column, block.columns);
-  }
-}
-
-template <class T>
-void store_part(const Block& block, std::int64_t i, const float* row, Matrix<T> to) {
-  if (to.data) store_row(at(to, block.row + i, block.column), row, block.columns);
+BIGMODEL_INLINE F32 preactivation_at(const Block& block, const Place& place, Matrix<const T> saved, int product,
+                                     const float* bias) {
+  if (saved.data) return read(saved, place);
+  return load(block.sums[product] + place.offset) + load(bias + place.column);
 }
 
 // Gate::input: the gated input, from its saved preactivation or the product that recomputes it.
 template <class T>
 void compute_gated(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  const auto saved = matrix<const T>(args.gate_preactivation);
   const auto gate_block = [&](const Block& block) {
-    float gate[most_block_columns], x[most_block_columns];
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      load_preactivation<T>(block, i, args.gate_preactivation, 0, back.b_gate, gate);
-      sigmoid_row(gate, block.columns);
-      load_row(x, at(back.input, block.row + i, block.column), back.input.column_stride, block.columns);
-      multiply_row(gate, x, block.columns);
-      store_part(block, i, gate, back.gated);
-    }
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      const F32 g = preactivation_at(block, place, saved, 0, back.b_gate);
+      write(back.gated, place, sigmoid(g) * read(back.input, place));
+    });
   };
-  if (args.gate_preactivation.data) {
+  if (saved.data) {
     for_each_row_piece(back.input.rows, back.input.columns, gate_block);
   } else {
-    run(back.gated_input, gate_block);
+    run(back.gated_input, touching(back.input, back.gated), gate_block);
   }
 }
 
 // The gradients of the activation's argument and of the gate's, and the hidden units, of one row of a block.
-template <class T>
-void differentiate_row(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back, const Block& block,
-                       std::int64_t i) {
-  float up[most_block_columns], gate[most_block_columns], slope[most_block_columns], kept[most_block_columns];
-  const std::int64_t columns = block.columns;
-  float* const grad = block.sums[0] + i * block.stride;
-  load_preactivation<T>(block, i, args.preactivation, back.up_product, back.b1, up);
+template <class T, class Formula>
+BIGMODEL_INLINE void differentiate_row(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back,
+                                       const Block& block, std::int64_t i, Formula formula) {
+  const auto preactivation = matrix<const T>(args.preactivation);
+  const auto gate_preactivation = matrix<const T>(args.gate_preactivation);
+  float kept[most_block_columns];
   const bool drops = args.dropout.p > 0;
-  if (drops) {
-    dropout_row(args.dropout, block.row + i, block.column, kept, columns);
-    multiply_row(grad, kept, columns);
-  }
-  if (args.gate == Gate::hidden) {
-    load_preactivation<T>(block, i, args.gate_preactivation, back.gate_product, back.b_gate, gate);
-    activate_row_with_slope(args.activation, gate, slope, columns);
-    multiply_row(slope, up, columns);
-    multiply_row(slope, grad, columns);
-    store_part(block, i, slope, back.grad_gate);
-    multiply_row(up, gate, columns);
-    multiply_row(gate, grad, columns);
-    store_part(block, i, gate, back.grad_up);
-  } else {
-    activate_row_with_slope(args.activation, up, slope, columns);
-    multiply_row(slope, grad, columns);
-    store_part(block, i, slope, back.grad_up);
-  }
-  if (!back.hidden.data) return;
-  if (drops) multiply_row(up, kept, columns);
-  store_part(block, i, up, back.hidden);
+  if (drops) dropout_row(args.dropout, block.row + i, block.column, kept, block.columns);
+  for_each_vector_of(block, i, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+    const F32 factor = drops ? load(kept + place.column - block.column) : set1(1.0f);
+    const F32 grad = load(block.sums[0] + place.offset) * factor;
+    const F32 z = preactivation_at(block, place, preactivation, back.up_product, back.b1);
+    F32 unit;
+    if (args.gate == Gate::hidden) {
+      const F32 g = preactivation_at(block, place, gate_preactivation, back.gate_product, back.b_gate);
+      const ValueAndSlope gate = value_and_slope(formula, g);
+      write_if_there(back.grad_gate, place, gate.slope * z * grad);
+      write_if_there(back.grad_up, place, gate.value * grad);
+      unit = z * gate.value;
+    } else {
+      const ValueAndSlope up = value_and_slope(formula, z);
+      write_if_there(back.grad_up, place, up.slope * grad);
+      unit = up.value;
+    }
+    write_if_there(back.hidden, place, unit * factor);
+  });
 }
 
 template <class T>
 void compute_inner(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
-  run(back.inner, [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) differentiate_row(args, back, block, i);
+  const auto preactivation = matrix<const T>(args.preactivation);
+  const auto gate_preactivation = matrix<const T>(args.gate_preactivation);
+  const Touched touched = touching(preactivation, gate_preactivation, back.grad_up, back.grad_gate, back.hidden);
+  run(back.inner, touched, [&](const Block& block) {
+    with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+      for (std::int64_t i = 0; i < block.rows; ++i) differentiate_row(args, back, block, i, formula);
+    });
   });
 }
 
@@ -208,12 +197,11 @@ void compute_inner(const FeedForwardBackwardArgs& args, const FeedForwardBackwar
 template <class T>
 void compute_grad_input(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
   const auto grad_input = matrix<T>(args.grad_input);
-  run(back.outer, [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      if (args.gate == Gate::hidden) add_row(row, block.sums[1] + i * block.stride, block.columns);
-      store_part(block, i, row, grad_input);
-    }
+  run(back.outer, touching(grad_input), [&](const Block& block) {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      const F32 up = load(block.sums[0] + place.offset);
+      write(grad_input, place, args.gate == Gate::hidden ? up + load(block.sums[1] + place.offset) : up);
+    });
   });
 }
 
@@ -222,27 +210,20 @@ void compute_grad_input(const FeedForwardBackwardArgs& args, const FeedForwardBa
 template <class T>
 void compute_grad_input_gated(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
   const auto grad_input = matrix<T>(args.grad_input);
-  run(back.outer, [&](const Block& block) {
-    float gate[most_block_columns], x[most_block_columns];
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const grad = block.sums[0] + i * block.stride;
-      load_preactivation<T>(block, i, args.gate_preactivation, back.outer_gate_product, back.b_gate, gate);
-      sigmoid_row(gate, block.columns);
-      multiply_row(grad, gate, block.columns);
-      store_part(block, i, grad, grad_input);
-      load_row(x, at(back.input, block.row + i, block.column), back.input.column_stride, block.columns);
-      multiply_row(grad, x, block.columns);
-      multiply_by_complement(grad, gate, block.columns);
-      store_part(block, i, grad, back.grad_gate);
-    }
+  const auto saved = matrix<const T>(args.gate_preactivation);
+  run(back.outer, touching(saved, back.input, grad_input, back.grad_gate), [&](const Block& block) {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      const F32 s = sigmoid(preactivation_at(block, place, saved, back.outer_gate_product, back.b_gate));
+      const F32 through = load(block.sums[0] + place.offset) * s;
+      write_if_there(grad_input, place, through);
+      write_if_there(back.grad_gate, place, through * read(back.input, place) * (set1(1.0f) - s));
+    });
   });
   if (!grad_input.data) return;
-  run(back.through_gate, [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      add_tensor_row(row, at(grad_input, block.row + i, block.column), grad_input.column_stride, block.columns);
-      store_part(block, i, row, grad_input);
-    }
+  run(back.through_gate, touching(grad_input), [&](const Block& block) {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      write(grad_input, place, load(block.sums[0] + place.offset) + read(grad_input, place));
+    });
   });
 }
 

@@ -1,5 +1,5 @@
 // The matrix products of linear and feed_forward: block(m x n) = lhs(m x k) rhs(k x n), up to three products at a time
-// over the same m and n, each block handed to an epilogue while it is in cache.
+// over the same m and n, handed to an epilogue while they are in cache.
 //
 // Blocking as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): the micro-kernel
 // (isa/tile_gemm.h) runs over a panel of the rhs, `depth` x tile_columns, which stays in L1, and a block of the lhs,
@@ -30,6 +30,9 @@ template <class Element>
 inline constexpr std::int64_t most_depth = Layout<Element>::rows == 14 ? 2048 / sizeof(Element) : 256;
 inline constexpr std::int64_t most_block_rows = 96;
 inline constexpr std::int64_t most_block_columns = 1024;
+// Columns of a block that are handed to the epilogue at a time, while the next are not begun: its reading and writing
+// of memory, asked for during the products, then hides behind them.
+inline constexpr std::int64_t most_epilogue_columns = 256;
 // A chunk of packed rhs: in L3 where k allows, and never so narrow that packing the lhs again for each chunk shows.
 inline constexpr std::int64_t chunk_bytes = std::int64_t{16} << 20;
 inline constexpr std::int64_t least_chunk_columns = 256;
@@ -71,7 +74,7 @@ struct Gemm {
   int products;
   bool few;
   int workers;
-  std::int64_t block_rows, block_columns, chunk_columns;
+  std::int64_t block_rows, epilogue_columns, block_columns, chunk_columns;
   std::int64_t depth[most_products], lhs_stride, sums_stride;
   Lane<T>* chunk[most_products];  // a chunk of packed rhs, where it was not packed before
   ElementOf<T>* lhs_blocks;       // one per worker
@@ -122,6 +125,7 @@ static void choose_blocks(Gemm<T>& gemm) {
       break;
     }
   }
+  gemm.epilogue_columns = even_part(gemm.block_columns, most_epilogue_columns, tile_columns);
 }
 
 // Chooses how to compute the products and takes what that needs from the arena. The pointers of the products may still
@@ -178,22 +182,43 @@ static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, st
   });
 }
 
-// block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column.
+// Columns [first, first + columns) of a block.
 template <class T>
-static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
-                           ElementOf<T>* lhs_block) {
+BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t first, std::int64_t columns) {
+  block.column += first;
+  block.columns = columns;
+  for (int p = 0; p < gemm.products; ++p) block.sums[p] += first;
+  return block;
+}
+
+// block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column. Of the last
+// product, the columns that are complete are handed on before the next are begun.
+template <class T, class Epilogue>
+BIGMODEL_INLINE void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
+                                    ElementOf<T>* lhs_block, const Touched& touched, Epilogue epilogue) {
+  constexpr std::int64_t tile = ElementLayout<T>::rows;
   const Product<T>& product = gemm.product[p];
   const std::int64_t k = product.lhs.columns, panel_size = panel_lanes<T>(k);
   std::int64_t first = 0;
   do {
     const std::int64_t depth = least(gemm.depth[p], k - first);
+    const bool completes = p == gemm.products - 1 && first + depth >= k;
     pack_lhs(block.rows, depth, at(product.lhs, block.row, first), product.lhs.row_stride, product.lhs.column_stride,
              lhs_block, gemm.lhs_stride);
     const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
     for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
-      multiply_by_rows<SumsIn::l2>(block.rows, least(tile_columns, block.columns - j), packed_k<ElementOf<T>>(depth),
-                                   lhs_block, gemm.lhs_stride, panel, tile_columns, block.sums[p] + j, block.stride,
-                                   first > 0);
+      const std::int64_t columns = least(tile_columns, block.columns - j);
+      for (std::int64_t i = 0; i < block.rows; i += tile) {
+        const std::int64_t rows = least(tile, block.rows - i);
+        if (completes) ask_for(touched, block.row + i, rows, block.column + j, columns);
+        multiply_by_rows<SumsIn::l2>(rows, columns, packed_k<ElementOf<T>>(depth), lhs_block + i * gemm.lhs_stride,
+                                     gemm.lhs_stride, panel, tile_columns, block.sums[p] + i * block.stride + j,
+                                     block.stride, first > 0);
+      }
+      const std::int64_t end = j + columns, begin = j / gemm.epilogue_columns * gemm.epilogue_columns;
+      if (completes && (end == block.columns || end == begin + gemm.epilogue_columns)) {
+        epilogue(columns_of(gemm, block, begin, end - begin));
+      }
     }
     first += depth;
   } while (first < k);
@@ -201,7 +226,8 @@ static void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const
 
 // Columns [column, column + columns) of the result: jobs go down the rows first, so that the rhs is read once.
 template <class T, class Epilogue>
-BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, std::int64_t columns, Epilogue epilogue) {
+BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, std::int64_t columns,
+                                    const Touched& touched, Epilogue epilogue) {
   const std::int64_t row_blocks = parts_of(gemm.m, gemm.block_rows);
   const std::int64_t jobs = row_blocks * parts_of(columns, gemm.block_columns);
   for_each_job(gemm.workers, jobs, [&](std::int64_t job, int worker) {
@@ -218,15 +244,15 @@ BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, st
       const Lane<T>* panels = product.packed_rhs ? static_cast<const Lane<T>*>(product.packed_rhs) : gemm.chunk[p];
       const std::int64_t panel = (product.packed_rhs ? block.column : j) / tile_columns;
       multiply_block(gemm, p, block, panels + panel * panel_lanes<T>(product.lhs.columns),
-                     gemm.lhs_blocks + worker * lhs_block_size(gemm));
+                     gemm.lhs_blocks + worker * lhs_block_size(gemm), touched, epilogue);
     }
-    epilogue(block);
   });
 }
 
-// Computes the products and calls epilogue(block) once for every block of the result, concurrently.
+// Computes the products and calls epilogue(block) once for every part of the result, concurrently. `touched` are the
+// matrices that the epilogue reads and writes: touching(...) of product.h.
 template <class T, class Epilogue>
-static void run(const Gemm<T>& gemm, Epilogue epilogue) {
+static void run(const Gemm<T>& gemm, const Touched& touched, Epilogue epilogue) {
   if (gemm.m == 0 || gemm.n == 0) return;
   if (gemm.few) {
     multiply_few_rows(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
@@ -237,7 +263,7 @@ static void run(const Gemm<T>& gemm, Epilogue epilogue) {
     for (int p = 0; p < gemm.products; ++p) {
       if (gemm.chunk[p]) pack_chunk<T>(gemm.workers, gemm.product[p].rhs, column, columns, gemm.chunk[p]);
     }
-    multiply_chunk(gemm, column, columns, epilogue);
+    multiply_chunk(gemm, column, columns, touched, epilogue);
   }
 }
 
@@ -253,7 +279,7 @@ static void plan_product(Gemm<T>& gemm, Arena& arena, std::int64_t from, Matrix<
 // result = the product, as it is.
 template <class T>
 static void run_and_store(const Gemm<T>& gemm, Matrix<T> result) {
-  run(gemm, [&](const Block& block) {
+  run(gemm, touching(result), [&](const Block& block) {
     for (std::int64_t i = 0; i < block.rows; ++i) {
       store_row(at(result, block.row + i, block.column), block.sums[0] + i * block.stride, block.columns);
     }

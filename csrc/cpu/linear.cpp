@@ -34,17 +34,15 @@ void run_forward(const LinearForwardArgs& args) {
   load_bias<T>(forward.bias, args.bias, args.weight.size[0]);
   const auto output = matrix<T>(args.output), preactivation = matrix<T>(args.preactivation);
   const auto residual = matrix<const T>(args.residual);
-  run(forward.gemm, [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      float* const row = block.sums[0] + i * block.stride;
-      if (args.bias.data) add_row(row, forward.bias + block.column, block.columns);
-      if (preactivation.data) store_row(at(preactivation, block.row + i, block.column), row, block.columns);
-      activate_row(args.activation, row, block.columns);
-      if (residual.data) {
-        add_tensor_row(row, at(residual, block.row + i, block.column), residual.column_stride, block.columns);
-      }
-      store_row(at(output, block.row + i, block.column), row, block.columns);
-    }
+  run(forward.gemm, touching(output, preactivation, residual), [&](const Block& block) {
+    with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+      for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+        const F32 z = load(block.sums[0] + place.offset) + load(forward.bias + place.column);
+        write_if_there(preactivation, place, z);
+        const F32 y = value(formula, z);
+        write(output, place, residual.data ? y + read(residual, place) : y);
+      });
+    });
   });
 }
 
@@ -81,36 +79,33 @@ LinearBackward<T> plan_backward(const LinearBackwardArgs& args, Arena& arena) {
   return backward;
 }
 
-// Writes grad_output activation'(z) for a block of z, the argument of the activation, which it overwrites.
-template <class T>
-void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward, const Block& block) {
+// Writes grad_output activation'(z), with z(place) the argument of the activation.
+template <class T, class Argument>
+void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward, const Block& block, Argument z) {
   const auto grad_output = matrix<const T>(args.grad_output);
-  float slope[most_block_columns];
-  for (std::int64_t i = 0; i < block.rows; ++i) {
-    float* const row = block.sums[0] + i * block.stride;
-    activate_row_with_slope(args.activation, row, slope, block.columns);
-    load_row(row, at(grad_output, block.row + i, block.column), grad_output.column_stride, block.columns);
-    multiply_row(row, slope, block.columns);
-    store_row(backward.formed + (block.row + i) * backward.grad.row_stride + block.column, row, block.columns);
-  }
+  const auto formed = row_major(backward.formed, backward.grad.rows, backward.grad.columns);
+  with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      write(formed, place, value_and_slope(formula, z(place)).slope * read(grad_output, place));
+    });
+  });
 }
 
 template <class T>
 void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward) {
-  if (!args.preactivation.data) {
-    load_bias<T>(backward.bias, args.bias, args.weight.size[0]);
-    run(backward.preactivation, [&](const Block& block) {
-      for (std::int64_t i = 0; i < block.rows; ++i) {
-        add_row(block.sums[0] + i * block.stride, backward.bias + block.column, block.columns);
-      }
-      form_gradient(args, backward, block);
+  const auto preactivation = matrix<const T>(args.preactivation);
+  if (preactivation.data) {
+    for_each_row_piece(preactivation.rows, preactivation.columns, [&](const Block& block) {
+      form_gradient(args, backward, block,
+                    [&](const Place& place) BIGMODEL_INLINE_LAMBDA { return read(preactivation, place); });
     });
     return;
   }
-  const auto preactivation = matrix<const T>(args.preactivation);
-  for_each_row_piece(preactivation.rows, preactivation.columns, [&](const Block& block) {
-    load_row(block.sums[0], at(preactivation, block.row, block.column), preactivation.column_stride, block.columns);
-    form_gradient(args, backward, block);
+  load_bias<T>(backward.bias, args.bias, args.weight.size[0]);
+  run(backward.preactivation, touching(backward.grad, matrix<const T>(args.grad_output)), [&](const Block& block) {
+    form_gradient(args, backward, block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+      return load(block.sums[0] + place.offset) + load(backward.bias + place.column);
+    });
   });
 }
 

@@ -25,11 +25,15 @@ template <class T>
 struct Forward {
   Gemm<T> gemm{};
   float* bias = nullptr;
-  std::int64_t chunk, block, parts_of_chunk, parts;  // the columns of the product's blocks
-  PartOfRow* part = nullptr;                         // [rows, parts]
-  float* target_logit = nullptr;                     // [rows]
+  std::int64_t chunk, block, part_columns;  // the columns of what the product is cut into
+  std::int64_t parts_of_block, parts_of_chunk, parts;
+  PartOfRow* part = nullptr;      // [rows, parts]
+  float* target_logit = nullptr;  // [rows]
 
-  std::int64_t index(std::int64_t column) const { return column / chunk * parts_of_chunk + column % chunk / block; }
+  std::int64_t index(std::int64_t column) const {
+    const std::int64_t in_chunk = column % chunk;
+    return column / chunk * parts_of_chunk + in_chunk / block * parts_of_block + in_chunk % block / part_columns;
+  }
 };
 
 template <class T>
@@ -42,7 +46,9 @@ Forward<T> plan_forward(const LinearCrossEntropyForwardArgs& args, Arena& arena)
   plan(forward.gemm, arena);
   forward.chunk = forward.gemm.few ? vocabulary : forward.gemm.chunk_columns;
   forward.block = forward.gemm.few ? few_rows_columns : forward.gemm.block_columns;
-  forward.parts_of_chunk = parts_of(forward.chunk, forward.block);
+  forward.part_columns = forward.gemm.few ? few_rows_columns : forward.gemm.epilogue_columns;
+  forward.parts_of_block = parts_of(forward.block, forward.part_columns);
+  forward.parts_of_chunk = parts_of(forward.chunk, forward.block) * forward.parts_of_block;
   forward.parts = parts_of(vocabulary, forward.chunk) * forward.parts_of_chunk;
   forward.part = take<PartOfRow>(arena, rows * forward.parts);
   forward.target_logit = take<float>(arena, rows);
@@ -81,7 +87,7 @@ void run_forward(const LinearCrossEntropyForwardArgs& args) {
   if (forward.bias) load_bias<T>(forward.bias, args.bias, args.weight.size[0]);
   const bool wants_total = args.options.label_smoothing != 0.0f;
   for (std::int64_t i = 0; i < rows * forward.parts; ++i) forward.part[i] = {-infinity, 0.0f, 0.0f};
-  run(forward.gemm, [&](const Block& block) {
+  run(forward.gemm, touching<>(), [&](const Block& block) {
     for (std::int64_t i = 0; i < block.rows; ++i) {
       const std::int64_t row = block.row + i, target = args.target[row] - block.column;
       float* const logits = block.sums[0] + i * block.stride;
@@ -165,7 +171,7 @@ float gradient_scale(const LinearCrossEntropyBackwardArgs& args) {
 template <class T>
 void form_gradient(const LinearCrossEntropyBackwardArgs& args, const Backward<T>& backward, std::int64_t first,
                    std::int64_t columns, float scale) {
-  run(backward.logits, [&](const Block& block) {
+  run(backward.logits, touching(row_major(backward.gradient, args.hidden.size[0], columns)), [&](const Block& block) {
     float slopes[most_block_columns + lanes];
     float* const slope = args.options.softcap > 0 ? slopes : nullptr;
     const std::int64_t column = first + block.column;
@@ -192,7 +198,7 @@ void add_to_hidden(const LinearCrossEntropyBackwardArgs& args, const Backward<T>
   const auto grad_hidden = matrix<T>(args.grad_hidden);
   const std::int64_t stride = backward.accumulated ? round_up(grad_hidden.columns, lanes) : grad_hidden.row_stride;
   float* const so_far = backward.accumulated ? backward.accumulated : static_cast<float*>(args.grad_hidden.data);
-  run(backward.hidden, [&](const Block& block) {
+  run(backward.hidden, touching(row_major(so_far, grad_hidden.rows, stride)), [&](const Block& block) {
     for (std::int64_t i = 0; i < block.rows; ++i) {
       float* const row = block.sums[0] + i * block.stride;
       float* const sum = so_far + (block.row + i) * stride + block.column;
@@ -211,7 +217,7 @@ template <class T>
 void write_weight(const LinearCrossEntropyBackwardArgs& args, const Backward<T>& backward, std::int64_t first,
                   float unscale) {
   const auto grad_weight = matrix<T>(args.grad_weight);
-  run(backward.weight, [&](const Block& block) {
+  run(backward.weight, touching(rows_of(grad_weight, first, backward.weight.m)), [&](const Block& block) {
     for (std::int64_t i = 0; i < block.rows; ++i) {
       float* const row = block.sums[0] + i * block.stride;
       if (unscale != 1.0f) scale_row(row, unscale, block.columns);

@@ -24,6 +24,47 @@ struct Block {
   float* sums[most_products];
 };
 
+// Matrices that an epilogue reads or writes, row by row.
+struct Touched {
+  static constexpr int most = 5;
+  struct Rows {
+    const char* data;
+    std::int64_t row_bytes, element_bytes;
+  };
+  Rows rows[most];
+  int count = 0;
+};
+
+template <class T>
+BIGMODEL_INLINE void touch(Touched& touched, Matrix<T> matrix) {
+  constexpr std::int64_t bytes = sizeof(T);
+  if (!matrix.data || matrix.column_stride != 1) return;
+  touched.rows[touched.count++] = {reinterpret_cast<const char*>(matrix.data), matrix.row_stride * bytes, bytes};
+}
+
+// Of matrices that may be absent.
+template <class... T>
+BIGMODEL_INLINE Touched touching(Matrix<T>... matrices) {
+  static_assert(sizeof...(T) <= Touched::most);
+  Touched touched;
+  (touch(touched, matrices), ...);
+  return touched;
+}
+
+// Asks for the lines of one tile. The processor takes lines that nobody else holds so that they can be written.
+BIGMODEL_INLINE void ask_for(const Touched& touched, std::int64_t row, std::int64_t rows, std::int64_t column,
+                             std::int64_t columns) {
+  constexpr std::int64_t line = 64;
+  for (int t = 0; t < touched.count; ++t) {
+    const Touched::Rows& of = touched.rows[t];
+    const char* const first = of.data + row * of.row_bytes + column * of.element_bytes;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t b = 0; b < columns * of.element_bytes; b += line)
+        __builtin_prefetch(first + i * of.row_bytes + b);
+    }
+  }
+}
+
 BIGMODEL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 BIGMODEL_INLINE std::int64_t parts_of(std::int64_t size, std::int64_t part) { return (size + part - 1) / part; }
 

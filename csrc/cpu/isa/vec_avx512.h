@@ -47,8 +47,14 @@ BIGMODEL_INLINE F32 from_bfloat16(__m256i a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16))};
 }
 // Round to nearest even; a NaN stays a NaN because its quiet bit is set before rounding could carry it away. The
-// conversion instruction of AVX512-BF16 would turn subnormal numbers into zero.
+// conversion instruction of AVX512-BF16 does the same, but would turn subnormal numbers into zero.
 BIGMODEL_INLINE __m256i to_bfloat16(F32 a) {
+#if defined(__AVX512BF16__)
+  constexpr int subnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(a.v, subnormal) == 0, true)) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));
+  }
+#endif
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
