@@ -30,12 +30,22 @@ inline constexpr bool few_rows_ask = false;
 inline constexpr std::int64_t few_rows_cached = std::int64_t{1} << 20;
 inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
+// Adding up the lanes of a sum takes as long as many products: if k is short, more than four rows are multiplied faster
+// packed, as long as the rhs is in cache.
+inline constexpr std::int64_t few_rows_short = 16 * lanes;
+
+template <class T>
+BIGMODEL_INLINE bool takes_few_rows(const Product<T>& product) {
+  const bool packed_pairs = !is_float<ElementOf<T>> && product.packed_rhs;
+  const std::int64_t m = product.lhs.rows, k = product.rhs.rows, n = product.rhs.columns;
+  if (product.rhs.row_stride != 1 || m > (packed_pairs ? most_few_rows_packed_pairs : most_few_rows)) return false;
+  return m <= few_rows_at_once || k >= few_rows_short || k * n * std::int64_t{sizeof(T)} > few_rows_cached;
+}
+
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
   for (int p = 0; p < products; ++p) {
-    const bool packed_pairs = !is_float<ElementOf<T>> && product[p].packed_rhs;
-    const std::int64_t most = packed_pairs ? most_few_rows_packed_pairs : most_few_rows;
-    if (product[p].rhs.row_stride != 1 || product[p].lhs.rows > most) return false;
+    if (!takes_few_rows(product[p])) return false;
   }
   return true;
 }
