@@ -1,8 +1,7 @@
 // LayerNorm and RMSNorm of a sum: the contract is in bigmodel/add_norm.h.
 //
-// A row is handled in blocks that fit the first-level cache, as fp32: read in place where the tensor is fp32 already,
-// else converted once into a buffer. A row of one block is so read from memory once, whatever passes its statistics
-// take. RMSNorm is LayerNorm with a mean of zero.
+// A row is handled in blocks that fit the first-level cache, so that a row of one block is read from memory once,
+// whatever passes its statistics take. RMSNorm is LayerNorm with a mean of zero.
 #include "bigmodel/add_norm.h"
 
 #include "cpu/jobs.h"
@@ -25,50 +24,42 @@ int workers_for(std::int64_t rows, std::int64_t width) {
 
 // ---- forward ----
 
-// input + residual, one block at a time; the sum goes to its tensor on the way, and what is read is the stored sum.
+// input + residual, one block at a time; the sum goes to its tensor, and what is read is the stored sum.
 template <class T>
 class SumRow {
  public:
   explicit SumRow(const AddNormForwardArgs& args) : args_(args) {}
 
-  void start(std::int64_t row) {
+  // next: the row that will follow.
+  void start(std::int64_t row, std::int64_t next) {
     input_ = row_of(args_.input, row);
     residual_ = row_of(args_.residual, row);
+    next_input_ = row_of(args_.input, next);
+    next_residual_ = row_of(args_.residual, next);
     sum_ = output_row<T>(args_.sum, row);
-    held_ = -1;
+    summed_ = 0;
   }
 
-  const float* read(std::int64_t begin, std::int64_t count) {
+  const T* read(std::int64_t begin, std::int64_t count) {
     if (!residual_.data) return input_block_.read(input_, begin, count);
-    if (begin != held_) {
-      if (input_.stride == 1 && residual_.stride == 1) {
-        add(reinterpret_cast<const T*>(input_.data) + begin, reinterpret_cast<const T*>(residual_.data) + begin,
-            sum_ + begin, count);
-      } else {
-        add(input_block_.read(input_, begin, count), residual_block_.read(residual_, begin, count), sum_ + begin,
-            count);
-      }
-      held_ = begin;
+    if (begin >= summed_) {
+      const T *a = input_block_.read(input_, begin, count), *b = residual_block_.read(residual_, begin, count);
+      over_vectors<1>(count, [&](std::int64_t j, auto part, int) BIGMODEL_INLINE_LAMBDA {
+        part.write(sum_ + begin + j, part.read(a + j) + part.read(b + j));
+      });
+      summed_ = begin + count;
     }
-    return values_;
+    return sum_ + begin;
   }
+
+  Ahead<T> following(std::int64_t begin) const { return ahead<T>(next_input_, next_residual_, begin); }
 
  private:
-  template <class Source>
-  void add(const Source* a, const Source* b, T* sum, std::int64_t count) {
-    over_vectors<1>(count, [&](std::int64_t j, auto part, int) BIGMODEL_INLINE_LAMBDA {
-      const F32 value = part.read(a + j) + part.read(b + j);
-      part.write(sum + j, value);
-      store(values_ + j, sizeof(T) == sizeof(float) ? value : part.read(sum + j));
-    });
-  }
-
   const AddNormForwardArgs& args_;
-  Line input_, residual_;
+  Line input_, residual_, next_input_, next_residual_;
   T* sum_ = nullptr;
-  std::int64_t held_ = -1;
-  Block input_block_, residual_block_;
-  alignas(64) float values_[block_size + lanes];
+  std::int64_t summed_ = 0;  // elements of the row
+  Block<T> input_block_, residual_block_;
 };
 
 // The mean is center + offset: a mean rounded to fp32 would spoil rows whose mean is large beside their deviation.
@@ -81,10 +72,13 @@ float mean_of(Row& row, std::int64_t width) {
   double total = 0.0;
   for (std::int64_t begin = 0; begin < width; begin += block_size) {
     const std::int64_t count = smaller(block_size, width - begin);
-    const float* values = row.read(begin, count);
+    const auto* values = row.read(begin, count);
+    const auto next = row.following(begin);
     F32 sums[chains] = {};
-    over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain)
-                                    BIGMODEL_INLINE_LAMBDA { sums[chain] = sums[chain] + part.read(values + j); });
+    over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
+      next.fetch(j, chain);
+      sums[chain] = sums[chain] + part.read(values + j);
+    });
     total += reduce_add(sums);
   }
   return static_cast<float>(total / static_cast<double>(width));
@@ -97,9 +91,11 @@ Moments moments_of(Row& row, std::int64_t width, NormKind kind, float eps) {
   double total = 0.0, total_squares = 0.0;
   for (std::int64_t begin = 0; begin < width; begin += block_size) {
     const std::int64_t count = smaller(block_size, width - begin);
-    const float* values = row.read(begin, count);
+    const auto* values = row.read(begin, count);
+    const auto next = row.following(begin);
     F32 sums[chains] = {}, squares[chains] = {};
     over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
+      next.fetch(j, chain);
       const F32 deviation = part.keep(part.read(values + j) - set1(center));
       sums[chain] = sums[chain] + deviation;
       squares[chain] = fma(deviation, deviation, squares[chain]);
@@ -115,11 +111,10 @@ Moments moments_of(Row& row, std::int64_t width, NormKind kind, float eps) {
 }
 
 template <bool streaming, class T>
-void normalise(const float* values, const float* weight, const float* bias, const Moments& moments, T* normed,
-               std::int64_t count, const Ahead<T>& next) {
+void normalise(const T* values, const float* weight, const float* bias, const Moments& moments, T* normed,
+               std::int64_t count) {
   const F32 center = set1(moments.center), rstd = set1(moments.rstd), shift = set1(-moments.offset * moments.rstd);
-  over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
-    next.fetch(j, chain);
+  over_vectors<chains>(count, [&](std::int64_t j, auto part, int) BIGMODEL_INLINE_LAMBDA {
     const F32 x = fma(part.read(values + j) - center, rstd, shift);
     const F32 y = fma(x, part.read(weight + j), part.read(bias + j));
     part.template write_or_stream<streaming>(normed + j, y);
@@ -130,17 +125,15 @@ template <class T, bool streaming>
 void forward_rows(const AddNormForwardArgs& args, std::int64_t first, std::int64_t last) {
   const std::int64_t width = args.input.size[1];
   SumRow<T> row(args);
-  Block weight, bias;
+  Block<float> weight, bias;
   for (std::int64_t i = first; i < last; ++i) {
-    row.start(i);
+    row.start(i, smaller(i + 1, last - 1));
     const Moments moments = moments_of(row, width, args.kind, args.eps);
     T* normed = output_row<T>(args.normed, i);
-    const std::int64_t next = smaller(i + 1, last - 1);
     for (std::int64_t begin = 0; begin < width; begin += block_size) {
       const std::int64_t count = smaller(block_size, width - begin);
       normalise<streaming>(row.read(begin, count), weight.read(line_of(args.weight), begin, count, 1.0f),
-                           bias.read(line_of(args.bias), begin, count, 0.0f), moments, normed + begin, count,
-                           ahead<T>(row_of(args.input, next), row_of(args.residual, next), begin));
+                           bias.read(line_of(args.bias), begin, count, 0.0f), moments, normed + begin, count);
     }
     if (args.mean.data) static_cast<float*>(args.mean.data)[i] = moments.center + moments.offset;
     static_cast<float*>(args.rstd.data)[i] = moments.rstd;
@@ -236,11 +229,13 @@ class BackwardRow {
   template <bool weight_gradients>
   void reduce(const RowGradient& row, std::int64_t begin, std::int64_t count, F32 (&grads)[chains],
               F32 (&products)[chains]) {
-    const float* grad_normed = grad_block_.read(grad_, begin, count);
-    const float* sum = sum_block_.read(sum_, begin, count);
+    const T* grad_normed = grad_block_.read(grad_, begin, count);
+    const T* sum = sum_block_.read(sum_, begin, count);
     const float* scale = weight(begin, count);
     const F32 mean = set1(row.mean), rstd = set1(row.rstd);
+    const Ahead<T> next = ahead<T>(next_grad_, next_sum_, begin);
     over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
+      next.fetch(j, chain);
       const F32 grad = part.read(grad_normed + j), x = (part.read(sum + j) - mean) * rstd;
       const F32 product = grad * x, w = part.read(scale + j);
       grads[chain] = fma(grad, w, grads[chain]);
@@ -255,15 +250,13 @@ class BackwardRow {
 
   void write_grad_input(const RowGradient& row, std::int64_t begin, std::int64_t count, float mean_grad,
                         float mean_product) {
-    const float* grad_normed = grad_block_.read(grad_, begin, count);
-    const float* sum = sum_block_.read(sum_, begin, count);
+    const T* grad_normed = grad_block_.read(grad_, begin, count);
+    const T* sum = sum_block_.read(sum_, begin, count);
     const float* scale = weight(begin, count);
-    const float* grad_sum = grad_sum_block_.read(row_of(args_.grad_sum, row.row), begin, count);
+    const T* grad_sum = grad_sum_block_.read(row_of(args_.grad_sum, row.row), begin, count);
     T* grad_input = output_row<T>(args_.grad_input, row.row) + begin;
     const F32 mean = set1(row.mean), rstd = set1(row.rstd), grad_offset = set1(mean_grad), slope = set1(mean_product);
-    const Ahead<T> next = ahead<T>(next_grad_, next_sum_, begin);
-    over_vectors<chains>(count, [&](std::int64_t j, auto part, int chain) BIGMODEL_INLINE_LAMBDA {
-      next.fetch(j, chain);
+    over_vectors<chains>(count, [&](std::int64_t j, auto part, int) BIGMODEL_INLINE_LAMBDA {
       const F32 x = (part.read(sum + j) - mean) * rstd;
       const F32 centred = fnma(x, slope, fma(part.read(grad_normed + j), part.read(scale + j), zero() - grad_offset));
       part.template write_or_stream<streaming>(grad_input + j, fma(centred, rstd, part.read(grad_sum + j)));
@@ -273,7 +266,8 @@ class BackwardRow {
   const AddNormBackwardArgs& args_;
   const std::int64_t width_;
   Line grad_, sum_, next_grad_, next_sum_;
-  Block grad_block_, sum_block_, grad_sum_block_, weight_block_;
+  Block<T> grad_block_, sum_block_, grad_sum_block_;
+  Block<float> weight_block_;
 };
 
 struct BackwardJob {

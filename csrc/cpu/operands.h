@@ -14,10 +14,12 @@ using LaneOf = typename Layout<Element>::Lane;
 template <class Element>
 inline constexpr bool is_float = Layout<Element>::group == 1;
 
-template <class Element>
+template <class T>
 inline constexpr DType dtype_of = DType::float32;
 template <>
 inline constexpr DType dtype_of<bfloat16> = DType::bfloat16;
+template <>
+inline constexpr DType dtype_of<float16> = DType::float16;
 
 // A matrix by rows: the lhs of a product.
 template <class Element>

@@ -1,9 +1,10 @@
-// Rows of a tensor, a block at a time, as fp32: what kernels that work row by row read through.
+// Rows of a tensor, a block at a time: what kernels that work row by row read through.
 #pragma once
 
 #include "bigmodel/tensor.h"
 #include "cpu/isa/loops.h"
 #include "cpu/isa/pack.h"
+#include "cpu/operands.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -36,14 +37,16 @@ T* output_row(const TensorView& matrix, std::int64_t row) {
   return matrix.data ? static_cast<T*>(matrix.data) + row * matrix.size[1] : nullptr;
 }
 
-// A block of a line as fp32. Asked again for what it holds, it answers at once.
+// A block of a line as T: where it lies if it is that already, else a copy. Asked again for what it holds, it answers
+// at once.
+template <class T>
 class Block {
  public:
   // Elements [begin, begin + count) of the line; `absent` for each when the tensor is.
-  const float* read(const Line& line, std::int64_t begin, std::int64_t count, float absent = 0.0f) {
+  const T* read(const Line& line, std::int64_t begin, std::int64_t count, float absent = 0.0f) {
     if (!line.data) return fill(absent, count);
     const char* start = line.data + begin * line.stride * bytes_of(line.dtype);
-    if (line.dtype == DType::float32 && line.stride == 1) return reinterpret_cast<const float*>(start);
+    if (line.dtype == dtype_of<T> && line.stride == 1) return reinterpret_cast<const T*>(start);
     if (start != held_) {
       if (line.dtype == DType::float32) convert<float>(start, line.stride, count);
       if (line.dtype == DType::bfloat16) convert<bfloat16>(start, line.stride, count);
@@ -54,49 +57,42 @@ class Block {
   }
 
  private:
-  template <class T>
+  template <class Source>
   void convert(const char* start, std::int64_t stride, std::int64_t count) {
-    const T* source = reinterpret_cast<const T*>(start);
-    if (stride == 1) {
-      over_vectors<1>(count, [&](std::int64_t j, auto part, int)
-                                 BIGMODEL_INLINE_LAMBDA { store(values_ + j, part.read(source + j)); });
-    } else {
-      copy_in(1, count, source, 0, stride, values_, 0);
-    }
+    copy_in(1, count, reinterpret_cast<const Source*>(start), 0, stride, values_, 0);
   }
 
-  const float* fill(float value, std::int64_t count) {
+  const T* fill(float value, std::int64_t count) {
     for (; filled_ < count; filled_ += lanes) store(values_ + filled_, set1(value));
     return values_;
   }
 
   const char* held_ = nullptr;
   std::int64_t filled_ = 0;
-  alignas(64) float values_[block_size + lanes];
+  alignas(64) T values_[block_size + lanes];
 };
 
-// Where the next row begins, to be fetched from memory while this one is finished: the passes over a row that the cache
-// holds leave the memory idle (16384 x 4096 on one Zen 3 core: fp32 55 ms without, 50 with).
+// The row that comes next, asked for into the second-level cache by every pass that only reads this one: the passes
+// over a row that a cache holds leave the memory idle (bench/NOTES.md).
 template <class T>
 struct Ahead {
-  const T *first, *second;
+  const T *first, *second;  // second: nullptr where there is none
 
   BIGMODEL_INLINE_MEMBER void fetch(std::int64_t j, int chain) const {
     if (chain * lanes * sizeof(T) % 64 != 0) return;
-    __builtin_prefetch(first + j);
-    __builtin_prefetch(second + j);
+    __builtin_prefetch(first + j, 0, 2);
+    if (second) __builtin_prefetch(second + j, 0, 2);
   }
 };
 
 template <class T>
 Ahead<T> ahead(const Line& first, const Line& second, std::int64_t begin) {
-  const T* a = reinterpret_cast<const T*>(first.data);
-  const T* b = reinterpret_cast<const T*>(second.data ? second.data : first.data);
-  return {a + begin, b + begin};
+  const T *a = reinterpret_cast<const T*>(first.data), *b = reinterpret_cast<const T*>(second.data);
+  return {a + begin, b ? b + begin : nullptr};
 }
 
 // Outputs that no cache would keep for their reader go past the caches, so that memory is not read only to be
-// overwritten (the same case: 55 ms without, 35 to 40 with both).
+// overwritten (16384 x 4096 on one Zen 3 core: fp32 50 ms without, 35 to 40 with).
 bool worth_streaming(const TensorView& output) {
   constexpr std::int64_t cached_bytes = std::int64_t{64} << 20;
   const std::int64_t row_bytes = output.size[1] * bytes_of(output.dtype);
