@@ -331,6 +331,17 @@ def test_a_wrong_answer_of_ours_is_marked_and_never_ahead():
     assert "wrong" in tables.line_of(record.rows[0], record).cells[5]
 
 
+def test_an_answer_is_not_wrong_that_misses_as_torch_does():
+    results = {
+        "ours": timed(0.010, error=0.1),
+        "torch sdpa": timed(0.020, error=0.06),
+        "cheat": timed(0.001, error=0.2),
+    }
+    row = record_with(**results).rows[0]
+    assert verdict.times_fastest(row) == pytest.approx(2)
+    assert verdict.is_wrong(row, results["cheat"])
+
+
 def test_rows_behind_are_listed():
     record = record_with(ours=timed(0.040), other=timed(0.020))
     assert "0.50x, other" in "\n".join(tables.summary(record))
