@@ -22,8 +22,8 @@ LEGEND = (
     "where the data lay in a cache. goal: times as fast, and percent of the ceiling; reached: of these two, in this "
     "order. error: largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the "
     "fastest engine's percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot "
-    "product). A contender whose error is beyond rounding, and beyond twice torch's own, is marked wrong and is never the "
-    "fastest."
+    "product). A contender whose error is beyond rounding, and beyond twice torch's own, is marked wrong and is never "
+    "the fastest."
 )
 
 
