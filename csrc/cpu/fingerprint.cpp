@@ -1,7 +1,9 @@
 // A number that changes when any element of a matrix does (with all but the certainty of 32 bits per lane): how packed
-// weights notice writes that nothing announces. Reads the matrix once, at the speed of the memory that holds it.
+// weights notice writes that nothing announces. Reads the matrix once, by all threads, at the speed of the memory that
+// holds it.
 #include "cpu/isa/pack.h"
 #include "cpu/kernels.h"
+#include "cpu/product.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
@@ -44,31 +46,46 @@ void take_run(Hashes& hashes, const char* data, std::int64_t bytes) {
   hashes.next = 0;
 }
 
-}  // namespace
+std::uint64_t joined(std::uint64_t sum, std::uint64_t next) { return (sum ^ next) * 0x100000001b3u; }
 
-std::uint64_t fingerprint(const TensorView& matrix) {
+// Of rows [first, last), which lie along the dimension of unit stride, if there is one.
+std::uint64_t fingerprint_of_rows(Matrix<const char> rows, std::int64_t element, std::int64_t first,
+                                  std::int64_t last) {
   Hashes hashes{{set1_int(1), set1_int(2), set1_int(3), set1_int(4)}};
-  const std::int64_t element = bytes_of(matrix.dtype);
-  // Along the dimension of unit stride, if there is one.
-  const int inner = matrix.stride[1] != 1 && matrix.stride[0] == 1 ? 0 : 1, outer = 1 - inner;
-  const bool dense = matrix.stride[inner] == 1;
-  const char* data = static_cast<const char*>(matrix.data);
-  for (std::int64_t i = 0; i < matrix.size[outer]; ++i) {
-    const char* row = data + i * matrix.stride[outer] * element;
-    if (dense) {
-      take_run(hashes, row, matrix.size[inner] * element);
+  for (std::int64_t i = first; i < last; ++i) {
+    if (rows.column_stride == element) {
+      take_run(hashes, at(rows, i, 0), rows.columns * element);
     } else {
-      for (std::int64_t j = 0; j < matrix.size[inner]; ++j) {
-        take_run(hashes, row + j * matrix.stride[inner] * element, element);
-      }
+      for (std::int64_t j = 0; j < rows.columns; ++j) take_run(hashes, at(rows, i, j), element);
     }
   }
   std::uint64_t result = 0;
   for (const I32& chain : hashes.chain) {
     std::uint32_t words[lanes];
     __builtin_memcpy(words, &chain.v, sizeof words);
-    for (std::uint32_t word : words) result = (result ^ word) * 0x100000001b3u;
+    for (std::uint32_t word : words) result = joined(result, word);
   }
+  return result;
+}
+
+}  // namespace
+
+std::uint64_t fingerprint(const TensorView& matrix) {
+  const std::int64_t element = bytes_of(matrix.dtype), bytes = matrix.size[0] * matrix.size[1] * element;
+  Matrix<const char> rows{static_cast<const char*>(matrix.data), matrix.size[0], matrix.size[1],
+                          matrix.stride[0] * element, matrix.stride[1] * element};
+  if (matrix.stride[1] != 1 && matrix.stride[0] == 1) rows = transposed(rows);
+  // The parts depend on the matrix alone: the same on any number of threads.
+  constexpr std::int64_t most_parts = 64, bytes_of_part = 1 << 16, worth_waking = 1 << 20;
+  const std::int64_t wanted = least(most_parts, 1 + bytes / bytes_of_part);
+  const std::int64_t rows_of_part = parts_of(rows.rows, wanted);
+  std::uint64_t part[most_parts];
+  const std::int64_t parts = rows_of_part > 0 ? parts_of(rows.rows, rows_of_part) : 0;
+  for_each_job(workers_for(bytes, worth_waking), parts, [&](std::int64_t job, int) {
+    part[job] = fingerprint_of_rows(rows, element, job * rows_of_part, least(rows.rows, (job + 1) * rows_of_part));
+  });
+  std::uint64_t result = 0;
+  for (std::int64_t p = 0; p < parts; ++p) result = joined(result, part[p]);
   return result;
 }
 
