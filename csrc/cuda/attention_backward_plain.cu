@@ -96,7 +96,8 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_gradient_kernel(const 
   block /= p.feature_parts;
   const int units = of_query ? in.heads : in.kv_heads, unit = block / p.row_tiles, own_head = unit % units;
   int b = unit / units;
-  const Starts& starts = of_query ? in.query_starts : in.key_starts;
+  // Of p: a choice between addresses within `in` would keep all of that in local memory.
+  const Starts& starts = of_query ? p.in.query_starts : p.in.key_starts;
   const int first_row = in.enter_tile(starts, block % p.row_tiles, plain_tile, b) * plain_tile;
   const int length = of_query ? in.q_len : in.kv_len, last_row = min(first_row + plain_tile, length) - 1;
   if (first_row >= length) return;

@@ -59,7 +59,6 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_attention_kernel(const
   if (first_row >= in.q_len) return;
   const int last_row = min(first_row + plain_tile, in.q_len) - 1, first_value = part * Slices * plain_tile;
   const T *const query = in.query.at(b, h), *const key = in.key.at(b, kv_head), *const value = in.value.at(b, kv_head);
-  const HeadDropout dropout(in.rules.dropout, b);
 
   PlainSoftmax softmax;
   PlainAccumulators output[Slices];
@@ -88,6 +87,7 @@ __global__ __launch_bounds__(plain_threads, 1) void plain_attention_kernel(const
     float factor[4];
     softmax.update(s, factor);
     if (in.rules.dropout.seed) {
+      const HeadDropout dropout(in.rules.dropout, b);  // here, so that the rounds' keys take no registers over the loop
       s.for_each([&](float& x, int row, int column) { x *= dropout.factor(h, first_row + row, first_key + column); });
     }
     s.store(probabilities);
