@@ -133,8 +133,7 @@ void run_tiles(const AttentionBackwardArgs& args, const RowTermsView& terms, Wor
                             .packed_key = has_packed_rows(args.grad_key),
                             .packed_value = has_packed_rows(args.grad_value),
                             .head_dim = static_cast<int>(args.inputs.query.size[3]),
-                            .value_dim = static_cast<int>(args.inputs.value.size[3]),
-                            .stages = 2};
+                            .value_dim = static_cast<int>(args.inputs.value.size[3])};
   if (args.grad_query.data) run_grad_query(p, *place);
   if (args.grad_key.data || args.grad_value.data) run_grad_key(p, *place);
 }

@@ -66,11 +66,14 @@ __device__ void store_gradient(Accumulators<Head>& sums, float scale, const View
   });
 }
 
-// Of small heads three blocks fill a multiprocessor's registers.
+// Of small heads three blocks fill a multiprocessor's registers. On sm_75 the sums of the largest ones leave registers
+// for fewer queries at a time.
 template <class T, int Head, bool Plain, bool Keys, bool Values>
-__global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 : 1) void grad_key_kernel(
-    const __grid_constant__ GradientParams<T> p) {
-  constexpr int queries = passing_rows<T, Head, Plain>;
+__global__ __launch_bounds__(gradient_warps* warp_size,
+                             Head == 32 && Plain && !ptx::is_sm_75
+                                 ? 3
+                                 : 1) void grad_key_kernel(const __grid_constant__ GradientParams<T> p) {
+  constexpr int queries = ptx::is_sm_75 && Head == 128 ? 16 : passing_rows<T, Head, Plain>;
   using Tile = SharedTile<T, queries, Head>;
   using Own = SharedTile<T, 16, Head>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -94,9 +97,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 
     copy_passing<Tile>(to, in.query, work.b, h, first, in.q_len, in.head_dim);
     copy_passing<Tile>(to + Tile::elements, grad_outputs, work.b, h, first, in.q_len, in.value_dim);
   };
-  Pipeline pipeline(p.stages, fetch);
+  Pipeline pipeline(gradient_stages, fetch);
   const int first_key = work.first_key + 16 * warp_id();
-  const HeadDropout dropout(in.rules.dropout, work.b);
   Accumulators<Keys ? Head : 8> grad_key;
   Accumulators<Values ? Head : 8> grad_value;
   grad_key.clear();
@@ -111,6 +113,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 
     const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
+    if constexpr (!Plain) clear_terms(factors, slope);
     multiply<T, Head>(s, query,
                       [&](std::uint32_t (&a)[4], int step) { load_left(a, key, 0, step_depth<T> * step); });  // K Q^T
     make_probabilities<T, Plain>(
@@ -118,16 +121,17 @@ __global__ __launch_bounds__(gradient_warps* warp_size, Head == 32 && Plain ? 3 
         [&](int, int column) { return column_query(in, head_row, first_query + column); },
         [&](int half, int) { return first_key + lane_id() / 4 + 8 * half; },
         [&](int, int column) { return column % 2 ? terms[unsigned(column) / 2].z : terms[unsigned(column) / 2].x; });
-    if constexpr (!Plain) {
-      if (in.rules.dropout.seed) {
-        for_each_dropout_transposed(dropout, h, first_query, first_key, factors,
-                                    [](float& x, float factor) { x = factor; });
-      }
-    }
     if constexpr (Keys) {
       grad.clear();
       multiply<T, Head>(grad, grad_output,  // V dO^T
                         [&](std::uint32_t (&a)[4], int step) { load_left(a, value, 0, step_depth<T> * step); });
+    }
+    if constexpr (!Plain) {
+      if (in.rules.dropout.seed) {
+        const HeadDropout dropout(in.rules.dropout, work.b);  // the rounds' keys would take registers over the loop
+        for_each_dropout_transposed(dropout, h, first_query, first_key, factors,
+                                    [](float& x, float factor) { x = factor; });
+      }
     }
     make_score_gradients<T, Plain>(in, s, grad, factors, slope, [&](int, int column) {
       return column % 2 ? terms[unsigned(column) / 2].w : terms[unsigned(column) / 2].y;
@@ -152,7 +156,7 @@ template <class T, int Head, bool Plain>
 void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = static_cast<int>(p.in.key_starts.tiles(p.in.kv_len, 16 * warps));
   const Launch shape{std::int64_t(p.in.batch) * p.in.kv_heads * p.row_tiles, warps * warp_size,
-                     gradient_shared_bytes<T, Head, Plain>(warps, p.stages)};
+                     gradient_shared_bytes<T, Head, Plain>(warps)};
   if constexpr (Head <= 128) {
     launch(&grad_key_kernel<T, Head, Plain, true, true>, shape, place, p);
   } else {  // the sums of both do not fit into registers: each has a pass of its own

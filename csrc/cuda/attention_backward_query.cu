@@ -41,7 +41,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     copy_passing<Tile>(to, in.key, b, kv_head, first, in.kv_len, in.head_dim);
     copy_passing<Tile>(to + Tile::elements, in.value, b, kv_head, first, in.kv_len, in.value_dim);
   };
-  Pipeline pipeline(p.stages, fetch);
+  Pipeline pipeline(gradient_stages, fetch);
 
   const int first_row = block_row + 16 * warp_id();
   QueryRow row[2];
@@ -52,7 +52,6 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     row[half] = QueryRow(in, b, h, r);
     terms[half] = r < in.q_len ? p.terms.at(in, b, h)[r] : RowTerms{INFINITY, 0.0f};
   }
-  const HeadDropout dropout(in.rules.dropout, b);
   Accumulators<Head> result;
   result.clear();
 
@@ -61,6 +60,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     const Tile key(ring + 2 * slot * Tile::elements), value(ring + (2 * slot + 1) * Tile::elements);
     Accumulators<keys> s, grad, factors, slope;
     s.clear();
+    if constexpr (!Plain) clear_terms(factors, slope);
     multiply<T, Head>(s, key,
                       [&](std::uint32_t (&a)[4], int step) { load_left(a, query, 0, step_depth<T> * step); });  // Q K^T
     make_probabilities<T, Plain>(
@@ -72,6 +72,7 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
                       [&](std::uint32_t (&a)[4], int step) { load_left(a, grad_output, 0, step_depth<T> * step); });
     if constexpr (!Plain) {
       if (in.rules.dropout.seed) {
+        const HeadDropout dropout(in.rules.dropout, b);  // the rounds' keys would take registers over the loop
         for_each_dropout(dropout, row, first_key, factors, [](float& x, float factor) { x = factor; });
       }
     }
@@ -92,7 +93,7 @@ void launch_kernel(GradientParams<T> p, int warps, const Place& place) {
   p.row_tiles = static_cast<int>(p.in.query_starts.tiles(p.in.q_len, 16 * warps));
   launch(&grad_query_kernel<T, Head, Plain>,
          {std::int64_t(p.in.batch) * p.in.heads * p.row_tiles, warps * warp_size,
-          gradient_shared_bytes<T, Head, Plain>(warps, p.stages)},
+          gradient_shared_bytes<T, Head, Plain>(warps)},
          place, p);
 }
 

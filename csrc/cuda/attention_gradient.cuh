@@ -16,10 +16,10 @@ struct GradientParams {
   View<T> grad_query, grad_key, grad_value;
   bool packed_query, packed_key, packed_value;  // of the gradients
   int head_dim, value_dim;                      // of the gradients: those of `in` are filled up to whole chunks
-  int row_tiles, stages;
+  int row_tiles;
 };
 
-inline constexpr int gradient_warps = 4;
+inline constexpr int gradient_warps = 4, gradient_stages = 2;
 
 // Keys (or queries) of the tiles that pass by, so that two pairs of tiles fit beside the block's own pair; and, where
 // scores have options, the terms of these fit into registers.
@@ -31,8 +31,8 @@ constexpr int passing_rows = [] {
 
 // The block's own pair of tiles and the ring of pairs.
 template <class T, int Head, bool Plain>
-constexpr std::int64_t gradient_shared_bytes(int warps, int stages) {
-  return std::int64_t(sizeof(T)) * Head * 2 * (16 * warps + stages * passing_rows<T, Head, Plain>);
+constexpr std::int64_t gradient_shared_bytes(int warps) {
+  return std::int64_t(sizeof(T)) * Head * 2 * (16 * warps + gradient_stages * passing_rows<T, Head, Plain>);
 }
 
 // Groups of threads that copy together: blocks of large heads may have half as many warps as others.
@@ -60,6 +60,13 @@ __device__ void copy_passing(T* to, const View<const T>& from, int b, int h, int
   } else {
     copy_rows_by_groups<threads>(Tile(to), matrix, first, from.row, rows, width);
   }
+}
+
+// What only some calls compute: left undefined, it would keep its registers from one tile to the next.
+template <int Columns>
+__device__ void clear_terms(Accumulators<Columns>& factors, Accumulators<Columns>& slope) {
+  factors.clear();
+  slope.clear();
 }
 
 // Products to probabilities P. `slope` becomes d score / d (scale * product) where there is a softcap. lse_of(half,
@@ -122,7 +129,7 @@ struct GradientKernel {};
 template <class T, class Body>
 void with_gradient_kernel(const GradientParams<T>& p, const Place& place, Body body) {
   const auto sized = [&]<int head, bool plain>(GradientKernel<head, plain> kernel) {
-    const bool fits = gradient_shared_bytes<T, head, plain>(gradient_warps, p.stages) <= place.shared_memory;
+    const bool fits = gradient_shared_bytes<T, head, plain>(gradient_warps) <= place.shared_memory;
     body(kernel, fits ? gradient_warps : gradient_warps / 2);
   };
   with_head_size<T>(p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim,

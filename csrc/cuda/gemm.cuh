@@ -176,7 +176,7 @@ __device__ void finish_tile(const GemmParams<T, Shape::rights, Epilogue>& p, War
 }
 
 template <class T, Inside Left, Inside Right, class Shape, class Epilogue>
-__global__ __launch_bounds__(Shape::threads) void gemm_kernel(
+__global__ __launch_bounds__(Shape::threads, ptx::is_sm_75&& Shape::threads == 128 ? 5 : 0) void gemm_kernel(
     const __grid_constant__ GemmParams<T, Shape::rights, Epilogue> p) {
   constexpr int slice_depth = Shape::depth_bytes / sizeof(T);
   using LeftSlice = Slice<T, Left, Shape::rows, slice_depth, Shape::threads>;
@@ -213,7 +213,8 @@ __global__ __launch_bounds__(Shape::threads) void gemm_kernel(
   }
   for (std::int64_t depth = 0; depth < p.depth; depth += slice_depth) {
     const int slot = pipeline.step(fetch);
-#pragma unroll(sizeof(T) == 2 ? 2 : 1)  // TF32's addresses of both steps would not fit into registers
+// The addresses of both steps would not fit into registers in TF32, nor, beside two blocks, on sm_75.
+#pragma unroll(sizeof(T) == 2 && !ptx::is_sm_75 ? 2 : 1)
     for (int step = 0; step < slice_depth; step += step_depth<T>) {
       std::uint32_t a[row_blocks][4];
 #pragma unroll

@@ -59,8 +59,8 @@ struct PlainAccumulators {
   }
 };
 
-// One slice of an operand. Neighbouring threads take neighbours in depth, or in rows: whichever lie side by side. Of the
-// depth they take eight, so that the four rows of a warp lie in different banks.
+// One slice of an operand. Neighbouring threads take neighbours in depth, or in rows: whichever lie side by side. Of
+// the depth they take eight, so that the four rows of a warp lie in different banks.
 template <bool DepthInside, class Operand>
 __device__ inline void stage_slice(float (&slice)[plain_depth][plain_pitch], int first_depth, Operand operand) {
   constexpr int depths = DepthInside ? 8 : plain_threads / plain_tile, rows = plain_threads / depths;
@@ -70,7 +70,8 @@ __device__ inline void stage_slice(float (&slice)[plain_depth][plain_pitch], int
 #pragma unroll
   for (int depth = my_depth; depth < my_depth + plain_depth; depth += depths) {
 #pragma unroll
-    for (int row = my_row; row < my_row + plain_tile; row += rows) slice[depth][row] = operand(row, first_depth + depth);
+    for (int row = my_row; row < my_row + plain_tile; row += rows)
+      slice[depth][row] = operand(row, first_depth + depth);
   }
 }
 

@@ -8,6 +8,13 @@
 
 namespace bigmodel::cuda::ptx {
 
+// Whether this is code for sm_75: copies and products pass through more registers there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool is_sm_75 = true;
+#else
+inline constexpr bool is_sm_75 = false;
+#endif
+
 // Addresses of shared memory have 32 bits, and arithmetic on them is cheap.
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
