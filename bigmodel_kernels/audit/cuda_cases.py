@@ -81,17 +81,26 @@ def _attention(architecture: Architecture, capability: int, dtype: str, head_dim
 
 def _backward(architecture: Architecture, plain: bool, dtype: str, head_dim: int) -> list[CudaCase]:
     warps, shared = gradient_launch(head_dim, plain, architecture.block_shared_bytes, dtype)
-    own, passing = warps * _WARP_ROWS, _passing_rows(head_dim, plain, dtype)
-    launch = warps, shared, own * passing, passing
-    scores, sums = (own, passing, head_dim), (own, head_dim, passing)
-    passes = [("grad_query", "", (scores, scores, sums))]
+    own = warps * _WARP_ROWS
+    names = [("grad_query", "")]
     if head_dim <= 128:
-        passes.append(("grad_key_value", "Lb1ELb1E", (scores, scores, sums, sums)))
+        names.append(("grad_key_value", "Lb1ELb1E"))
     else:  # the sums of both do not fit into registers
-        passes += [("grad_key", "Lb1ELb0E", (scores, scores, sums)), ("grad_value", "Lb0ELb1E", (scores, sums))]
+        names += [("grad_key", "Lb1ELb0E"), ("grad_value", "Lb0ELb1E")]
     cases = []
-    for name, template, dots in passes:
+    for name, template in names:
+        passing = _passing_rows(head_dim, plain, dtype)
+        if (name, head_dim, architecture.name) == ("grad_key_value", 128, "sm_75"):
+            passing = _WARP_ROWS  # of the rows that shared memory has room for
+        scores, sums = (own, passing, head_dim), (own, head_dim, passing)
+        dots = {
+            "grad_query": (scores, scores, sums),
+            "grad_key_value": (scores, scores, sums, sums),
+            "grad_key": (scores, scores, sums),
+            "grad_value": (scores, sums),
+        }[name]
         which = "query" if name == "grad_query" else "key"
+        launch = warps, shared, own * passing, passing
         kernel = f"grad_{which}_kernel"
         each = _attention_case(name, f"backward_{which}", kernel, template, plain, dtype, head_dim, dots, launch)
         cases.append(each)
@@ -169,7 +178,8 @@ def _products(capability: int, dtype: str) -> list[CudaCase]:
         warps, shared = product_launch(shape, capability)
         sizes = "".join(f"Li{size}E" for size in shape)
         inside = rf"\w*?InsideE{_ALONG[left]}ELS\d*_{_ALONG[right]}E"
-        depth_bytes = _DEPTH_BYTES // 2 if dtype == "tf32" else _DEPTH_BYTES  # TF32 loops over the two steps of a slice
+        loops = dtype == "tf32" or capability < 80  # over the two steps of a slice
+        depth_bytes = _DEPTH_BYTES // 2 if loops else _DEPTH_BYTES
         depth = depth_bytes // _item_bytes(dtype)
         kernel = rf"gemm_kernelI{_TYPES[dtype]}L{inside}NS0_9GemmShapeI{sizes}EENS0_\d+{epilogue}I"
         return CudaCase(op, name, "matrix_product", kernel, warps, dtype, shared_bytes=shared,
