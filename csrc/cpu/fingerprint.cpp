@@ -80,7 +80,7 @@ std::uint64_t fingerprint(const TensorView& matrix) {
   const std::int64_t wanted = least(most_parts, 1 + bytes / bytes_of_part);
   const std::int64_t rows_of_part = parts_of(rows.rows, wanted);
   std::uint64_t part[most_parts];
-  const std::int64_t parts = rows_of_part > 0 ? parts_of(rows.rows, rows_of_part) : 0;
+  const std::int64_t parts = parts_of(rows.rows, rows_of_part);
   for_each_job(workers_for(bytes, worth_waking), parts, [&](std::int64_t job, int) {
     part[job] = fingerprint_of_rows(rows, element, job * rows_of_part, least(rows.rows, (job + 1) * rows_of_part));
   });
