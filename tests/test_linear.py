@@ -72,7 +72,7 @@ def test_large_arguments_of_activations(activation, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("rows", [1, 3, 5, 32, 40])
-@pytest.mark.parametrize("width", [1, 13, 33])
+@pytest.mark.parametrize("width", [1, 13, 33, 520])
 def test_what_lies_beside_a_row_does_not_matter(width, rows, dtype, backend):
     """Neighbours in memory that are no numbers: other rows, and what surrounds the tensor."""
     device = device_of(backend)

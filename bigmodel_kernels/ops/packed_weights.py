@@ -104,7 +104,7 @@ def lookup(weight: Tensor) -> Tensor | None:
 
 
 def few_rows(dtype: torch.dtype, weight_elements: int) -> int:
-    """So many rows are multiplied by a weight of so many elements as it lies: python/src/packed_weight.h."""
+    """So many rows gain nothing from a packed form of a weight of so many elements: python/src/packed_weight.h."""
     return _C.few_rows(dtype == torch.bfloat16, weight_elements)
 
 

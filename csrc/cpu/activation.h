@@ -1,4 +1,4 @@
-// Activations and their derivatives, each formula written once over F32, and applied to rows of fp32.
+// Activations and their derivatives, each formula written once over F32.
 //
 // gelu is x Phi(x) with the normal distribution Phi, gelu_tanh its approximation by tanh (Hendrycks and Gimpel, 2016);
 // silu is x sigmoid(x) (Elfwing et al., 2017).

@@ -54,6 +54,15 @@ static PartOfRow summarise(float* row, std::int64_t count, bool wants_total) {
   return {maximum, reduce_add(sums), reduce_add(totals)};
 }
 
+// Of both together.
+static PartOfRow merged(const PartOfRow& a, const PartOfRow& b) {
+  if (a.maximum == -infinity) return {b.maximum, b.sum, a.total + b.total};
+  if (b.maximum == -infinity) return {a.maximum, a.sum, a.total + b.total};
+  const float maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
+  const float of_a = first_lane(exp(set1(a.maximum - maximum))), of_b = first_lane(exp(set1(b.maximum - maximum)));
+  return {maximum, a.sum * of_a + b.sum * of_b, a.total + b.total};
+}
+
 // The gradient of a row's loss by its logits before softcap, times `factor`, in place of the logits. target: the
 // target's column, if it is one of these. slope: softcap's, or nullptr.
 struct RowGradient {

@@ -63,7 +63,7 @@ void compute_hidden(const FeedForwardForwardArgs& args, const FeedForward<T>& ff
   const auto hidden = row_major(ff.hidden, ff.rows, args.weights.w1.size[0]);
   const bool drops = args.dropout.p > 0;
   run(ff.up, touching(hidden, preactivation, gate_preactivation), [&](const Block& block) {
-    float factors[most_block_columns];
+    float factors[most_epilogue_columns];
     with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
       for (std::int64_t i = 0; i < block.rows; ++i) {
         if (drops) dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);

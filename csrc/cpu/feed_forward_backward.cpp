@@ -146,7 +146,7 @@ void compute_gated(const FeedForwardBackwardArgs& args, const FeedForwardBackwar
     });
   };
   if (saved.data) {
-    for_each_row_piece(back.input.rows, back.input.columns, gate_block);
+    for_each_rows(back.input.rows, back.input.columns, gate_block);
   } else {
     run(back.gated_input, touching(back.input, back.gated), gate_block);
   }
@@ -158,7 +158,7 @@ BIGMODEL_INLINE void differentiate_row(const FeedForwardBackwardArgs& args, cons
                                        const Block& block, std::int64_t i, Formula formula) {
   const auto preactivation = matrix<const T>(args.preactivation);
   const auto gate_preactivation = matrix<const T>(args.gate_preactivation);
-  float kept[most_block_columns];
+  float kept[most_epilogue_columns];
   const bool drops = args.dropout.p > 0;
   if (drops) dropout_row(args.dropout, block.row + i, block.column, kept, block.columns);
   for_each_vector_of(block, i, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {

@@ -9,7 +9,8 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// Up to so many rows; up to fewer where the blocked product finds pairs of bfloat16 packed.
+// Up to so many rows, if k is long enough (takes_few_rows); up to fewer where the blocked product finds pairs of
+// bfloat16 packed.
 inline constexpr std::int64_t most_few_rows = 32, most_few_rows_packed_pairs = 8;
 inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors and of groups
 // Up to four rows go along whole columns, as memory likes it. More of them take a group of columns piece by piece, and
@@ -30,16 +31,14 @@ inline constexpr bool few_rows_ask = false;
 inline constexpr std::int64_t few_rows_cached = std::int64_t{1} << 20;
 inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
-// Adding up the lanes of a sum takes as long as many products: if k is short, more than four rows are multiplied faster
-// packed, as long as the rhs is in cache.
-inline constexpr std::int64_t few_rows_short = 16 * lanes;
-
+// Adding up the lanes of m n sums takes longer than packing k n elements where k is short: more than four rows are then
+// multiplied faster packed, as long as the rhs is in cache.
 template <class T>
 BIGMODEL_INLINE bool takes_few_rows(const Product<T>& product) {
   const bool packed_pairs = !is_float<ElementOf<T>> && product.packed_rhs;
   const std::int64_t m = product.lhs.rows, k = product.rhs.rows, n = product.rhs.columns;
   if (product.rhs.row_stride != 1 || m > (packed_pairs ? most_few_rows_packed_pairs : most_few_rows)) return false;
-  return m <= few_rows_at_once || k >= few_rows_short || k * n * std::int64_t{sizeof(T)} > few_rows_cached;
+  return m <= few_rows_at_once || k >= m * lanes || k * n * std::int64_t{sizeof(T)} > few_rows_cached;
 }
 
 template <class T>

@@ -191,12 +191,17 @@ BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t 
   return block;
 }
 
+// Rows whose lines of memory are asked for at a time: a tile's, but a whole panel's where each call of the micro-kernel
+// sets the processor's tiles up (AMX).
+template <class T>
+inline constexpr std::int64_t rows_at_a_time = ElementLayout<T>::rows == 32 ? most_block_rows : ElementLayout<T>::rows;
+
 // block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column. Of the last
 // product, the columns that are complete are handed on before the next are begun.
 template <class T, class Epilogue>
 BIGMODEL_INLINE void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
                                     ElementOf<T>* lhs_block, const Touched& touched, Epilogue epilogue) {
-  constexpr std::int64_t tile = ElementLayout<T>::rows;
+  constexpr std::int64_t step = rows_at_a_time<T>;
   const Product<T>& product = gemm.product[p];
   const std::int64_t k = product.lhs.columns, panel_size = panel_lanes<T>(k);
   std::int64_t first = 0;
@@ -208,8 +213,8 @@ BIGMODEL_INLINE void multiply_block(const Gemm<T>& gemm, int p, const Block& blo
     const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
     for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
       const std::int64_t columns = least(tile_columns, block.columns - j);
-      for (std::int64_t i = 0; i < block.rows; i += tile) {
-        const std::int64_t rows = least(tile, block.rows - i);
+      for (std::int64_t i = 0; i < block.rows; i += step) {
+        const std::int64_t rows = least(step, block.rows - i);
         if (completes) ask_for(touched, block.row + i, rows, block.column + j, columns);
         multiply_by_rows<SumsIn::l2>(rows, columns, packed_k<ElementOf<T>>(depth), lhs_block + i * gemm.lhs_stride,
                                      gemm.lhs_stride, panel, tile_columns, block.sums[p] + i * block.stride + j,

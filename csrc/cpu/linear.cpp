@@ -95,13 +95,14 @@ template <class T>
 void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& backward) {
   const auto preactivation = matrix<const T>(args.preactivation);
   if (preactivation.data) {
-    for_each_row_piece(preactivation.rows, preactivation.columns, [&](const Block& block) {
+    for_each_rows(preactivation.rows, preactivation.columns, [&](const Block& block) {
       form_gradient(args, backward, block,
                     [&](const Place& place) BIGMODEL_INLINE_LAMBDA { return read(preactivation, place); });
     });
     return;
   }
   load_bias<T>(backward.bias, args.bias, args.weight.size[0]);
+  // backward.grad is what it forms.
   run(backward.preactivation, touching(backward.grad, matrix<const T>(args.grad_output)), [&](const Block& block) {
     form_gradient(args, backward, block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
       return load(block.sums[0] + place.offset) + load(backward.bias + place.column);

@@ -25,15 +25,11 @@ template <class T>
 struct Forward {
   Gemm<T> gemm{};
   float* bias = nullptr;
-  std::int64_t chunk, block, part_columns;  // the columns of what the product is cut into
-  std::int64_t parts_of_block, parts_of_chunk, parts;
-  PartOfRow* part = nullptr;      // [rows, parts]
-  float* target_logit = nullptr;  // [rows]
+  std::int64_t chunk, block, parts_of_chunk, parts;  // the columns of the product's blocks
+  PartOfRow* part = nullptr;                         // [rows, parts]
+  float* target_logit = nullptr;                     // [rows]
 
-  std::int64_t index(std::int64_t column) const {
-    const std::int64_t in_chunk = column % chunk;
-    return column / chunk * parts_of_chunk + in_chunk / block * parts_of_block + in_chunk % block / part_columns;
-  }
+  std::int64_t index(std::int64_t column) const { return column / chunk * parts_of_chunk + column % chunk / block; }
 };
 
 template <class T>
@@ -46,16 +42,14 @@ Forward<T> plan_forward(const LinearCrossEntropyForwardArgs& args, Arena& arena)
   plan(forward.gemm, arena);
   forward.chunk = forward.gemm.few ? vocabulary : forward.gemm.chunk_columns;
   forward.block = forward.gemm.few ? few_rows_columns : forward.gemm.block_columns;
-  forward.part_columns = forward.gemm.few ? few_rows_columns : forward.gemm.epilogue_columns;
-  forward.parts_of_block = parts_of(forward.block, forward.part_columns);
-  forward.parts_of_chunk = parts_of(forward.chunk, forward.block) * forward.parts_of_block;
+  forward.parts_of_chunk = parts_of(forward.chunk, forward.block);
   forward.parts = parts_of(vocabulary, forward.chunk) * forward.parts_of_chunk;
   forward.part = take<PartOfRow>(arena, rows * forward.parts);
   forward.target_logit = take<float>(arena, rows);
   return forward;
 }
 
-// Merges a row's parts; those that no block of the last, shorter chunk has written are empty.
+// Merges a row's parts; those that no block has written, as of a last, shorter chunk, are empty.
 template <class T>
 void finish_row(const LinearCrossEntropyForwardArgs& args, const Forward<T>& forward, std::int64_t row) {
   const CrossEntropyOptions& options = args.options;
@@ -92,7 +86,9 @@ void run_forward(const LinearCrossEntropyForwardArgs& args) {
       const std::int64_t row = block.row + i, target = args.target[row] - block.column;
       float* const logits = block.sums[0] + i * block.stride;
       finish_logits(args.options, forward.bias ? forward.bias + block.column : nullptr, logits, nullptr, block.columns);
-      forward.part[row * forward.parts + forward.index(block.column)] = summarise(logits, block.columns, wants_total);
+      // One worker takes all columns of a block, in turn.
+      PartOfRow& part = forward.part[row * forward.parts + forward.index(block.column)];
+      part = merged(part, summarise(logits, block.columns, wants_total));
       if (target >= 0 && target < block.columns) forward.target_logit[row] = logits[target];
     }
   });
@@ -172,7 +168,7 @@ template <class T>
 void form_gradient(const LinearCrossEntropyBackwardArgs& args, const Backward<T>& backward, std::int64_t first,
                    std::int64_t columns, float scale) {
   run(backward.logits, touching(row_major(backward.gradient, args.hidden.size[0], columns)), [&](const Block& block) {
-    float slopes[most_block_columns + lanes];
+    float slopes[most_epilogue_columns];
     float* const slope = args.options.softcap > 0 ? slopes : nullptr;
     const std::int64_t column = first + block.column;
     for (std::int64_t i = 0; i < block.rows; ++i) {
@@ -198,10 +194,11 @@ void add_to_hidden(const LinearCrossEntropyBackwardArgs& args, const Backward<T>
   const auto grad_hidden = matrix<T>(args.grad_hidden);
   const std::int64_t stride = backward.accumulated ? round_up(grad_hidden.columns, lanes) : grad_hidden.row_stride;
   float* const so_far = backward.accumulated ? backward.accumulated : static_cast<float*>(args.grad_hidden.data);
-  run(backward.hidden, touching(row_major(so_far, grad_hidden.rows, stride)), [&](const Block& block) {
+  const Matrix<float> sums{so_far, grad_hidden.rows, grad_hidden.columns, stride, 1};
+  run(backward.hidden, touching(sums, grad_hidden), [&](const Block& block) {
     for (std::int64_t i = 0; i < block.rows; ++i) {
       float* const row = block.sums[0] + i * block.stride;
-      float* const sum = so_far + (block.row + i) * stride + block.column;
+      float* const sum = at(sums, block.row + i, block.column);
       if (!first) add_tensor_row(row, static_cast<const float*>(sum), 1, block.columns);
       if (!last) {
         store_row(sum, row, block.columns);

@@ -76,25 +76,17 @@ BIGMODEL_INLINE int workers_for(std::int64_t multiply_adds, std::int64_t worth =
   return static_cast<int>(least(max_workers(), 1 + multiply_adds / worth));
 }
 
-inline constexpr std::int64_t elementwise_columns = 512;
-
-// Element by element work on rows x columns: body(block) for pieces of one row, whose sums are scratch.
+// Element by element work on rows x columns, which nothing multiplies: body(block), without sums, for some rows at a
+// time.
 template <class Body>
-BIGMODEL_INLINE void for_each_row_piece(std::int64_t rows, std::int64_t columns, Body body) {
+BIGMODEL_INLINE void for_each_rows(std::int64_t rows, std::int64_t columns, Body body) {
   constexpr std::int64_t rows_of_job = 16;
   for_each_job(workers_for(rows * columns), parts_of(rows, rows_of_job), [&](std::int64_t job, int) {
-    float scratch[most_products][elementwise_columns];
     Block block{};
-    block.rows = 1;
-    block.stride = elementwise_columns;
-    for (int p = 0; p < most_products; ++p) block.sums[p] = scratch[p];
-    const std::int64_t first = job * rows_of_job, last = first + least(rows_of_job, rows - first);
-    for (block.row = first; block.row < last; ++block.row) {
-      for (block.column = 0; block.column < columns; block.column += elementwise_columns) {
-        block.columns = least(elementwise_columns, columns - block.column);
-        body(block);
-      }
-    }
+    block.row = job * rows_of_job;
+    block.rows = least(rows_of_job, rows - block.row);
+    block.columns = columns;
+    body(block);
   });
 }
 

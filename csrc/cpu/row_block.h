@@ -72,7 +72,7 @@ class Block {
   alignas(64) T values_[block_size + lanes];
 };
 
-// The row that comes next, asked for into the second-level cache by every pass that only reads this one: the passes
+// The row that comes next, asked for into the second-level cache by the passes that read this one: the passes
 // over a row that a cache holds leave the memory idle (bench/NOTES.md).
 template <class T>
 struct Ahead {

@@ -245,7 +245,7 @@ void check_cases() {
     }
     FeedForwardTest<T> relu({21, 33, 40, 17, Activation::relu, gate, 0.25, false, true});
     relu.forward();
-    FeedForwardTest<T> dropped({6, 12, 19, 11, Activation::silu, gate, 0.25, false, false});
+    FeedForwardTest<T> dropped({40, 12, 300, 11, Activation::silu, gate, 0.25, false, false});
     dropped.forward();
     dropped.backward();
   }

@@ -103,7 +103,8 @@ BIGMODEL_INLINE F32 tanh(F32 x) {
 
 // The normal distribution Phi(x) = (1 + erf(x / sqrt 2)) / 2, close where it is small too: within 6 units in the last
 // place above -1 and 60 down to -5.5, falling to 0 beyond. Phi(-|x|) = 2^-q(|x|) with a polynomial for q, which is
-// smooth and nearly quadratic; its even and odd terms are two chains, since one is too long for the schedulers.
+// smooth and nearly quadratic, fitted up to 5.5 for an error that may grow as q does. Its even and odd terms are two
+// chains, since one is too long for the schedulers.
 BIGMODEL_INLINE F32 normal_distribution(F32 x) {
   const F32 a = min(set1(13.0f), abs(x)), square = a * a;
   const F32 even =
