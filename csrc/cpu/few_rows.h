@@ -15,19 +15,21 @@ inline constexpr std::int64_t most_few_rows = 32, most_few_rows_packed_pairs = 8
 inline constexpr std::int64_t few_rows_columns = 48;  // of one job: a multiple of vectors and of groups
 // Up to four rows go along whole columns, as memory likes it. More of them take a group of columns piece by piece, and
 // find the piece in L1 from the fifth row on.
-inline constexpr std::int64_t few_rows_at_once = 4;
+inline constexpr std::int64_t few_rows_at_once = 4, few_rows_group = 6;
 #if defined(__AVX512F__)
-inline constexpr std::int64_t few_rows_group = 12, few_rows_depth = 256;
+template <class Element>
+inline constexpr std::int64_t few_rows_depth = 4096 / sizeof(Element);
 inline constexpr int few_rows_together = 6;  // columns; 24 sums fill 32 vector registers
 inline constexpr bool few_rows_ask = true;
 #else
-inline constexpr std::int64_t few_rows_group = 6, few_rows_depth = 512;
+template <class Element>
+inline constexpr std::int64_t few_rows_depth = 512;
 inline constexpr int few_rows_together = 3;  // columns; 12 sums fill 16 vector registers
 inline constexpr bool few_rows_ask = false;
 #endif
-// With AVX-512 the columns that four rows or fewer take next are asked for into L2 where the rhs may come from memory:
-// prefetchers start anew with every column, and short ones were read at half of the memory's bandwidth
-// (bench/NOTES.md). What more than these many bytes take is held to be such a rhs.
+// With AVX-512 the columns that come next are asked for into L2 where the rhs may come from memory: prefetchers start
+// anew with every column, and short ones were read at half of the memory's bandwidth (bench/NOTES.md). What more than
+// these many bytes take is held to be such a rhs.
 inline constexpr std::int64_t few_rows_cached = std::int64_t{1} << 20;
 inline constexpr std::int64_t few_rows_most_group = 12, few_rows_whole = std::int64_t{1} << 62;
 
@@ -61,10 +63,12 @@ inline constexpr std::int64_t few_rows_sums = most_few_rows * few_rows_columns;
 inline constexpr std::int64_t few_rows_totals = most_few_rows * few_rows_most_group * lanes;
 constexpr std::int64_t few_rows_worker(int products) { return products * few_rows_sums + few_rows_totals + worker_gap; }
 
-// Whether every job reads the rows of an lhs where they lie, and not from a copy in what is multiplied.
+// Whether every job reads the rows of an lhs where they lie, and not from a copy in what is multiplied. Rows whole
+// pages apart would all take the same lines of L1.
 template <class T>
 BIGMODEL_INLINE bool in_place(const Matrix<const T>& lhs) {
-  return is_same<T, ElementOf<T>> && lhs.column_stride == 1;
+  const bool same_lines = lhs.rows > few_rows_at_once && lhs.row_stride * std::int64_t{sizeof(T)} % 4096 == 0;
+  return is_same<T, ElementOf<T>> && lhs.column_stride == 1 && !same_lines;
 }
 
 // What a vector of lanes takes of a row of T: fp32, or pairs of bfloat16.
@@ -100,10 +104,10 @@ BIGMODEL_INLINE std::int64_t few_rows_floats(const Product<T>* product, int prod
 }
 
 // totals[(c * most_few_rows + i) * lanes ...] (+)= the lanes of dot(lhs row i, rhs column c), for rows x columns dots
-// of length k.
-template <int rows, int columns, bool asks, class Element, class T>
+// of length k. On the way `asks` columns from `next` on are asked for.
+template <int rows, int columns, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const T* rhs,
-                              std::int64_t rhs_stride, float* totals, bool add) {
+                              std::int64_t rhs_stride, const T* next, float* totals, bool add) {
   F32 total[rows][columns];
   const auto each = [&](auto body) BIGMODEL_INLINE_LAMBDA {
 #pragma GCC unroll 4
@@ -128,9 +132,9 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t l
   constexpr int width = lanes * Layout<Element>::group;
   std::int64_t p = 0;
   for (; p + width <= k; p += width) {
-    if (asks && p * std::int64_t{sizeof(T)} % 64 == 0) {
+    if (asks > 0 && p * std::int64_t{sizeof(T)} % 64 == 0) {
 #pragma GCC unroll 6
-      for (int c = 0; c < columns; ++c) __builtin_prefetch(rhs + (columns + c) * rhs_stride + p, 0, 2);
+      for (int c = 0; c < asks; ++c) __builtin_prefetch(next + c * rhs_stride + p, 0, 2);
     }
     step(p, [&](const auto* from) BIGMODEL_INLINE_LAMBDA { return terms.read(from); });
   }
@@ -141,40 +145,42 @@ BIGMODEL_INLINE void dot_tile(std::int64_t k, const Element* lhs, std::int64_t l
 }
 
 // Up to `most` rows against `columns` columns.
-template <int most, int columns, bool asks, class Element, class T>
+template <int most, int columns, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_last_rows(std::int64_t m, std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
-                                   const T* rhs, std::int64_t rhs_stride, float* totals, bool add) {
+                                   const T* rhs, std::int64_t rhs_stride, const T* next, float* totals, bool add) {
   if constexpr (most > 0) {
     if (m == most) {
-      dot_tile<most, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+      dot_tile<most, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, next, totals, add);
     } else {
-      dot_last_rows<most - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+      dot_last_rows<most - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, next, totals, add);
     }
   }
 }
 
 // m rows against `columns` columns, `rows` at a time.
-template <int rows, int columns, bool asks, class Element, class T>
+template <int rows, int columns, int asks, class Element, class T>
 static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k, const Element* lhs,
                                                   std::int64_t lhs_stride, const T* rhs, std::int64_t rhs_stride,
-                                                  float* totals, bool add) {
+                                                  const T* next, float* totals, bool add) {
   for (; m >= rows; m -= rows, lhs += rows * lhs_stride, totals += rows * lanes) {
-    dot_tile<rows, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+    dot_tile<rows, columns, asks>(k, lhs, lhs_stride, rhs, rhs_stride, next, totals, add);
   }
-  dot_last_rows<rows - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, totals, add);
+  dot_last_rows<rows - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, next, totals, add);
 }
 
-// Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows.
-template <int rows, int together, bool asks, class Element, class T>
+// Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows; columns are asked
+// for `ahead` of their turn.
+template <int rows, int together, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
-                               std::int64_t end, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
-                               float* totals) {
+                               std::int64_t end, std::int64_t ahead, std::int64_t m, const Element* lhs,
+                               std::int64_t lhs_stride, float* totals) {
   for (; column + together <= end; column += together, totals += together * most_few_rows * lanes) {
-    dot_columns<rows, together, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals,
-                                      first > 0);
+    dot_columns<rows, together, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride,
+                                      at(rhs, first, column + ahead), totals, first > 0);
   }
   for (; column < end; ++column, totals += most_few_rows * lanes) {
-    dot_columns<rows, 1, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride, totals, first > 0);
+    const T* from = at(rhs, first, column);
+    dot_columns<rows, 1, 0>(m, k, lhs, lhs_stride, from, rhs.column_stride, from, totals, first > 0);
   }
 }
 
@@ -192,7 +198,7 @@ static void sum_lanes(std::int64_t m, std::int64_t columns, const float* totals,
 }
 
 // The sums of a block, `group` columns at a time in pieces of `depth`.
-template <int rows, int together, bool asks, class Element, class T>
+template <int rows, int together, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<const T> rhs, std::int64_t m,
                                 const Element* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
                                 float* sums) {
@@ -201,7 +207,9 @@ BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<c
     const std::int64_t columns = least(group, end - column);
     for (std::int64_t first = 0; first == 0 || first < rhs.rows; first += depth) {
       for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
-        dot_group<rows, together, asks>(rhs, first, least(depth, rhs.rows - first), column, column + columns,
+        // Each pass over the piece asks for others of the columns that come next.
+        const std::int64_t ahead = together + row / few_rows_at_once * asks % together;
+        dot_group<rows, together, asks>(rhs, first, least(depth, rhs.rows - first), column, column + columns, ahead,
                                         least(few_rows_at_once, m - row), lhs + row * lhs_stride + first, lhs_stride,
                                         totals + row * lanes);
       }
@@ -210,29 +218,27 @@ BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<c
   }
 }
 
-template <int rows, int together>
+template <int rows, int together, int asks>
 struct Tile {};
 
 template <class Element, class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
                       const Block& block, float* totals, float* sums) {
-  const bool asks = few_rows_ask && rhs.rows * rhs.columns * std::int64_t{sizeof(T)} > few_rows_cached;
-  const auto whole = [&]<int rows, int together>(Tile<rows, together>) BIGMODEL_INLINE_LAMBDA {
-    if (asks) {
-      dot_groups<rows, together, few_rows_ask>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block,
-                                               totals, sums);
+  const bool from_memory = rhs.rows * rhs.columns * std::int64_t{sizeof(T)} > few_rows_cached;
+  const auto multiply = [&]<int rows, int together, int asks>(Tile<rows, together, asks>, std::int64_t group,
+                                                              std::int64_t depth) BIGMODEL_INLINE_LAMBDA {
+    if (few_rows_ask && from_memory) {
+      dot_groups<rows, together, few_rows_ask ? asks : 0>(group, depth, rhs, m, lhs, lhs_stride, block, totals, sums);
     } else {
-      dot_groups<rows, together, false>(few_rows_most_group, few_rows_whole, rhs, m, lhs, lhs_stride, block, totals,
-                                        sums);
+      dot_groups<rows, together, 0>(group, depth, rhs, m, lhs, lhs_stride, block, totals, sums);
     }
   };
   if (m < few_rows_at_once) {
-    whole(Tile<3, 4>());
+    multiply(Tile<3, 4, 4>(), few_rows_most_group, few_rows_whole);
   } else if (m == few_rows_at_once) {
-    whole(Tile<4, 3>());
+    multiply(Tile<4, 3, 3>(), few_rows_most_group, few_rows_whole);
   } else {
-    dot_groups<4, few_rows_together, false>(few_rows_group, few_rows_depth, rhs, m, lhs, lhs_stride, block, totals,
-                                            sums);
+    multiply(Tile<4, few_rows_together, 2>(), few_rows_group, few_rows_depth<Element>);
   }
 }
 
