@@ -66,9 +66,9 @@ def test_products_run_on_the_tensor_cores(rows):
 
 
 def test_aligned_inputs_are_loaded_128_bits_at_a_time(rows):
-    """By bytes; what is left is a number per row or block, masks, and of decoding the query, lengths and pages. True
-    fp32 products of attention and linear layers, and what appends to a cache, read their operands, of any strides, one
-    by one."""
+    """By bytes of the instructions, of which a loop's count once; what is left is a number per row or block (of dK and dV
+    two for each query of a tile), masks, and of decoding the query, lengths and pages. True fp32 products of attention
+    and linear layers, and what appends to a cache, read their operands, of any strides, one by one."""
     for row in rows:
         if row.op == "attention_decode" and "append" not in row.kernel:
             loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
@@ -76,7 +76,8 @@ def test_aligned_inputs_are_loaded_128_bits_at_a_time(rows):
         elif row.mma or row.op in ("add_norm", "rotary"):
             loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
             wide = sum(size for width, size in loaded.items() if width >= 128)
-            assert wide >= (0.8 if "options" not in row.kernel else 0.1) * sum(loaded.values()), row
+            least = 0.1 if "options" in row.kernel else 0.7 if "grad_key_value" in row.kernel else 0.8
+            assert wide >= least * sum(loaded.values()), row
 
 
 def test_one_exponential_per_score(rows):
