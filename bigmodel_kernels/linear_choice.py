@@ -28,8 +28,8 @@ class Row:
     least_recorded_rows: int = 1
 
 
-# So few rows our kernels multiply by a weight [out_features, in_features] as it lies, or packed in cache. Any other they
-# lay out anew: seen to pay from the second number on.
+# So few rows our kernels multiply by a weight [out_features, in_features] as it lies, or packed in cache. Any other
+# they lay out anew: seen to pay from the second number on.
 FEW_ROWS, LEAST_TRANSPOSED_ROWS = 32, 9
 _SLOW = "torch's products in {} are slow without instructions for them"
 
