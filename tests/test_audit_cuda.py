@@ -67,8 +67,8 @@ def test_products_run_on_the_tensor_cores(rows):
 
 def test_aligned_inputs_are_loaded_128_bits_at_a_time(rows):
     """By bytes of the instructions, of which a loop's count once; what is left is a number per row or block (of dK and
-    dV two for each query of a tile), masks, and of decoding the query, lengths and pages. True fp32 products of attention
-    and linear layers, and what appends to a cache, read their operands, of any strides, one by one."""
+    dV two for each query of a tile), masks, and of decoding the query, lengths and pages. True fp32 products of
+    attention and linear layers, and what appends to a cache, read their operands, of any strides, one by one."""
     for row in rows:
         if row.op == "attention_decode" and "append" not in row.kernel:
             loaded = {int(width): int(width) * number for width, number in row.global_loads.items()}
