@@ -80,9 +80,13 @@ BIGMODEL_INLINE void interleave(Pairs a, Pairs b, Pairs& even, Pairs& odd) {
 // The pairs that a vector of lanes holds of a row, and of its last count elements, zeros after them.
 BIGMODEL_INLINE Pairs load_pairs(const bfloat16* p) { return load_lanes(reinterpret_cast<const BFloat16Pair*>(p)); }
 BIGMODEL_INLINE Pairs load_last_pairs(const bfloat16* p, std::int64_t count) {
+#if defined(__AVX512BF16__)
+  return {reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16((__mmask32{1} << count) - 1, p))};
+#else
   bfloat16 buffer[2 * F32::lanes] = {};
   for (std::int64_t i = 0; i < count; ++i) buffer[i] = p[i];
   return load_pairs(buffer);
+#endif
 }
 
 #endif
