@@ -59,8 +59,8 @@ BIGMODEL_INLINE void ask_for(const Touched& touched, std::int64_t row, std::int6
     const Touched::Rows& of = touched.rows[t];
     const char* const first = of.data + row * of.row_bytes + column * of.element_bytes;
     for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t b = 0; b < columns * of.element_bytes; b += line)
-        __builtin_prefetch(first + i * of.row_bytes + b);
+      const char* const begin = first + i * of.row_bytes;
+      for (std::int64_t b = 0; b < columns * of.element_bytes; b += line) __builtin_prefetch(begin + b);
     }
   }
 }

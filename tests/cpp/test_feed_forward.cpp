@@ -1,4 +1,6 @@
 // feed_forward, forward and backward: every gate, with biases, residual and dropout, packed or not.
+#include <utility>
+
 #include "activations.h"
 #include "dropout.h"
 #include "tensors.h"
@@ -245,9 +247,11 @@ void check_cases() {
     }
     FeedForwardTest<T> relu({21, 33, 40, 17, Activation::relu, gate, 0.25, false, true});
     relu.forward();
-    FeedForwardTest<T> dropped({40, 12, 300, 11, Activation::silu, gate, 0.25, false, false});
-    dropped.forward();
-    dropped.backward();
+    for (const auto& [rows, hidden] : {std::pair{6, 19}, std::pair{40, 300}}) {
+      FeedForwardTest<T> dropped({rows, 12, hidden, 11, Activation::silu, gate, 0.25, false, false});
+      dropped.forward();
+      dropped.backward();
+    }
   }
 }
 
