@@ -414,3 +414,18 @@ def test_sink_alone(backend):
     )
     assert (output == 0).all()
     torch.testing.assert_close(lse, sinks[None, :, None].expand(1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_rows_far_apart(dtype, backend):
+    """Keys and values whose rows would crowd in few sets of the caches are packed first: the same bits."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 64, dtype=dtype) for length in (40, 150, 150))
+
+    def spread(x):
+        wide = torch.zeros(1, 2, 150, 16384, dtype=dtype)  # two heads of 150 rows of 32 KiB or more
+        wide[..., :64] = x
+        return wide[..., :64]
+
+    output = bmk.attention(query, key, value, backend=backend)
+    assert torch.equal(bmk.attention(query, spread(key), spread(value), backend=backend), output)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bigmodel_kernels import functional
 from bigmodel_kernels.functional import small_layers
+from bigmodel_kernels.functional.attention_with_weights import attention_with_weights
 from bigmodel_kernels.nn.counterparts import computes_for
 from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain, keeps, parameters, submodules
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
@@ -20,8 +21,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """torch.nn.MultiheadAttention, constructor, ``state_dict`` and outputs alike, computed by fused attention.
 
     The maths is softmax(Q K^T / sqrt(head_dim)) V per head (Vaswani et al., 2017; https://arxiv.org/abs/1706.03762).
-    ``need_weights=True`` stays fused: the weights come from a second pass over query, key and the log-sum-exp, and
-    their average over heads never forms the weights per head.
+    ``need_weights=True`` stays fused: without a gradient the CPU computes output and weights together, elsewhere the
+    weights come from a second pass over query, key and the log-sum-exp; their average over heads never forms the
+    weights per head.
     """
 
     def forward(
@@ -169,6 +171,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if self.training and self.dropout > 0.0 and not drops_all:
             seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=q.device)
             options |= {"dropout_p": self.dropout, "dropout_seed": seed}
+        elif need_weights and not drops_all:
+            both = attention_with_weights(q, k, v, average_heads=average, **options)
+            if both is not None:
+                return both
         output, lse = functional.attention(q, k, v, return_lse=True, **options)
         weights = functional.attention_weights(q, k, lse, average_heads=average, **options) if need_weights else None
         if drops_all:

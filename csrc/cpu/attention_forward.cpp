@@ -7,6 +7,7 @@
 //
 // Packed sequences are calls computed together: their jobs are one list.
 #include "cpu/attention_forward_plan.h"
+#include "cpu/attention_output.h"
 #include "cpu/attention_sequences.h"
 #include "cpu/attention_tile.h"
 #include "cpu/jobs.h"
@@ -49,26 +50,11 @@ void add_keys(const Forward& call, const Panel& panel, const LaneOf<Element>* qu
              record.output, !first);
 }
 
-// Divides by the softmax's denominator and writes output and lse.
 template <class T>
 void write_panel(const Forward& call, const Panel& panel, const PanelRecord& record) {
-  const AttentionForwardArgs& args = call.args;
-  float lse[tile_columns], normalizer[tile_columns], sink[tile_columns];
-  for (int lane = 0; lane < tile_columns; ++lane) {
-    const TensorView& sinks = args.inputs.sinks;
-    sink[lane] = sinks.data ? static_cast<const float*>(sinks.data)[panel.head[lane] * sinks.stride[0]] : -infinity;
-  }
-  for (std::int64_t column = 0; column < panel.queries; column += lanes) {
-    const SoftmaxEnd end = end_softmax(load(record.state->softmax.maximum + column),
-                                       load(record.state->softmax.sum + column), call.scores.unit, load(sink + column));
-    store(lse + column, end.lse);
-    store(normalizer + column, end.normalizer);
-  }
-  scale_columns(call.plan.value_dim, panel.queries, normalizer, record.output);
-  store_panel<T>(record.output, call.plan.value_dim, panel, args.output);
-  for (std::int64_t lane = 0; lane < panel.queries; ++lane) {
-    static_cast<float*>(args.lse.data)[lane_offset(args.lse, panel, lane)] = lse[lane];
-  }
+  float normalizer[tile_columns];
+  end_panel<T>(call.args.inputs.sinks, call.scores.unit, panel, record.state->softmax, record.output, call.args.output,
+               call.args.lse, normalizer);
 }
 
 // Where a job stands: jobs of one kv head follow each other, its last queries first, for causal ones have the most

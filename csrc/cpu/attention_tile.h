@@ -34,10 +34,20 @@ BIGMODEL_INLINE std::int64_t floats_of(std::int64_t elements) {
   return whole_lines(ceil_div(elements * std::int64_t(sizeof(Element)), sizeof(float)));
 }
 
+// Whether a head's rows lie so far apart, by a multiple of a power of two, that they meet in few sets of the caches,
+// where they push out each other and what else lies there: heads side by side in wide rows, more than L2 holds of them.
+BIGMODEL_INLINE bool crowds_sets(const TensorView& view, std::int64_t element_bytes) {
+  constexpr std::int64_t crowding_stride = 2048, cache_bytes = 2 << 20;
+  const std::int64_t stride_bytes = view.stride[2] * element_bytes;
+  return stride_bytes % crowding_stride == 0 && view.stride[2] > view.size[3] &&
+         view.size[2] * stride_bytes > cache_bytes;
+}
+
 template <class Element>
 BIGMODEL_INLINE bool in_place(const TensorView& view) {
   const std::int64_t width = view.size[3];
-  return view.dtype == dtype_of<Element> && (view.stride[3] == 1 || width == 1) && packed_k<Element>(width) == width;
+  return view.dtype == dtype_of<Element> && (view.stride[3] == 1 || width == 1) && packed_k<Element>(width) == width &&
+         !crowds_sets(view, sizeof(Element));
 }
 
 BIGMODEL_INLINE std::int64_t row_offset(const TensorView& view, std::int64_t batch, std::int64_t kv_head,

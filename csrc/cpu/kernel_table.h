@@ -28,6 +28,7 @@ struct KernelTable {
   Kernel<AttentionForwardArgs> attention_forward;
   Kernel<AttentionBackwardArgs> attention_backward;
   Kernel<AttentionWeightsForwardArgs> attention_weights_forward;
+  Kernel<AttentionWithWeightsArgs> attention_with_weights;
   Kernel<AttentionWeightsBackwardArgs> attention_weights_backward;
   Kernel<AttentionVarlenForwardArgs> attention_varlen_forward;
   Kernel<AttentionVarlenBackwardArgs> attention_varlen_backward;

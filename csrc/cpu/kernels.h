@@ -11,6 +11,8 @@ std::int64_t attention_backward_workspace(const AttentionBackwardArgs&);
 void attention_backward(const AttentionBackwardArgs&);
 std::int64_t attention_weights_forward_workspace(const AttentionWeightsForwardArgs&);
 void attention_weights_forward(const AttentionWeightsForwardArgs&);
+std::int64_t attention_with_weights_workspace(const AttentionWithWeightsArgs&);
+void attention_with_weights(const AttentionWithWeightsArgs&);
 std::int64_t attention_weights_backward_workspace(const AttentionWeightsBackwardArgs&);
 void attention_weights_backward(const AttentionWeightsBackwardArgs&);
 

@@ -11,6 +11,7 @@ extern constinit const KernelTable kernel_table = {
     .attention_forward = {attention_forward_workspace, attention_forward},
     .attention_backward = {attention_backward_workspace, attention_backward},
     .attention_weights_forward = {attention_weights_forward_workspace, attention_weights_forward},
+    .attention_with_weights = {attention_with_weights_workspace, attention_with_weights},
     .attention_weights_backward = {attention_weights_backward_workspace, attention_weights_backward},
     .attention_varlen_forward = {attention_varlen_forward_workspace, attention_varlen_forward},
     .attention_varlen_backward = {attention_varlen_backward_workspace, attention_varlen_backward},

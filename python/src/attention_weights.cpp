@@ -1,5 +1,6 @@
 // attention_weights and attention_weights_backward: check, allocate, fill the arguments, call the kernel. Gradients of
-// query and key are ordered as attention.cpp says.
+// query and key are ordered as attention.cpp says. And attention with its weights, which is not an op: where both are
+// wanted without a gradient, one kernel on the CPU takes the place of two ops.
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
@@ -30,6 +31,27 @@ Tensor attention_weights(const Tensor& query, const Tensor& key, const Tensor& l
   args.weights = tensor_view(weights, call.dtype());
   run(call, cpu::kernels().attention_weights_forward, args);
   return weights;
+}
+
+std::tuple<Tensor, Tensor> attention_with_weights(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                  const OptionalTensor& mask, const std::string& causal,
+                                                  bool average_heads) {
+  const Call call("attention_with_weights", "query", query);
+  const OptionalTensor none;
+  const auto [shape, inputs] =
+      check_attention(call, {query, key, &value, mask, none, &none, none}, {causal, {}, -1, -1, 0.0, 0.0});
+  call.check(shape.has_queries() && shape.kv_len > 0, "there are no scores");
+  const std::int64_t lse_sizes[] = {shape.batch, shape.heads, shape.q_len};
+  const std::int64_t sizes[] = {shape.batch, average_heads ? 1 : shape.heads, shape.q_len, shape.kv_len};
+  Tensor output = empty_like_order(call, inputs.query, shape.value_dim), weights = call.empty(sizes, call.dtype());
+  const Tensor lse = call.empty(lse_sizes, DType::float32);
+  AttentionWithWeightsArgs args{.inputs = inputs,
+                                .output = tensor_view(output, call.dtype()),
+                                .lse = tensor_view(lse, DType::float32),
+                                .weights = tensor_view(weights, call.dtype()),
+                                .average_heads = average_heads};
+  run(call, cpu::kernels().attention_with_weights, args);
+  return {std::move(output), std::move(weights)};
 }
 
 enum GradientIndex { grad_query, grad_key, grad_lse, grad_mask };
@@ -72,6 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_weights_backward(
 void direct::add_attention_weights(Functions& functions) {
   functions.add<&attention_weights>(
       "attention_weights", {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "average_heads"});
+  functions.add<&attention_with_weights>("attention_with_weights", {"causal", "average_heads"});
   functions.add<&attention_weights_backward>(
       "attention_weights_backward",
       {"causal", "scale", "window_left", "window_right", "softcap", "dropout_p", "average_heads", "output_mask"});

@@ -209,8 +209,27 @@ class AttentionTest {
     }
   }
 
+  // The weights, or their mean over the heads, in double.
+  Gradient expected_weights(bool average) const {
+    Gradient want = zeros(c_.batch * (average ? 1 : c_.heads), c_.q_len, c_.kv_len);
+    each_query([&](std::int64_t b, std::int64_t h, std::int64_t i) {
+      const Row r = row(b, h, i);
+      for (std::int64_t j = 0; j < c_.kv_len; ++j) {
+        // A weight is e^(s - lse): what is lost in the exponent, whose terms are larger than it, is lost of the
+        // weight.
+        const double weight = r.p[j] * r.dropped[j] / (average ? double(c_.heads) : 1.0);
+        Sum& sum = average ? want.at(b, 0, 1, i, j) : want.at(b, h, c_.heads, i, j);
+        sum.value += weight;
+        sum.size += weight * (1.0 + r.exponent_size[j]);
+      }
+    });
+    return want;
+  }
+
   void check_weights() {
     for (const bool average : {false, true}) {
+      const char* name = average ? "mean weights" : "weights";
+      Gradient want = expected_weights(average);
       Tensor weights = filled({c_.batch, average ? 1 : c_.heads, c_.q_len, c_.kv_len});
       AttentionWeightsForwardArgs args;
       args.inputs = inputs_;
@@ -219,19 +238,15 @@ class AttentionTest {
       args.weights = weights.view();
       args.average_heads = average;
       run(cpu::kernels().attention_weights_forward, args);
-      Gradient want = zeros(c_.batch * (average ? 1 : c_.heads), c_.q_len, c_.kv_len);
-      each_query([&](std::int64_t b, std::int64_t h, std::int64_t i) {
-        const Row r = row(b, h, i);
-        for (std::int64_t j = 0; j < c_.kv_len; ++j) {
-          // A weight is e^(s - lse): what is lost in the exponent, whose terms are larger than it, is lost of the
-          // weight.
-          const double weight = r.p[j] * r.dropped[j] / (average ? double(c_.heads) : 1.0);
-          Sum& sum = average ? want.at(b, 0, 1, i, j) : want.at(b, h, c_.heads, i, j);
-          sum.value += weight;
-          sum.size += weight * (1.0 + r.exponent_size[j]);
-        }
-      });
-      compare(weights, want, average ? 1 : c_.heads, average ? "mean weights" : "weights", 4.0);
+      compare(weights, want, average ? 1 : c_.heads, name, 4.0);
+
+      weights = filled({c_.batch, average ? 1 : c_.heads, c_.q_len, c_.kv_len});
+      output_ = filled({c_.batch, c_.heads, c_.q_len, c_.value_dim});
+      lse_.fill([] { return 77.0; });
+      run(cpu::kernels().attention_with_weights,
+          AttentionWithWeightsArgs{inputs_, output_.view(), lse_.view(), weights.view(), average});
+      compare(weights, want, average ? 1 : c_.heads, name, 4.0);
+      check_forward();
     }
   }
 

@@ -77,6 +77,14 @@ BIGMODEL_INLINE void interleave(Pairs a, Pairs b, Pairs& even, Pairs& odd) {
 
 #endif
 
+// What lanes of pairs hold, in fp32.
+BIGMODEL_INLINE void widen(Pairs pairs, F32& first, F32& second) {
+  Pairs even, odd;
+  interleave(Pairs{}, pairs, even, odd);  // a bfloat16 is the upper half of an fp32
+  __builtin_memcpy(&first.v, &even.v, sizeof first.v);
+  __builtin_memcpy(&second.v, &odd.v, sizeof second.v);
+}
+
 // The pairs that a vector of lanes holds of a row, and of its last count elements, zeros after them.
 BIGMODEL_INLINE Pairs load_pairs(const bfloat16* p) { return load_lanes(reinterpret_cast<const BFloat16Pair*>(p)); }
 BIGMODEL_INLINE Pairs load_last_pairs(const bfloat16* p, std::int64_t count) {

@@ -70,6 +70,15 @@ struct AttentionWeightsForwardArgs {
   void* workspace = nullptr;
 };
 
+// attention and attention_weights of the same inputs at once, so that query and key are multiplied only once.
+struct AttentionWithWeightsArgs {
+  AttentionInputs inputs;
+  TensorView output, lse;  // as in AttentionForwardArgs
+  TensorView weights;      // as in AttentionWeightsForwardArgs
+  bool average_heads = false;
+  void* workspace = nullptr;
+};
+
 struct AttentionWeightsBackwardArgs {
   AttentionInputs inputs;
   TensorView lse;
