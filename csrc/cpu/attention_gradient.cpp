@@ -161,6 +161,8 @@ struct GradientPass {
   }
 
   void prepare(std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int worker) const {
+    gather_rows<T>(g.args.inputs.query, g.query, b, h, first, queries);
+    gather_rows<T>(g.args.grad_output, g.grad_output, b, h, first, queries);
     prepare_rows(g, scratch(worker), b, h, first, queries);
     if (!g.args.grad_weights.data) correct_rows(g, scratch(worker), b, h, first, queries);
     clear_sums(g, b, h, first, queries);
@@ -177,7 +179,7 @@ struct GradientPass {
     for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       chunk_gradients(g, scratch(worker), b, kv_head, chunk, 0);
     }
-    for (std::int64_t h = first_head; h < end_head; ++h) round_sums(g, b, h, 0, plan.q_len);
+    for (std::int64_t h = first_head; h < end_head; ++h) store_sums(g, b, h, 0, plan.q_len);
   }
 
   void run_split() const {
@@ -194,7 +196,7 @@ struct GradientPass {
       });
       for_each_query_block([&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries, int) {
         add_slots(g, b, h, first, queries, first_chunk);
-        if (first_chunk + count == plan.chunks) round_sums(g, b, h, first, queries);
+        if (first_chunk + count == plan.chunks) store_sums(g, b, h, first, queries);
       });
     }
   }
@@ -208,6 +210,15 @@ Band band_of(const AttentionOptions& options, std::int64_t q_len, std::int64_t k
             .kv_len = kv_len};
   if (options.causal != Causal::none) band.after = 0;
   return band;
+}
+
+// Where the rows of a view are gathered.
+TensorView gathered(const GradientPlan& plan, TensorView view, float* memory) {
+  view.data = memory;
+  view.stride[3] = 1, view.stride[2] = view.size[3];
+  view.stride[1] = plan.row_stride * view.stride[2];
+  view.stride[0] = plan.heads * view.stride[1];
+  return view;
 }
 
 // One of the calls that are computed together, and the number of chains up to its last.
@@ -234,11 +245,16 @@ struct GradientRun {
 
   Gradient<T> gradient(const GradientPart& part) const {
     const AttentionGradientArgs& args = part.args;
+    const GradientPlan& plan = part.plan;
+    float* const own = workspace + plan.own;
     return {
         .args = args,
-        .plan = part.plan,
-        .band = band_of(args.inputs.options, part.plan.q_len, part.plan.kv_len),
-        .memory = workspace + part.plan.own,
+        .plan = plan,
+        .band = band_of(args.inputs.options, plan.q_len, plan.kv_len),
+        .query = plan.gathers_query ? gathered(plan, args.inputs.query, own + plan.query_rows) : args.inputs.query,
+        .grad_output =
+            plan.gathers_grad_output ? gathered(plan, args.grad_output, own + plan.grad_output_rows) : args.grad_output,
+        .memory = own,
         .slots = workspace + layout.slots(),
         .wants_scores = args.grad_query.data || args.grad_key.data || args.grad_input_lse.data || args.grad_mask.data};
   }

@@ -20,8 +20,9 @@ struct Gradient {
   const AttentionGradientArgs& args;
   const GradientPlan& plan;
   Band band;
-  float *memory, *slots;  // of its own, and for the partial sums of a split schedule
-  bool wants_scores;      // dS, and not dV alone
+  TensorView query, grad_output;  // of the call, or gathered
+  float *memory, *slots;          // of its own, and for the partial sums of a split schedule
+  bool wants_scores;              // dS, and not dV alone
 
   float* rows(std::int64_t offset, std::int64_t b, std::int64_t h) const {
     return memory + offset + (b * plan.heads + h) * plan.row_stride;
@@ -171,7 +172,7 @@ QueriesOf<T> load_queries(const Gradient<T>& g, const GradientScratch& scratch, 
                           std::int64_t first, std::int64_t queries) {
   const GradientPlan& plan = g.plan;
   QueriesOf<T> operands{};
-  const TensorView &query = g.args.inputs.query, &grad_output = g.args.grad_output;
+  const TensorView &query = g.query, &grad_output = g.grad_output;
   operands.query = load_rhs<T>(query, b, h, first, queries, plan.head_dim, scratch.query, plan.key_stride);
   operands.query_columns = load_columns<T>(query, b, h, first, queries, plan.head_dim, scratch.query_columns);
   if (plan.value_dim > 0) {

@@ -16,7 +16,7 @@ struct QuerySums {
 template <class T>
 QuerySums query_sums(const Gradient<T>& g, std::int64_t b, std::int64_t h) {
   const GradientPlan& plan = g.plan;
-  if (!plan.rounds) return {pointer<float>(g.args.grad_query, b, h, 0), g.args.grad_query.stride[2]};
+  if (!plan.gathers_sums) return {pointer<float>(g.args.grad_query, b, h, 0), g.args.grad_query.stride[2]};
   return {g.memory + plan.query_sums + (b * plan.heads + h) * plan.row_stride * plan.key_stride, plan.key_stride};
 }
 
@@ -81,10 +81,10 @@ void add_slots(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_
   }
 }
 
-// Rounds the finished sums once, where the gradient itself is not their memory.
+// Stores the finished sums once, where the gradient itself is not their memory.
 template <class T>
-void round_sums(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries) {
-  if (!g.args.grad_query.data || !g.plan.rounds || g.plan.schedule == Schedule::single) return;
+void store_sums(const Gradient<T>& g, std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t queries) {
+  if (!g.args.grad_query.data || !g.plan.gathers_sums) return;
   const QuerySums sums = query_sums(g, b, h);
   store_rows<T>(g.args.grad_query, b, h, first, queries, g.plan.head_dim, sums.data + first * sums.stride, sums.stride,
                 1.0f);

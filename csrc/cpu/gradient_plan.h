@@ -26,9 +26,11 @@ struct GradientPlan {
   std::int64_t chunk_keys, chunks;
   Schedule schedule;
   std::int64_t slots;
-  bool rounds;  // the gradients' dtype is not fp32: dQ is summed in the workspace, then rounded once
+  // Whether the rows of query and of grad_output are copied side by side before every chunk reads them, and whether dQ
+  // is summed in the workspace and stored once.
+  bool gathers_query, gathers_grad_output, gathers_sums;
   // Offsets in floats into memory of its own, from its start in the workspace, and into the slots; and their sizes.
-  std::int64_t lse, shift, delta, query_sums, own, own_size;
+  std::int64_t lse, shift, delta, query_sums, query_rows, grad_output_rows, own, own_size;
   std::int64_t slot_queries, slot_rows, slot_queries_size, slot_rows_size, slots_size;
 };
 
@@ -132,6 +134,10 @@ void choose_schedule(GradientPlan& plan, double work, double total_work) {
   }
 }
 
+// Rows that lie apart, as those of a head among others do, cost every pass over them: they fall into few sets of the
+// caches, each into a page of its own.
+bool lies_apart(const TensorView& view) { return view.data && view.stride[3] == 1 && view.stride[2] != view.size[3]; }
+
 // total_work: of all that is computed in one workspace.
 GradientPlan plan_gradient(const AttentionGradientArgs& args, double total_work) {
   const AttentionInputs& inputs = args.inputs;
@@ -148,7 +154,9 @@ GradientPlan plan_gradient(const AttentionGradientArgs& args, double total_work)
   plan.row_stride = round_up(plan.q_len, query_block);
   plan.chunk_keys = chunk_keys(plan);
   plan.chunks = at_least(1, ceil_div(plan.kv_len, plan.chunk_keys));
-  plan.rounds = inputs.query.dtype != DType::float32;
+  plan.gathers_query = plan.chunks > 1 && lies_apart(inputs.query);
+  plan.gathers_grad_output = plan.chunks > 1 && lies_apart(args.grad_output);
+  plan.gathers_sums = plan.chunks > 1 && (inputs.query.dtype != DType::float32 || lies_apart(args.grad_query));
   choose_schedule(plan, gradient_work(args), total_work);
 
   const std::int64_t rows = plan.batch * plan.heads * plan.row_stride;
@@ -156,7 +164,12 @@ GradientPlan plan_gradient(const AttentionGradientArgs& args, double total_work)
   plan.lse = carver.take(rows);
   plan.shift = carver.take(rows);
   plan.delta = carver.take(rows);
-  plan.query_sums = carver.take(plan.rounds && plan.chunks > 1 ? rows * plan.key_stride : 0);
+  plan.query_sums = carver.take(plan.gathers_sums ? rows * plan.key_stride : 0);
+  const auto take_rows = [&](bool wanted, std::int64_t width) {
+    return carver.take(wanted ? ceil_div(rows * width * bytes_of(inputs.query.dtype), sizeof(float)) : 0);
+  };
+  plan.query_rows = take_rows(plan.gathers_query, plan.head_dim);
+  plan.grad_output_rows = take_rows(plan.gathers_grad_output, plan.value_dim);
   plan.own_size = carver.used;
   Carver slots;
   plan.slot_queries_size = round_up(rows * plan.key_stride, 16), plan.slot_rows_size = round_up(rows, 16);

@@ -7,6 +7,16 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 namespace {
 
+// Copies a block of rows to where they lie side by side, if they do not yet.
+template <class T>
+void gather_rows(const TensorView& from, const TensorView& to, std::int64_t b, std::int64_t h, std::int64_t first,
+                 std::int64_t queries) {
+  if (from.data == to.data) return;
+  for (std::int64_t i = first; i < first + queries; ++i) {
+    __builtin_memcpy(pointer<T>(to, b, h, i), pointer<const T>(from, b, h, i), from.size[3] * sizeof(T));
+  }
+}
+
 // delta = rowsum(grad_output output) of a block of rows, summed in the order in which the tile GEMM sums dP. A row that
 // sees a single key then has delta = dP exactly, and gradients of exactly 0, as it should. In bfloat16 that order is
 // the instruction's own: the diagonal of the tile GEMM's product, `lanes` rows at a time.
@@ -14,7 +24,7 @@ template <class T>
 void multiply_delta(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h,
                     std::int64_t first, std::int64_t queries, float* delta) {
   const std::int64_t width = g.plan.value_dim;
-  const auto columns = load_columns<T>(g.args.grad_output, b, h, first, queries, width, scratch.grad_output_columns);
+  const auto columns = load_columns<T>(g.grad_output, b, h, first, queries, width, scratch.grad_output_columns);
   // Room for a block of rows that is free until the chunks begin.
   const auto rows = load_rows<T>(g.args.output, b, h, first, queries, width, scratch.grad_value, g.plan.value_stride);
   float products[lanes * lanes];
@@ -29,7 +39,7 @@ void multiply_delta(const Gradient<T>& g, const GradientScratch& scratch, std::i
 template <class T>
 void sum_delta(const Gradient<T>& g, const GradientScratch& scratch, std::int64_t b, std::int64_t h, std::int64_t first,
                std::int64_t queries, float* delta) {
-  const TensorView &grad_output = g.args.grad_output, &output = g.args.output;
+  const TensorView &grad_output = g.grad_output, &output = g.args.output;
   const std::int64_t width = g.plan.value_dim;
   // Room for a block of rows that is free until the chunks begin.
   float *grad_columns = scratch.grad_output_columns, *columns = scratch.grad_value;
