@@ -57,7 +57,7 @@ TensorView check_mask(const Call& call, const OptionalTensor& mask, const Attent
                                [](std::int64_t size, std::int64_t whole) { return size == 1 || size == whole; });
   call.check(fits, "mask has shape ", shape_text(layout.sizes), ", expected four dimensions, each 1 or that of ",
              shape_text(full));
-  TensorView view = tensor_view(*mask, layout, *dtype);
+  TensorView view = tensor_view(mask->const_data_ptr(), layout, *dtype);
   for (int dim = 0; dim < 4; ++dim) broadcast(view, dim, full[dim]);
   return view;
 }

@@ -52,9 +52,8 @@ bool matches(Sizes sizes, Sizes expected) {
 }  // namespace
 
 // Only for messages: every dtype that torch's C interface names.
-const char* dtype_name(const Tensor& tensor) {
-  std::int32_t number = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+const char* dtype_name(const Operand& tensor) {
+  const std::int32_t number = tensor.torch_dtype();
   const std::pair<std::int32_t, const char*> names[] = {
       {aoti_torch_dtype_float32(), "float32"},
       {aoti_torch_dtype_bfloat16(), "bfloat16"},
@@ -81,8 +80,8 @@ const char* dtype_name(const Tensor& tensor) {
   return "a dtype without a name here";
 }
 
-std::vector<std::int64_t> with_features(const Tensor& tensor, std::int64_t features) {
-  const Sizes sizes = Layout(tensor).sizes;
+std::vector<std::int64_t> with_features(const Operand& tensor, std::int64_t features) {
+  const Sizes sizes = tensor.layout().sizes;
   std::vector<std::int64_t> result(sizes.begin(), sizes.end());
   result.back() = features;
   return result;
@@ -97,10 +96,9 @@ std::string shape_text(Sizes sizes) {
   return text + "]";
 }
 
-Call::Call(const char* op, const char* first_name, const Tensor& first) : op_(op) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(first.get(), &device_type_));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(first.get(), &device_index_));
-  const std::optional<DType> dtype = dtype_of(first);
+Call::Call(const char* op, const char* first_name, const Operand& first)
+    : op_(op), device_type_(first.device_type()), device_index_(first.device_index()) {
+  const std::optional<DType> dtype = first.dtype();
   const bool computes = dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float16;
   if (!computes) fail_dtype(first_name, first, "float32, bfloat16 or float16");
   dtype_ = *dtype;
@@ -114,37 +112,27 @@ bool Call::on_cuda() const {
 #endif
 }
 
-TensorView Call::view(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
+TensorView Call::view(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const {
   check_device(name, tensor);
-  const Layout layout(tensor);
+  const Layout layout = tensor.layout();
   if (!matches(layout.sizes, shape)) fail_shape(name, tensor, shape);
-  return tensor_view(tensor, layout, dtype_);
+  return tensor_view(tensor.data(), layout, dtype_);
 }
 
-TensorView Call::tensor(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
-  if (dtype_of(tensor) != dtype_) fail_dtype(name, tensor, name_of(dtype_));
+TensorView Call::tensor(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const {
+  if (tensor.dtype() != dtype_) fail_dtype(name, tensor, name_of(dtype_));
   return view(name, tensor, shape);
 }
 
-TensorView Call::tensor(const char* name, const OptionalTensor& tensor,
-                        std::initializer_list<std::int64_t> shape) const {
-  return tensor ? this->tensor(name, *tensor, shape) : TensorView{};
-}
-
-TensorView Call::float32(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const {
+TensorView Call::float32(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const {
   check_float32(name, tensor, shape);
-  return tensor_view(tensor, DType::float32);
+  return tensor_view(tensor.data(), tensor.layout(), DType::float32);
 }
 
-TensorView Call::float32(const char* name, const OptionalTensor& tensor,
-                         std::initializer_list<std::int64_t> shape) const {
-  return tensor ? float32(name, *tensor, shape) : TensorView{};
-}
-
-TensorView Call::tensor_or_float32(const char* name, const OptionalTensor& tensor,
+TensorView Call::tensor_or_float32(const char* name, const OptionalOperand& tensor,
                                    std::initializer_list<std::int64_t> shape) const {
   if (!tensor) return {};
-  const std::optional<DType> dtype = dtype_of(*tensor);
+  const std::optional<DType> dtype = tensor->dtype();
   if (dtype != dtype_ && dtype != DType::float32) {
     const std::string expected = std::string(name_of(dtype_)) + " (the dtype of the first argument) or float32";
     fail_dtype(name, *tensor, expected.c_str());
@@ -154,9 +142,9 @@ TensorView Call::tensor_or_float32(const char* name, const OptionalTensor& tenso
   return result;
 }
 
-TensorView Call::one_of(std::initializer_list<DType> dtypes, const char* name, const Tensor& tensor,
+TensorView Call::one_of(std::initializer_list<DType> dtypes, const char* name, const Operand& tensor,
                         std::initializer_list<std::int64_t> shape) const {
-  const std::optional<DType> dtype = dtype_of(tensor);
+  const std::optional<DType> dtype = tensor.dtype();
   if (!dtype || std::find(dtypes.begin(), dtypes.end(), *dtype) == dtypes.end()) {
     std::string expected;
     for (const DType each : dtypes) expected += (expected.empty() ? "" : " or ") + std::string(name_of(each));
@@ -167,8 +155,8 @@ TensorView Call::one_of(std::initializer_list<DType> dtypes, const char* name, c
   return result;
 }
 
-TensorView Call::rows(const char* name, const Tensor& tensor, std::int64_t features, OptionalTensor& copy) const {
-  const Layout layout(tensor);
+TensorView Call::rows(const char* name, const Operand& tensor, std::int64_t features, OptionalTensor& copy) const {
+  const Layout layout = tensor.layout();
   check(!layout.sizes.empty(), name, " has no dimensions, expected at least one");
   if (features != any_size && layout.sizes.back() != features) {
     fail(name, " has shape ", shape_text(layout.sizes), ", expected ", features, " in its last dimension");
@@ -176,17 +164,17 @@ TensorView Call::rows(const char* name, const Tensor& tensor, std::int64_t featu
   return rows(name, tensor, layout.sizes, copy);
 }
 
-TensorView Call::rows(const char* name, const Tensor& tensor, Sizes shape, OptionalTensor& copy) const {
+TensorView Call::rows(const char* name, const Operand& tensor, Sizes shape, OptionalTensor& copy) const {
   check_device(name, tensor);
-  if (dtype_of(tensor) != dtype_) fail_dtype(name, tensor, name_of(dtype_));
-  if (!matches(Layout(tensor).sizes, shape)) fail_shape(name, tensor, shape);
+  if (tensor.dtype() != dtype_) fail_dtype(name, tensor, name_of(dtype_));
+  if (!matches(tensor.layout().sizes, shape)) fail_shape(name, tensor, shape);
   return merged_rows(tensor, copy);
 }
 
 // Leading dimensions become one where each is laid out as the continuation of the next; a dimension of size 1 joins
 // anything.
-TensorView Call::merged_rows(const Tensor& tensor, OptionalTensor& copy) const {
-  const Layout layout(tensor);
+TensorView Call::merged_rows(const Operand& tensor, OptionalTensor& copy) const {
+  const Layout layout = tensor.layout();
   const std::size_t last = layout.sizes.size() - 1;
   TensorView view;
   view.dtype = dtype_;
@@ -194,7 +182,7 @@ TensorView Call::merged_rows(const Tensor& tensor, OptionalTensor& copy) const {
   view.stride[1] = layout.strides[last];
   if (tensor.numel() == 0) {  // nothing to lay out; and torch calls it contiguous whatever its strides are
     for (std::size_t dim = 0; dim < last; ++dim) view.size[0] *= layout.sizes[dim];
-    view.data = const_cast<void*>(tensor.const_data_ptr());
+    view.data = const_cast<void*>(tensor.data());
     return view;
   }
   for (std::size_t dim = last; dim-- > 0;) {
@@ -203,12 +191,12 @@ TensorView Call::merged_rows(const Tensor& tensor, OptionalTensor& copy) const {
     if (view.size[0] == 1) {
       view.stride[0] = stride;
     } else if (stride != view.stride[0] * view.size[0] && size * view.size[0] != 0) {
-      copy = torch::stable::contiguous(tensor);
+      copy = torch::stable::contiguous(tensor.tensor());
       return merged_rows(*copy, copy);
     }
     view.size[0] *= size;
   }
-  view.data = const_cast<void*>(tensor.const_data_ptr());
+  view.data = const_cast<void*>(tensor.data());
   return view;
 }
 
@@ -252,12 +240,10 @@ Tensor Call::bytes(std::int64_t count) const {
   return empty_strided({&count, 1}, {&one, 1}, aoti_torch_dtype_uint8(), device_type_, device_index_);
 }
 
-void Call::check_device(const char* name, const Tensor& tensor) const {
-  std::int32_t type = 0, index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
-  check(type == device_type_ && index == device_index_, name, " is on another device than the first argument");
-  check(tensor.numel() == 0 || tensor.const_data_ptr(), name, " has elements but no memory");
+void Call::check_device(const char* name, const Operand& tensor) const {
+  const bool here = tensor.device_type() == device_type_ && tensor.device_index() == device_index_;
+  check(here, name, " is on another device than the first argument");
+  check(tensor.has_memory(), name, " has elements but no memory");
 }
 
 void Call::check_writable(const char* name, const TensorView& view) const {
@@ -274,21 +260,21 @@ void Call::check_writable(const char* name, const TensorView& view) const {
   }
 }
 
-void Call::check_float32(const char* name, const Tensor& tensor, Sizes shape) const {
+void Call::check_float32(const char* name, const Operand& tensor, Sizes shape) const {
   check_device(name, tensor);
-  if (dtype_of(tensor) != DType::float32) fail_dtype(name, tensor, "float32");
-  if (!matches(Layout(tensor).sizes, shape)) fail_shape(name, tensor, shape);
+  if (tensor.dtype() != DType::float32) fail_dtype(name, tensor, "float32");
+  if (!matches(tensor.layout().sizes, shape)) fail_shape(name, tensor, shape);
 }
 
 void Call::check_output_mask(const std::vector<bool>& output_mask, std::size_t gradients) const {
   check(output_mask.size() == gradients, "output_mask has ", output_mask.size(), " elements, expected ", gradients);
 }
 
-void Call::fail_shape(const char* name, const Tensor& tensor, Sizes expected) const {
-  fail(name, " has shape ", shape_text(Layout(tensor).sizes), ", expected ", shape_text(expected));
+void Call::fail_shape(const char* name, const Operand& tensor, Sizes expected) const {
+  fail(name, " has shape ", shape_text(tensor.layout().sizes), ", expected ", shape_text(expected));
 }
 
-void Call::fail_dtype(const char* name, const Tensor& tensor, const char* expected) const {
+void Call::fail_dtype(const char* name, const Operand& tensor, const char* expected) const {
   fail(name, " has dtype ", dtype_name(tensor), ", expected ", expected);
 }
 

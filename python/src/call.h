@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bigmodel/tensor.h"
+#include "operand.h"
 #include "tensor_view.h"
 
 namespace bigmodel::binding {
@@ -30,7 +31,7 @@ inline constexpr std::int64_t any_size = -1;
 class Call {
  public:
   // dtype and device are taken from `first`, which must be float32, bfloat16 or float16.
-  Call(const char* op, const char* first_name, const Tensor& first);
+  Call(const char* op, const char* first_name, const Operand& first);
 
   const char* op() const { return op_; }
   DType dtype() const { return dtype_; }
@@ -54,26 +55,33 @@ class Call {
   }
 
   // An input of the call's dtype, of the given shape (any_size matches all), at most four dimensions.
-  TensorView tensor(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
-  TensorView tensor(const char* name, const OptionalTensor& tensor, std::initializer_list<std::int64_t> shape) const;
+  TensorView tensor(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const;
+  template <class T>
+  TensorView tensor(const char* name, const std::optional<T>& tensor, std::initializer_list<std::int64_t> shape) const {
+    return tensor ? this->tensor(name, *tensor, shape) : TensorView{};
+  }
 
   // An input that is float32 whatever the call's dtype.
-  TensorView float32(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
-  TensorView float32(const char* name, const OptionalTensor& tensor, std::initializer_list<std::int64_t> shape) const;
+  TensorView float32(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const;
+  template <class T>
+  TensorView float32(const char* name, const std::optional<T>& tensor,
+                     std::initializer_list<std::int64_t> shape) const {
+    return tensor ? float32(name, *tensor, shape) : TensorView{};
+  }
 
   // An input of the call's dtype or float32.
-  TensorView tensor_or_float32(const char* name, const OptionalTensor& tensor,
+  TensorView tensor_or_float32(const char* name, const OptionalOperand& tensor,
                                std::initializer_list<std::int64_t> shape) const;
 
   // An input of one of these dtypes, whatever the call's.
-  TensorView one_of(std::initializer_list<DType> dtypes, const char* name, const Tensor& tensor,
+  TensorView one_of(std::initializer_list<DType> dtypes, const char* name, const Operand& tensor,
                     std::initializer_list<std::int64_t> shape) const;
 
   // [..., features] as [rows, features]: a view where the strides allow it, else of a contiguous copy, which `copy`
   // then keeps alive.
-  TensorView rows(const char* name, const Tensor& tensor, std::int64_t features, OptionalTensor& copy) const;
+  TensorView rows(const char* name, const Operand& tensor, std::int64_t features, OptionalTensor& copy) const;
   // The same, for a tensor that must have exactly the shape `shape`.
-  TensorView rows(const char* name, const Tensor& tensor, Sizes shape, OptionalTensor& copy) const;
+  TensorView rows(const char* name, const Operand& tensor, Sizes shape, OptionalTensor& copy) const;
 
   // A fresh output of any number of dimensions as [rows, features].
   TensorView fresh_rows(const Tensor& output) const;
@@ -89,18 +97,18 @@ class Call {
   Tensor nothing() const;
   Tensor bytes(std::int64_t count) const;
 
-  void check_device(const char* name, const Tensor& tensor) const;
+  void check_device(const char* name, const Operand& tensor) const;
   // No two elements of what the op writes to are in one place, as bigmodel_kernels/checks.py says it.
   void check_writable(const char* name, const TensorView& view) const;
   // One flag per gradient that the op could compute.
   void check_output_mask(const std::vector<bool>& output_mask, std::size_t gradients) const;
-  void check_float32(const char* name, const Tensor& tensor, Sizes shape) const;
+  void check_float32(const char* name, const Operand& tensor, Sizes shape) const;
 
  private:
-  TensorView view(const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> shape) const;
-  [[noreturn]] void fail_shape(const char* name, const Tensor& tensor, Sizes expected) const;
-  [[noreturn]] void fail_dtype(const char* name, const Tensor& tensor, const char* expected) const;
-  TensorView merged_rows(const Tensor& tensor, OptionalTensor& copy) const;
+  TensorView view(const char* name, const Operand& tensor, std::initializer_list<std::int64_t> shape) const;
+  [[noreturn]] void fail_shape(const char* name, const Operand& tensor, Sizes expected) const;
+  [[noreturn]] void fail_dtype(const char* name, const Operand& tensor, const char* expected) const;
+  TensorView merged_rows(const Operand& tensor, OptionalTensor& copy) const;
 
   const char* op_;
   DType dtype_;
@@ -123,10 +131,10 @@ class Workspace {
 };
 
 // The sizes of `tensor` with another last dimension.
-std::vector<std::int64_t> with_features(const Tensor& tensor, std::int64_t features);
+std::vector<std::int64_t> with_features(const Operand& tensor, std::int64_t features);
 
 // For messages.
 std::string shape_text(Sizes sizes);
-const char* dtype_name(const Tensor& tensor);
+const char* dtype_name(const Operand& tensor);
 
 }  // namespace bigmodel::binding

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string_view>
 
+#include "dlpack.h"
 #include "python_objects.h"
 #include "shortcut.h"
 #include "watchers.h"
@@ -10,23 +12,57 @@
 namespace bigmodel::binding::direct {
 namespace {
 
+// A method without arguments of a type written in C, called without looking for it again.
+class Method {
+ public:
+  Method() = default;
+  explicit Method(PyObject* descriptor) : descriptor_(descriptor) {
+    if (!descriptor || !Py_IS_TYPE(descriptor, &PyMethodDescr_Type)) return;
+    const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method;
+    if (definition->ml_flags == METH_NOARGS) function_ = definition->ml_meth;
+  }
+
+  bool exists() const { return descriptor_; }
+  // Of an object of that type.
+  PyObject* operator()(PyObject* self) const {
+    return function_ ? function_(self, nullptr) : PyObject_CallOneArg(descriptor_, self);
+  }
+
+ private:
+  PyObject* descriptor_ = nullptr;
+  PyCFunction function_ = nullptr;
+};
+
 // What torch has in Python for ahead-of-time compiled models: tensors to handles of its C interface, and back.
 struct Torch {
-  PyObject *tensor_type, *parameter_type, *to_handle, *from_handles, *is_neg, *is_cpu, *dtype;
+  PyObject *tensor_type, *parameter_type, *to_handle, *from_handles, *is_cpu, *dtype;
+  Method is_neg;
   PyObject* dtypes[3];  // of the kernels
+  // Of torch's tensors; nullptr where this torch has none.
+  int (*describe)(void* object, dlpack::Tensor* tensor);
 };
 Torch torch;
+
+decltype(Torch::describe) find_describe() {
+  PyObject* capsule = find("torch", "Tensor.__dlpack_c_exchange_api__");
+  const auto* api = static_cast<dlpack::ExchangeApi*>(
+      capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr);  // lives as long as torch
+  Py_XDECREF(capsule);
+  PyErr_Clear();
+  return api && api->major == dlpack::major_version ? api->describe : nullptr;
+}
 
 bool find_torch() {
   torch = {find("torch", "Tensor"),
            find("torch.nn", "Parameter"),
            find("torch._C._aoti", "unsafe_alloc_void_ptr_from_tensor"),
            find("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs"),
-           PyUnicode_InternFromString("is_neg"),
            PyUnicode_InternFromString("is_cpu"),
            PyUnicode_InternFromString("dtype"),
-           {find("torch", "float32"), find("torch", "bfloat16"), find("torch", "float16")}};
-  return torch.tensor_type && torch.parameter_type && torch.to_handle && torch.from_handles && torch.is_neg;
+           Method(find("torch", "Tensor.is_neg")),
+           {find("torch", "float32"), find("torch", "bfloat16"), find("torch", "float16")},
+           find_describe()};
+  return torch.tensor_type && torch.parameter_type && torch.to_handle && torch.from_handles && torch.is_neg.exists();
 }
 
 [[noreturn]] void refuse(const char* message) {
@@ -39,13 +75,69 @@ PyObject* required(PyObject* object) {
   return object;
 }
 
+// Its handle, unchecked.
+Tensor made_tensor(PyObject* tensor) {
+  PyObject* capsule = required(PyObject_CallOneArg(torch.to_handle, tensor));
+  auto* handle = static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule, nullptr));
+  Py_DECREF(capsule);
+  if (!handle) throw PythonError();
+  return Tensor(handle);
+}
+
+// The same for kernels' functions, which may run without the lock.
+Tensor make_tensor(void* object) {
+  struct Lock {
+    PyGILState_STATE state = PyGILState_Ensure();
+    ~Lock() { PyGILState_Release(state); }
+  } lock;
+  return made_tensor(static_cast<PyObject*>(object));
+}
+
+std::optional<DType> dtype_of(const dlpack::Tensor& tensor) {
+  if (tensor.dtype_lanes != 1) return std::nullopt;
+  const bool half = tensor.dtype_bits == 16;
+  if (tensor.dtype_code == dlpack::brain_floating && half) return DType::bfloat16;
+  if (tensor.dtype_code != dlpack::floating) return std::nullopt;
+  if (half) return DType::float16;
+  return tensor.dtype_bits == 32 ? std::optional(DType::float32) : std::nullopt;
+}
+
+// What a plain tensor is, if it is what Plain says and torch can tell; it may still be a lazily negated one.
+bool describe(PyObject* object, Plain& plain) {
+  dlpack::Tensor told;
+  if (!torch.describe) return false;
+  if (torch.describe(object, &told) != 0) {  // sparse, batched, on a device unknown to DLPack ...
+    PyErr_Clear();
+    return false;
+  }
+  const std::optional<DType> dtype = dtype_of(told);
+  if (told.device_type != dlpack::on_cpu || !dtype || !told.data || !told.sizes || !told.strides) return false;
+  const auto dims = static_cast<std::size_t>(told.dims);
+  plain.data = static_cast<const char*>(told.data) + told.byte_offset;
+  plain.layout.sizes = {told.sizes, dims};
+  plain.layout.strides = {told.strides, dims};
+  plain.dtype = *dtype;
+  plain.object = object;
+  plain.make = &make_tensor;
+  return std::ranges::find(plain.layout.sizes, 0) == plain.layout.sizes.end();
+}
+
 // Whether a plain tensor is on the CPU and of a dtype that the kernels compute.
 bool suits_kernels(PyObject* tensor) {
+  if (Plain plain; describe(tensor, plain)) return true;
   PyObject* on_cpu = required(PyObject_GetAttr(tensor, torch.is_cpu));
   Py_DECREF(on_cpu);
   PyObject* dtype = required(PyObject_GetAttr(tensor, torch.dtype));
   Py_DECREF(dtype);
   return on_cpu == Py_True && std::ranges::find(torch.dtypes, dtype) != std::end(torch.dtypes);
+}
+
+// It holds its values as they are, and nothing else is to be asked for them.
+void check_plain(PyObject* argument) {
+  if (!is_plain_type(argument)) refuse("expected a plain tensor");
+  PyObject* negated = required(torch.is_neg(argument));
+  Py_DECREF(negated);
+  if (negated != Py_False) refuse("expected a tensor whose memory holds its values");
 }
 
 PyObject* unwatched(PyObject*, PyObject*) {
@@ -65,9 +157,12 @@ void check_no_error(bool suspicious) {
 }  // namespace
 
 PyObject* find(const char* module, const char* name) {
-  PyObject* imported = PyImport_ImportModule(module);
-  PyObject* found = imported ? PyObject_GetAttrString(imported, name) : nullptr;
-  Py_XDECREF(imported);
+  PyObject* found = PyImport_ImportModule(module);
+  for (std::string_view rest = name; found && !rest.empty();) {
+    const std::string part(rest.substr(0, rest.find('.')));
+    rest.remove_prefix(std::min(rest.size(), part.size() + 1));
+    Py_SETREF(found, PyObject_GetAttrString(found, part.c_str()));
+  }
   PyErr_Clear();
   return found;
 }
@@ -89,20 +184,19 @@ int takes_tensor(PyObject* x) {
 }
 
 Tensor to_tensor(PyObject* argument) {
-  if (!is_plain_type(argument)) refuse("expected a plain tensor");
-  PyObject* negated = required(PyObject_CallMethodNoArgs(argument, torch.is_neg));
-  Py_DECREF(negated);
-  if (negated != Py_False) refuse("expected a tensor whose memory holds its values");
-  PyObject* capsule = required(PyObject_CallOneArg(torch.to_handle, argument));
-  auto* handle = static_cast<AtenTensorHandle>(PyCapsule_GetPointer(capsule, nullptr));
-  Py_DECREF(capsule);
-  if (!handle) throw PythonError();
-  const Tensor tensor(handle);
+  check_plain(argument);
+  const Tensor tensor = made_tensor(argument);
   try {
     if (tensor.numel() == 0 || tensor.const_data_ptr()) return tensor;
   } catch (const std::exception&) {  // torch knows no address for it: sparse, batched ...
   }
   refuse("expected a tensor with memory");
+}
+
+Operand to_operand(PyObject* argument) {
+  check_plain(argument);
+  if (Plain plain; describe(argument, plain)) return Operand(plain);
+  return Operand::owning(to_tensor(argument));
 }
 
 PyObject* to_python(std::span<const Tensor* const> tensors) {

@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "operand.h"
+
 namespace bigmodel::binding::direct {
 
 using torch::stable::Tensor;
@@ -28,6 +30,7 @@ struct PythonError : std::exception {};
 
 // Conversions from Python, each throwing PythonError for an argument that it does not take.
 Tensor to_tensor(PyObject* argument);
+Operand to_operand(PyObject* argument);
 std::string to_string(PyObject* argument);
 std::vector<bool> to_flags(PyObject* argument);
 std::int64_t to_int(PyObject* argument);
@@ -51,6 +54,8 @@ T converted(PyObject* argument) {
     return argument == Py_None ? T() : T(converted<typename T::value_type>(argument));
   } else if constexpr (std::is_same_v<T, Tensor>) {
     return to_tensor(argument);
+  } else if constexpr (std::is_same_v<T, Operand>) {
+    return to_operand(argument);
   } else if constexpr (std::is_same_v<T, std::string>) {
     return to_string(argument);
   } else if constexpr (std::is_same_v<T, std::vector<bool>>) {

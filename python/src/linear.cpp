@@ -36,25 +36,26 @@ std::int64_t few_rows(DType dtype, std::int64_t weight_elements) {
   return pairs && cached ? 16 : 32;
 }
 
-bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight) {
-  if (input.dim() == 0 || weight.dim() != 2 || weight.numel() < least_packed_elements) return true;
+bool takes_as_it_lies(const Call& call, const Operand& input, const Operand& weight) {
+  const Layout rows = input.layout(), columns = weight.layout();
+  if (rows.sizes.empty() || columns.sizes.size() != 2 || weight.numel() < least_packed_elements) return true;
   const std::int64_t most = few_rows(call.dtype(), weight.numel());
-  return weight.stride(1) == 1 && input.numel() <= most * input.size(input.dim() - 1);
+  return columns.strides[1] == 1 && input.numel() <= most * rows.sizes.back();
 }
 
 namespace {
 
-TensorView check_weight(const Call& call, const Tensor& weight, std::int64_t in_features) {
+TensorView check_weight(const Call& call, const Operand& weight, std::int64_t in_features) {
   TensorView view = call.tensor("weight", weight, {any_size, in_features});
   call.check(view.size[0] > 0 && view.size[1] > 0, "weight has shape [", view.size[0], ", ", view.size[1],
              "], expected at least one row and one column");
   return view;
 }
 
-std::tuple<Tensor, Tensor> linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                                  const OptionalTensor& residual, const OptionalTensor& packed_weight,
-                                  const std::string& activation, bool save_preactivation) {
-  const Call call("linear", "input", input);
+// The output; `preactivation` where it is wanted.
+Tensor forward(const Call& call, const Operand& input, const Operand& weight, const OptionalOperand& bias,
+               const OptionalOperand& residual, const OptionalTensor& packed_weight, const std::string& activation,
+               OptionalTensor* preactivation) {
   OptionalTensor input_copy, residual_copy;
   LinearForwardArgs args;
   args.input = call.rows("input", input, any_size, input_copy);
@@ -67,20 +68,31 @@ std::tuple<Tensor, Tensor> linear(const Tensor& input, const Tensor& weight, con
   if (residual) args.residual = call.rows("residual", *residual, sizes, residual_copy);
 
   Tensor output = call.empty(sizes, call.dtype());
-  Tensor preactivation = save_preactivation ? call.empty(sizes, call.dtype()) : call.nothing();
+  if (preactivation) *preactivation = call.empty(sizes, call.dtype());
   if (args.input.size[0] > 0) {
     args.output = call.fresh_rows(output);
-    if (save_preactivation) args.preactivation = call.fresh_rows(preactivation);
+    if (preactivation) args.preactivation = call.fresh_rows(**preactivation);
     run(call, cpu::kernels().linear_forward, args);
   }
-  return {std::move(output), std::move(preactivation)};
+  return output;
+}
+
+std::tuple<Tensor, Tensor> linear(const Operand& input, const Operand& weight, const OptionalOperand& bias,
+                                  const OptionalOperand& residual, const OptionalTensor& packed_weight,
+                                  const std::string& activation, bool save_preactivation) {
+  const Call call("linear", "input", input);
+  OptionalTensor preactivation;
+  Tensor output = forward(call, input, weight, bias, residual, packed_weight, activation,
+                          save_preactivation ? &preactivation : nullptr);
+  return {std::move(output), preactivation ? *preactivation : call.nothing()};
 }
 
 // linear where it wants no packed weight; nothing where it might. Not an op: functional/linear.py asks it first.
-OptionalTensor small_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, const std::string& activation) {
-  if (!takes_as_it_lies(Call("linear", "input", input), input, weight)) return {};
-  return std::get<0>(linear(input, weight, bias, residual, {}, activation, false));
+OptionalTensor small_linear(const Operand& input, const Operand& weight, const OptionalOperand& bias,
+                            const OptionalOperand& residual, const std::string& activation) {
+  const Call call("linear", "input", input);
+  if (!takes_as_it_lies(call, input, weight)) return {};
+  return forward(call, input, weight, bias, residual, {}, activation, nullptr);
 }
 
 enum GradientIndex { grad_input, grad_weight, grad_bias };
@@ -146,7 +158,7 @@ void direct::add_linear(Functions& functions) {
 }
 
 void register_linear(Library& library) {
-  library.impl("linear", TORCH_BOX(&linear));
+  library.impl("linear", TORCH_BOX(&OfTensors<&linear>::call));
   library.impl("linear_backward", TORCH_BOX(&linear_backward));
 }
 

@@ -18,6 +18,6 @@ inline constexpr std::int64_t least_packed_elements = 16384;
 std::int64_t few_rows(DType dtype, std::int64_t weight_elements);
 
 // Whether the rows of `input` gain nothing from a packed form of a weight.
-bool takes_as_it_lies(const Call& call, const Tensor& input, const Tensor& weight);
+bool takes_as_it_lies(const Call& call, const Operand& input, const Operand& weight);
 
 }  // namespace bigmodel::binding

@@ -5,7 +5,7 @@
 
 namespace bigmodel::binding::direct {
 
-// module.name, a new reference; nullptr, without an error, where there is none.
+// module.name, where the name may have several parts, a new reference; nullptr, without an error, where there is none.
 PyObject* find(const char* module, const char* name);
 
 }  // namespace bigmodel::binding::direct

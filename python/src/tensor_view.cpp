@@ -46,11 +46,11 @@ std::int32_t torch_dtype(DType dtype) {
   return -1;
 }
 
-TensorView tensor_view(const Tensor& tensor, const Layout& layout, DType dtype) {
+TensorView tensor_view(const void* data, const Layout& layout, DType dtype) {
   TensorView view;
-  // The const pointer, so that copy-on-write inputs stay uncopied: kernels write only to fresh outputs, which have no
-  // other owner.
-  view.data = const_cast<void*>(tensor.const_data_ptr());
+  // From a const pointer, so that copy-on-write inputs stay uncopied: kernels write only to fresh outputs, which have
+  // no other owner.
+  view.data = const_cast<void*>(data);
   view.dtype = dtype;
   for (std::size_t dim = 0; dim < layout.sizes.size(); ++dim) {
     view.size[dim] = layout.sizes[dim];
@@ -59,6 +59,8 @@ TensorView tensor_view(const Tensor& tensor, const Layout& layout, DType dtype) 
   return view;
 }
 
-TensorView tensor_view(const Tensor& tensor, DType dtype) { return tensor_view(tensor, Layout(tensor), dtype); }
+TensorView tensor_view(const Tensor& tensor, DType dtype) {
+  return tensor_view(tensor.const_data_ptr(), Layout(tensor), dtype);
+}
 
 }  // namespace bigmodel::binding

@@ -16,6 +16,7 @@ namespace bigmodel::binding {
 struct Layout {
   std::span<const std::int64_t> sizes, strides;
 
+  Layout() = default;
   explicit Layout(const torch::stable::Tensor& tensor);
 };
 
@@ -25,8 +26,8 @@ std::optional<DType> dtype_of(const torch::stable::Tensor& tensor);
 // torch's number for a dtype, as its C interface wants it.
 std::int32_t torch_dtype(DType dtype);
 
-// A tensor of at most four dimensions.
-TensorView tensor_view(const torch::stable::Tensor& tensor, const Layout& layout, DType dtype);
+// What has at most four dimensions.
+TensorView tensor_view(const void* data, const Layout& layout, DType dtype);
 
 // A fresh output, whose layout the caller knows.
 TensorView tensor_view(const torch::stable::Tensor& tensor, DType dtype);
