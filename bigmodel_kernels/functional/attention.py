@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
@@ -21,10 +22,11 @@ _PLAIN = (
 _DEFAULTS = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
 
 
-@shortcut.answered_first(
-    "attention", ("query", "key", "value"), _PLAIN, _DEFAULTS, backends.forced, op_tensors=7, recorded=plain
+_answered = shortcut.answers(
+    "attention", 3, _PLAIN, _DEFAULTS, backends.forced, op_tensors=7, recorded=plain, first=True
 )
-@repeats.repeated
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -70,6 +72,47 @@ def attention(
 
     Source: Vaswani et al., "Attention is all you need", 2017; Dao et al., "FlashAttention", 2022.
     """
+    if not is_dynamo_compiling():
+        output = _answered(
+            *(query, key, value, causal, scale, softcap, dropout_p, return_lse),
+            *(mask, dropout_seed, window, alibi_slopes, sinks, backend),
+        )
+        if output is not NotImplemented:
+            return output
+    return _attention(
+        *(query, key, value),
+        mask=mask,
+        causal=causal,
+        scale=scale,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        return_lse=return_lse,
+        backend=backend,
+    )
+
+
+@repeats.repeated
+def _attention(
+    query,
+    key,
+    value,
+    *,
+    mask,
+    causal,
+    scale,
+    dropout_p,
+    dropout_seed,
+    window,
+    softcap,
+    alibi_slopes,
+    sinks,
+    return_lse,
+    backend,
+):
     straight = straight_to_kernels(query, backend)
     if not straight:
         query, key, value, mask = autocast_attention("attention", query, key, value, mask)

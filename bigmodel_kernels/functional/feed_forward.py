@@ -1,6 +1,7 @@
 """The feed-forward layer."""
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
@@ -14,15 +15,9 @@ _PLAIN = (
 )
 
 
-@shortcut.answered_first(
-    "small_feed_forward",
-    ("x", "w1", "b1", "w2", "b2", "residual"),
-    _PLAIN,
-    {"activation": "relu"},
-    backends.forced,
-    positional=5,
-)
-@repeats.repeated
+_answered = shortcut.answers("small_feed_forward", 6, _PLAIN, {"activation": "relu"}, backends.forced)
+
+
 def feed_forward(
     x: Tensor,
     w1: Tensor,
@@ -60,6 +55,20 @@ def feed_forward(
 
     Source: Vaswani et al., "Attention is all you need", 2017; Shazeer, "GLU variants improve Transformer", 2020.
     """
+    if not is_dynamo_compiling():
+        output = _answered(
+            *(x, w1, b1, w2, b2, residual), activation, dropout_p, gate, w_gate, b_gate, dropout_seed, backend
+        )
+        if output is not NotImplemented:
+            return output
+    options = {"activation": activation, "gate": gate, "dropout_p": dropout_p, "dropout_seed": dropout_seed}
+    return _feed_forward(x, w1, b1, w2, b2, w_gate, b_gate, residual, backend, **options)
+
+
+@repeats.repeated
+def _feed_forward(
+    x, w1, b1, w2, b2, w_gate, b_gate, residual, backend, *, activation, gate, dropout_p, dropout_seed
+):
     op = "feed_forward"
     gate = "none" if gate is None else gate
     straight, added_after = straight_to_kernels(x, backend), None

@@ -1,6 +1,7 @@
 """The linear layer."""
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
@@ -13,15 +14,9 @@ _PLAIN = (
 )
 
 
-@shortcut.answered_first(
-    "small_linear",
-    ("x", "weight", "bias", "residual"),
-    _PLAIN,
-    {"activation": "none"},
-    backends.forced,
-    positional=3,
-)
-@repeats.repeated
+_answered = shortcut.answers("small_linear", 4, _PLAIN, {"activation": "none"}, backends.forced)
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -41,6 +36,15 @@ def linear(
     Returns: [..., out_features]. Sums are accumulated in float32. Under autocast a residual of another dtype is added
     as torch would, so that the result has the wider dtype.
     """
+    if not is_dynamo_compiling():
+        output = _answered(x, weight, bias, residual, activation, backend)
+        if output is not NotImplemented:
+            return output
+    return _linear(x, weight, bias, activation, residual, backend)
+
+
+@repeats.repeated
+def _linear(x, weight, bias, activation, residual, backend):
     straight, added_after = straight_to_kernels(x, backend), None
     if not straight:
         (x, weight, bias), added_after, residual = autocast_linear("linear", residual, x, weight, bias)

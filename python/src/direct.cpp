@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <string_view>
+#include <utility>
 
 #include "dlpack.h"
 #include "python_objects.h"
@@ -150,6 +151,15 @@ PyObject* takes(PyObject*, PyObject* x) {
   return value < 0 ? nullptr : PyBool_FromLong(value);
 }
 
+// Of its own, since torch takes it over.
+AtenTensorHandle new_handle(const Tensor& tensor) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  return handle;
+}
+
+PyObject* capsule_of(const Tensor& tensor) { return required(PyCapsule_New(new_handle(tensor), nullptr, nullptr)); }
+
 void check_no_error(bool suspicious) {
   if (suspicious && PyErr_Occurred()) throw PythonError();
 }
@@ -200,12 +210,9 @@ Operand to_operand(PyObject* argument) {
 }
 
 PyObject* to_python(std::span<const Tensor* const> tensors) {
-  PyObject* capsules = required(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    AtenTensorHandle handle = nullptr;  // its own, since torch takes it over
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensors[i]->get(), &handle));
-    PyList_SET_ITEM(capsules, static_cast<Py_ssize_t>(i), required(PyCapsule_New(handle, nullptr, nullptr)));
-  }
+  const auto count = static_cast<Py_ssize_t>(tensors.size());
+  PyObject* capsules = required(PyList_New(count));
+  for (Py_ssize_t i = 0; i < count; ++i) PyList_SET_ITEM(capsules, i, capsule_of(*tensors[static_cast<std::size_t>(i)]));
   PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules);
   Py_DECREF(capsules);
   PyObject* result = PyList_AsTuple(required(list));
@@ -214,10 +221,19 @@ PyObject* to_python(std::span<const Tensor* const> tensors) {
 }
 
 PyObject* to_python(const Tensor& tensor) {
-  const Tensor* const all[] = {&tensor};
-  PyObject* tuple = to_python(std::span(all));
-  PyObject* result = Py_NewRef(PyTuple_GET_ITEM(tuple, 0));
-  Py_DECREF(tuple);
+  // The list of one is kept from call to call; another is made while this one is in use, by a finaliser say.
+  static PyObject* kept = nullptr;
+  PyObject* capsules = std::exchange(kept, nullptr);
+  if (!capsules) {
+    capsules = required(PyList_New(1));
+    PyList_SET_ITEM(capsules, 0, capsule_of(tensor));
+  } else {
+    PyCapsule_SetPointer(PyList_GET_ITEM(capsules, 0), new_handle(tensor));
+  }
+  PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules);
+  Py_XSETREF(kept, capsules);
+  PyObject* result = Py_NewRef(PyList_GET_ITEM(required(list), 0));
+  Py_DECREF(list);
   return result;
 }
 

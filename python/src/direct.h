@@ -80,11 +80,24 @@ PyObject* to_python(const std::tuple<Tensors...>& tensors) {
       tensors);
 }
 
-// Kernels need no interpreter.
+// Of what an argument holds, as far as it says so without being asked through torch; else more than a tiny one's.
+inline constexpr std::int64_t least_elements_without_gil = 16384;
+inline std::int64_t elements(const Operand& operand) { return operand.numel(); }
+inline std::int64_t elements(const OptionalOperand& operand) { return operand ? operand->numel() : 0; }
+inline std::int64_t elements(const Tensor&) { return least_elements_without_gil; }
+inline std::int64_t elements(const std::optional<Tensor>& tensor) { return tensor ? least_elements_without_gil : 0; }
+template <class Option>
+std::int64_t elements(const Option&) {
+  return 0;
+}
+
+// Kernels need no interpreter; but giving its lock away and taking it again takes longer than a tiny one runs.
 class WithoutGil {
  public:
-  WithoutGil() : state_(PyEval_SaveThread()) {}
-  ~WithoutGil() { PyEval_RestoreThread(state_); }
+  explicit WithoutGil(bool worthwhile) : state_(worthwhile ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutGil() {
+    if (state_) PyEval_RestoreThread(state_);
+  }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
@@ -119,7 +132,8 @@ struct Caller<function> {
   static PyObject* call_in_order(PyObject* const* ordered, std::index_sequence<index...>) {
     std::tuple<std::decay_t<Parameters>...> values{converted<std::decay_t<Parameters>>(ordered[index])...};
     const auto run = [&] {
-      const WithoutGil released;
+      const WithoutGil released(std::apply([](const auto&... each) { return (0 + ... + elements(each)); }, values) >=
+                                least_elements_without_gil);
       return std::apply(function, values);
     };
     if constexpr (std::is_void_v<Result>) {

@@ -1,5 +1,8 @@
 #include "shortcut.h"
 
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -10,40 +13,29 @@ namespace {
 
 // What torch and our package have in Python, found once.
 struct Names {
-  PyObject *is_grad_enabled, *requires_grad, *name, *straight;
+  PyObject *requires_grad, *name, *straight;
 };
 Names names;
 
 // One parameter of the documented function that is no tensor.
 struct Option {
-  PyObject* accepted;  // pairs of a value that a caller may give and what the op gets for it; the first is the default
+  PyObject* accepted;  // pairs of a value that a caller may give and what the op gets for it
   bool number;         // any finite number is accepted too, and given to the op as it is
   Py_ssize_t keyword;  // its place among the op's keywords; -1: the op does not see it
 };
 
+// Of an op and of the documented function, more than any has.
+constexpr Py_ssize_t most_arguments = 32;
+
 struct Shortcut {
-  PyObject *op, *recorded, *forced, *current;
-  PyObject* parameters;  // the documented function's, tensors first
-  Py_ssize_t positional, tensors, op_tensors;
+  PyObject* (*function)(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* keywords);
+  PyObject* self;  // of the op, whose function this is
+  PyObject *recorded, *forced, *current;
+  Py_ssize_t tensors, op_tensors;
+  bool first;
   std::vector<Option> options;
   PyObject *keywords, *constants;  // the op's keywords, and what it gets for those that are no parameter here
 };
-
-// The documented function's arguments by parameter, borrowed; false where one is unknown.
-bool bind(const Shortcut& shortcut, PyObject* const* arguments, Py_ssize_t positional, PyObject* given,
-          std::vector<PyObject*>& bound) {
-  const Py_ssize_t count = PyTuple_GET_SIZE(shortcut.parameters);
-  if (positional > shortcut.positional) return false;
-  for (Py_ssize_t i = 0; i < positional; ++i) bound[i] = arguments[i];
-  for (Py_ssize_t i = 0; given && i < PyTuple_GET_SIZE(given); ++i) {
-    PyObject* name = PyTuple_GET_ITEM(given, i);
-    Py_ssize_t place = 0;
-    while (place < count && PyTuple_GET_ITEM(shortcut.parameters, place) != name) ++place;  // interned, like ours
-    if (place == count || bound[place]) return false;
-    bound[place] = arguments[positional + i];
-  }
-  return true;
-}
 
 bool same(PyObject* given, PyObject* accepted) {
   if (given == accepted) return true;
@@ -52,10 +44,8 @@ bool same(PyObject* given, PyObject* accepted) {
          PyFloat_AS_DOUBLE(given) == PyFloat_AS_DOUBLE(accepted);
 }
 
-// What the op gets for a caller's value (nullptr: not given), borrowed; nullptr where it is for the documented
-// function.
+// What the op gets for a caller's value, borrowed; nullptr where it is for the documented function.
 PyObject* option_value(const Option& option, PyObject* given) {
-  if (!given) return PyTuple_GET_ITEM(PyTuple_GET_ITEM(option.accepted, 0), 1);
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(option.accepted); ++i) {
     PyObject* pair = PyTuple_GET_ITEM(option.accepted, i);
     if (same(given, PyTuple_GET_ITEM(pair, 0))) return PyTuple_GET_ITEM(pair, 1);
@@ -73,23 +63,23 @@ bool attribute_is(PyObject* object, PyObject* name, PyObject* expected) {
 }
 
 bool needs_gradient(PyObject* const* tensors, Py_ssize_t count) {
-  PyObject* enabled = PyObject_CallNoArgs(names.is_grad_enabled);
-  Py_XDECREF(enabled);
-  for (Py_ssize_t i = 0; enabled == Py_True && i < count; ++i) {
+  if (!aoti_torch_grad_mode_is_enabled()) return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
     if (tensors[i] != Py_None && attribute_is(tensors[i], names.requires_grad, Py_True)) return true;
   }
   return false;
 }
 
-// The op's first output: it is called as it is. A refusal, by an error, which is cleared, or by None, gives nullptr.
+// The op's outputs, or the first alone: it is called as it is. A refusal, by an error, which is cleared, or by None, gives nullptr.
 PyObject* call_op(const Shortcut& shortcut, PyObject* const* tensors, PyObject* const* values) {
-  std::vector<PyObject*> arguments(tensors, tensors + shortcut.tensors);
-  arguments.resize(shortcut.op_tensors, Py_None);
-  arguments.insert(arguments.end(), values, values + PyTuple_GET_SIZE(shortcut.keywords));
-  PyObject* outputs = PyObject_Vectorcall(shortcut.op, arguments.data(), shortcut.op_tensors, shortcut.keywords);
+  PyObject* arguments[most_arguments];
+  PyObject** end = std::copy_n(tensors, shortcut.tensors, arguments);
+  end = std::fill_n(end, shortcut.op_tensors - shortcut.tensors, Py_None);
+  std::copy_n(values, PyTuple_GET_SIZE(shortcut.keywords), end);
+  PyObject* outputs = shortcut.function(shortcut.self, arguments, shortcut.op_tensors, shortcut.keywords);
   if (!outputs && PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();  // and not an interrupt
   if (outputs == Py_None) Py_CLEAR(outputs);
-  if (!outputs || !PyTuple_CheckExact(outputs)) return outputs;
+  if (!outputs || !shortcut.first) return outputs;
   PyObject* first = Py_NewRef(PyTuple_GET_ITEM(outputs, 0));
   Py_DECREF(outputs);
   return first;
@@ -106,9 +96,9 @@ PyObject* call_recorded(const Shortcut& shortcut, PyObject* const* tensors, PyOb
     Py_XDECREF(options);
     return nullptr;
   }
-  std::vector<PyObject*> arguments(tensors, tensors + shortcut.tensors);
-  arguments.push_back(options);
-  PyObject* output = PyObject_Vectorcall(shortcut.recorded, arguments.data(), arguments.size(), nullptr);
+  PyObject* arguments[most_arguments];
+  *std::copy_n(tensors, shortcut.tensors, arguments) = options;
+  PyObject* output = PyObject_Vectorcall(shortcut.recorded, arguments, shortcut.tensors + 1, nullptr);
   Py_DECREF(options);
   if (output) return output;
   PyObject *type, *value, *trace;
@@ -122,28 +112,30 @@ PyObject* call_recorded(const Shortcut& shortcut, PyObject* const* tensors, PyOb
   return nullptr;
 }
 
-PyObject* answer(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* given) {
+PyObject* answer(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   const auto& shortcut = *static_cast<const Shortcut*>(PyCapsule_GetPointer(self, nullptr));
-  std::vector<PyObject*> bound(PyTuple_GET_SIZE(shortcut.parameters));
-  std::vector<PyObject*> values(PyTuple_GET_SIZE(shortcut.keywords));
-  if (!bind(shortcut, arguments, positional, given, bound)) Py_RETURN_NOTIMPLEMENTED;
-  for (Py_ssize_t i = 0; i < shortcut.tensors; ++i) {
-    if (!bound[i]) bound[i] = Py_None;
-    if (bound[i] != Py_None && !is_plain_type(bound[i])) Py_RETURN_NOTIMPLEMENTED;
+  if (count != shortcut.tensors + static_cast<Py_ssize_t>(shortcut.options.size())) {
+    return PyErr_Format(PyExc_TypeError, "expected all of the function's arguments, got %zd", count);
   }
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = PyTuple_GET_ITEM(shortcut.constants, i);
+  for (Py_ssize_t i = 0; i < shortcut.tensors; ++i) {
+    if (arguments[i] != Py_None && !is_plain_type(arguments[i])) Py_RETURN_NOTIMPLEMENTED;
+  }
+  PyObject* values[most_arguments];
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(shortcut.constants); ++i) {
+    values[i] = PyTuple_GET_ITEM(shortcut.constants, i);
+  }
   for (std::size_t i = 0; i < shortcut.options.size(); ++i) {
     const Option& option = shortcut.options[i];
-    PyObject* value = option_value(option, bound[shortcut.tensors + i]);
+    PyObject* value = option_value(option, arguments[shortcut.tensors + static_cast<Py_ssize_t>(i)]);
     if (!value) Py_RETURN_NOTIMPLEMENTED;
     if (option.keyword >= 0) values[option.keyword] = value;
   }
-  const int takes = takes_tensor(bound[0]);
+  const int takes = takes_tensor(arguments[0]);
   if (takes < 0) return nullptr;
   if (!takes || !attribute_is(shortcut.forced, names.name, Py_None)) Py_RETURN_NOTIMPLEMENTED;
-  const bool recorded = needs_gradient(bound.data(), shortcut.tensors);
+  const bool recorded = needs_gradient(arguments, shortcut.tensors);
   if (recorded && shortcut.recorded == Py_None) Py_RETURN_NOTIMPLEMENTED;
-  PyObject* output = (recorded ? call_recorded : call_op)(shortcut, bound.data(), values.data());
+  PyObject* output = (recorded ? call_recorded : call_op)(shortcut, arguments, values);
   if (output || PyErr_Occurred()) return output;
   Py_RETURN_NOTIMPLEMENTED;
 }
@@ -167,48 +159,48 @@ PyObject* interned(PyObject* given) {
 }
 
 PyObject* make(PyObject*, PyObject* arguments) {
-  PyObject *op, *recorded, *forced, *current, *tensors, *options, *keywords, *constants;
-  Py_ssize_t positional, op_tensors;
-  if (!PyArg_ParseTuple(arguments, "OOOOO!nnO!O!O!", &op, &recorded, &forced, &current, &PyTuple_Type, &tensors,
-                        &positional, &op_tensors, &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type,
-                        &constants)) {
+  PyObject *op, *recorded, *forced, *current, *options, *keywords, *constants;
+  Py_ssize_t tensors, op_tensors;
+  int first;
+  if (!PyArg_ParseTuple(arguments, "O!OOOnnO!O!O!p", &PyCFunction_Type, &op, &recorded, &forced, &current, &tensors, &op_tensors,
+                        &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type, &constants, &first)) {
     return nullptr;
   }
-  auto* shortcut = new Shortcut{
-      op, recorded,           forced,   current, nullptr, positional, PyTuple_GET_SIZE(tensors), op_tensors,
-      {}, interned(keywords), constants};  // lives as long as Python, as what it points at
-  PyObject* parameters = PyTuple_New(PyTuple_GET_SIZE(tensors) + PyTuple_GET_SIZE(options));
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i) {
-    PyTuple_SET_ITEM(parameters, i, Py_NewRef(PyTuple_GET_ITEM(tensors, i)));
+  if (std::max(op_tensors, tensors + 1) + PyTuple_GET_SIZE(keywords) > most_arguments) {
+    return PyErr_Format(PyExc_ValueError, "expected at most %zd arguments", most_arguments);
   }
+  if (PyCFunction_GET_FLAGS(op) != (METH_FASTCALL | METH_KEYWORDS)) {
+    return PyErr_Format(PyExc_TypeError, "expected one of the ops, got %R", op);
+  }
+  const auto function = reinterpret_cast<decltype(Shortcut::function)>(
+      reinterpret_cast<void (*)()>(PyCFunction_GET_FUNCTION(op)));
+  auto* shortcut = new Shortcut{function, PyCFunction_GET_SELF(op), recorded, forced, current, tensors, op_tensors,
+                                first != 0, {}, interned(keywords), constants};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(options); ++i) {
     PyObject *name, *accepted;
     int number;
     if (!PyArg_ParseTuple(PyTuple_GET_ITEM(options, i), "UO!p", &name, &PyTuple_Type, &accepted, &number))
       return nullptr;
-    PyTuple_SET_ITEM(parameters, PyTuple_GET_SIZE(tensors) + i, Py_NewRef(name));
     shortcut->options.push_back({Py_NewRef(accepted), number != 0, place_of(name, keywords)});
   }
-  shortcut->parameters = interned(parameters);
-  Py_DECREF(parameters);
+  // The shortcut lives as long as Python, as what it points at.
   for (PyObject* kept : {op, recorded, forced, current, constants}) Py_INCREF(kept);
   static PyMethodDef definition = {"shortcut", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&answer)),
-                                   METH_FASTCALL | METH_KEYWORDS, "The op's answer, or NotImplemented."};
+                                   METH_FASTCALL, "The op's answer, or NotImplemented."};
   PyObject* capsule = PyCapsule_New(shortcut, nullptr, nullptr);
-  PyObject* function = capsule ? PyCFunction_NewEx(&definition, capsule, nullptr) : nullptr;
+  PyObject* made = capsule ? PyCFunction_NewEx(&definition, capsule, nullptr) : nullptr;
   Py_XDECREF(capsule);
-  return function;
+  return made;
 }
 
 }  // namespace
 
 void add_shortcut(PyObject* module) {
-  names = {find("torch", "is_grad_enabled"), PyUnicode_InternFromString("requires_grad"),
-           PyUnicode_InternFromString("name"), PyUnicode_InternFromString("straight")};
-  if (!names.is_grad_enabled) return;
+  names = {PyUnicode_InternFromString("requires_grad"), PyUnicode_InternFromString("name"),
+           PyUnicode_InternFromString("straight")};
   static PyMethodDef definitions[] = {
       {"shortcut", &make, METH_VARARGS,
-       "shortcut(op, recorded, forced, current, tensors, positional, op_tensors, options, keywords, constants): see "
+       "shortcut(op, recorded, forced, current, tensors, op_tensors, options, keywords, constants, first): see "
        "bigmodel_kernels/ops/shortcut.py."},
       {}};
   PyModule_AddFunctions(module, definitions);
