@@ -71,15 +71,19 @@ _last: dict[tuple[str, torch.dtype, bool], Row | None] = {}
 
 def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     """Whether this call is one of the table's. transposed: weight is [in_features, out_features]."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    if dtype is x.dtype and weight.dtype is not dtype:
+    device = "cpu" if x.is_cpu else x.device.type
+    given = x.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given
+    if dtype is given and weight.dtype is not dtype:
         return False  # an error, and torch says which
     row = row_for(device, dtype, transposed)
     if row is None:
         return False
+    recorded = row.least_recorded_rows > 1 and _recorded(x, weight)
+    if not recorded and row.least_rows == 1 and row.most_rows == ANY and row.least_products == 0:
+        return True  # whatever the size, which takes a small call long to ask for
     rows = x.numel() // weight.shape[0 if transposed else 1]
-    if rows < row.least_recorded_rows and _recorded(x, weight):
+    if recorded and rows < row.least_recorded_rows:
         return False
     return row.least_rows <= rows <= row.most_rows and rows * weight.numel() >= row.least_products
 
@@ -96,8 +100,8 @@ def row_for(device: str, dtype: torch.dtype, transposed: bool = False) -> Row | 
         return _last.get(asked)
     target = _C.cpu_target()
     known = device == "cpu" and why_unmeasured(dtype, target) is None
-    _last[asked] = TABLES[target].get((dtype, transposed)) if known else None
-    return _last[asked]
+    row = _last[asked] = TABLES[target].get((dtype, transposed)) if known else None
+    return row
 
 
 def choice(weight: Tensor, transposed: bool = False) -> tuple[bool, str]:

@@ -2,14 +2,21 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
-from ..ops import direct, repeats
+from ..ops import direct, repeats, shortcut
 from .autocast import autocast_dtype
 from .calls import call, straight_to_kernels
 
+_PLAIN = (
+    shortcut.Option("kind", tuple((kind, kind) for kind in checks.NORM_KINDS)),
+    shortcut.Option("eps", (), number=True),
+    shortcut.Option("backend"),
+)
+_answered = shortcut.answers("add_norm_without_statistics", 4, _PLAIN, {"kind": "layer", "eps": 1e-5}, backends.forced)
 
-@repeats.repeated
+
 def add_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -34,6 +41,15 @@ def add_norm(
 
     Source: Ba et al., "Layer normalization", 2016; Zhang and Sennrich, "Root mean square layer normalization", 2019.
     """
+    if not is_dynamo_compiling():
+        outputs = _answered(x, residual, weight, bias, kind, eps, backend)
+        if outputs is not NotImplemented:
+            return (x, outputs) if residual is None else outputs
+    return _add_norm(x, residual, weight, bias, kind, eps, backend)
+
+
+@repeats.repeated
+def _add_norm(x, residual, weight, bias, kind, eps, backend):
     straight = straight_to_kernels(x, backend)
     if not straight:
         checks.is_tensor("add_norm", "x", x)

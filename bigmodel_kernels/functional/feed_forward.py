@@ -66,9 +66,7 @@ def feed_forward(
 
 
 @repeats.repeated
-def _feed_forward(
-    x, w1, b1, w2, b2, w_gate, b_gate, residual, backend, *, activation, gate, dropout_p, dropout_seed
-):
+def _feed_forward(x, w1, b1, w2, b2, w_gate, b_gate, residual, backend, *, activation, gate, dropout_p, dropout_seed):
     op = "feed_forward"
     gate = "none" if gate is None else gate
     straight, added_after = straight_to_kernels(x, backend), None

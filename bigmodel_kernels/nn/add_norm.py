@@ -6,6 +6,9 @@ from torch import Tensor
 from bigmodel_kernels import functional
 from bigmodel_kernels.nn.counterparts import computes_for
 from bigmodel_kernels.nn.fusion import is_plain
+from bigmodel_kernels.nn.members import parameter
+
+_EPS, _EPS_OF_FLOAT64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
 
 @computes_for(torch.nn.LayerNorm)
@@ -16,7 +19,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return _normalise(self, input, None)[1]
+        return _normalise(self, input, None, "layer")[1]
 
 
 @computes_for(torch.nn.RMSNorm)
@@ -28,7 +31,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _normalise(self, x, None)[1]
+        return _normalise(self, x, None, "rms")[1]
 
 
 def add_norm(norm: torch.nn.Module, branch: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -42,25 +45,24 @@ def add_norm(norm: torch.nn.Module, branch: Tensor, residual: Tensor | None) -> 
     if residual is not None and residual.dtype != branch.dtype:  # under autocast; torch's addition promotes
         dtype = torch.promote_types(residual.dtype, branch.dtype)
         residual, branch = residual.to(dtype), branch.to(dtype)
-    return _normalise(norm, branch, residual)
+    return _normalise(norm, branch, residual, "rms" if isinstance(norm, torch.nn.RMSNorm) else "layer")
 
 
-def _normalise(norm: torch.nn.Module, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    dims = len(norm.normalized_shape)
-    if tuple(x.shape[-dims:]) != norm.normalized_shape:
+def _normalise(norm: torch.nn.Module, x: Tensor, residual: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    shape = norm.normalized_shape
+    dims = len(shape)
+    if x.shape[-dims:] != shape:
         raise RuntimeError(
-            f"Given normalized_shape={list(norm.normalized_shape)}, expected input with shape "
-            f"[*, {', '.join(map(str, norm.normalized_shape))}], but got input of size{list(x.shape)}"
+            f"Given normalized_shape={list(shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, shape))}], but got input of size{list(x.shape)}"
         )
-    rms = isinstance(norm, torch.nn.RMSNorm)
     eps = norm.eps
     if eps is None:
-        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    operands = (x, residual, norm.weight, None if rms else norm.bias)
-    kind = "rms" if rms else "layer"
+        eps = _EPS_OF_FLOAT64 if x.dtype == torch.float64 else _EPS
+    weight, bias = parameter(norm, "weight"), None if kind == "rms" else parameter(norm, "bias")
     if dims == 1:
-        return functional.add_norm(*operands, kind=kind, eps=eps)
+        return functional.add_norm(x, residual, weight, bias, kind, eps)
     # The op normalises over one dimension.
-    flat = [None if operand is None else operand.flatten(-dims) for operand in operands]
-    total, normed = functional.add_norm(*flat, kind=kind, eps=eps)
+    flat = (None if operand is None else operand.flatten(-dims) for operand in (x, residual, weight, bias))
+    total, normed = functional.add_norm(*flat, kind, eps)
     return total.view_as(x), normed.view_as(x)

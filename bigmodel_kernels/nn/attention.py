@@ -9,8 +9,9 @@ from bigmodel_kernels import functional
 from bigmodel_kernels.functional import small_layers
 from bigmodel_kernels.functional.attention_with_weights import attention_with_weights
 from bigmodel_kernels.nn.counterparts import computes_for
-from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain, keeps, parameters, submodules
+from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain, keeps
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
+from bigmodel_kernels.nn.members import parameters, submodules
 
 # The methods that one call for all of self-attention leaves out.
 _PARTS = frozenset(("_check", "_project", "_projected", "_heads_first", "_heads_last", "_attention"))

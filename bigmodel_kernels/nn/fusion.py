@@ -47,19 +47,6 @@ def overrides(layer: torch.nn.Module, method: str, base: type[torch.nn.Module]) 
     return method in layer.__dict__ or getattr(type(layer), method) is not getattr(base, method)
 
 
-def parameters(module: torch.nn.Module, *names: str) -> list[Tensor | None]:
-    """Parameters by name, from where torch keeps them: as attributes it finds them last, which costs a layer of a few
-    tokens as much as its norms."""
-    kept = module._parameters
-    return [kept[name] if name in kept else getattr(module, name) for name in names]
-
-
-def submodules(module: torch.nn.Module, *names: str) -> list[torch.nn.Module]:
-    """Submodules by name, as parameters() finds those."""
-    kept = module._modules
-    return [kept[name] if name in kept else getattr(module, name) for name in names]
-
-
 @functools.cache
 def _class_keeps(parts: frozenset[str], kind: type, base: type) -> bool:
     return all(getattr(kind, name) is getattr(base, name) for name in parts)

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels import functional, linear_choice
+from bigmodel_kernels.nn.members import parameter
+
+_PLAIN = (torch.nn.Parameter, Tensor)
 
 
 class Linear(torch.nn.Linear):
@@ -14,6 +17,7 @@ class Linear(torch.nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(self.weight) in (Tensor, torch.nn.Parameter) and linear_choice.ours_is_faster(input, self.weight):
-            return functional.linear(input, self.weight, self.bias)
+        weight = parameter(self, "weight")
+        if type(weight) in _PLAIN and linear_choice.ours_is_faster(input, weight):
+            return functional.linear(input, weight, parameter(self, "bias"))
         return super().forward(input)

@@ -20,11 +20,10 @@ from bigmodel_kernels.nn.fusion import (
     is_plain,
     keeps,
     overrides,
-    parameters,
     passes_through,
-    submodules,
 )
 from bigmodel_kernels.nn.masks import is_causal_mask
+from bigmodel_kernels.nn.members import parameters, submodules
 
 # The methods that one call for all of an encoder layer leaves out, and what it is made of.
 _ENCODER_METHODS = frozenset(("_attention", "_feed_forward", "_sa_block", "_ff_block"))

@@ -136,7 +136,7 @@ void forward_rows(const AddNormForwardArgs& args, std::int64_t first, std::int64
                            bias.read(line_of(args.bias), begin, count, 0.0f), moments, normed + begin, count);
     }
     if (args.mean.data) static_cast<float*>(args.mean.data)[i] = moments.center + moments.offset;
-    static_cast<float*>(args.rstd.data)[i] = moments.rstd;
+    if (args.rstd.data) static_cast<float*>(args.rstd.data)[i] = moments.rstd;
   }
   if constexpr (streaming) stream_end();
 }

@@ -23,9 +23,9 @@ NormKind kind_named(const Call& call, const std::string& name) {
   call.fail("kind is '", name, "', expected 'layer' or 'rms'");
 }
 
-TensorView check_input(const Call& call, const char* name, const Tensor& input, OptionalTensor& copy) {
+TensorView check_input(const Call& call, const char* name, const Operand& input, OptionalTensor& copy) {
   TensorView view = call.rows(name, input, any_size, copy);
-  call.check(view.size[1] > 0, name, " has shape ", shape_text(Layout(input).sizes),
+  call.check(view.size[1] > 0, name, " has shape ", shape_text(input.layout().sizes),
              ", expected at least one element in its last dimension");
   return view;
 }
@@ -39,16 +39,18 @@ TensorView per_row(const Tensor& tensor, std::int64_t rows) {
   return view;
 }
 
-}  // namespace
+// The normed rows; the sum where there is a residual, and the statistics, the mean of LayerNorm only, where they are
+// wanted.
+struct Outputs {
+  OptionalTensor sum, normed, mean, rstd;
+};
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const OptionalTensor& residual,
-                                                    const OptionalTensor& weight, const OptionalTensor& bias,
-                                                    const std::string& kind, double eps) {
-  const Call call("add_norm", "input", input);
+Outputs forward(const Call& call, const Operand& input, const OptionalOperand& residual, const OptionalOperand& weight,
+                const OptionalOperand& bias, const std::string& kind, double eps, bool statistics) {
   OptionalTensor input_copy, residual_copy;
   AddNormForwardArgs args;
   args.input = check_input(call, "input", input, input_copy);
-  const Sizes sizes = Layout(input).sizes;
+  const Sizes sizes = input.layout().sizes;
   if (residual) args.residual = call.rows("residual", *residual, sizes, residual_copy);
   const std::int64_t rows = args.input.size[0], width = args.input.size[1];
   args.weight = call.tensor_or_float32("weight", weight, {width});
@@ -58,20 +60,47 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const O
   call.check(std::isfinite(eps) && eps >= 0.0, "eps is ", eps, ", expected 0 or a positive number");
   args.eps = static_cast<float>(eps);
 
+  Outputs outputs;
   const Sizes leading = sizes.first(sizes.size() - 1);
-  const bool layer = args.kind == NormKind::layer;
-  Tensor sum = residual ? call.empty(sizes, call.dtype()) : call.nothing();
-  Tensor normed = call.empty(sizes, call.dtype());
-  Tensor mean = layer ? call.empty(leading, DType::float32) : call.nothing();
-  Tensor rstd = call.empty(leading, DType::float32);
+  const bool mean = statistics && args.kind == NormKind::layer;
+  if (residual) outputs.sum = call.empty(sizes, call.dtype());
+  outputs.normed = call.empty(sizes, call.dtype());
+  if (mean) outputs.mean = call.empty(leading, DType::float32);
+  if (statistics) outputs.rstd = call.empty(leading, DType::float32);
   if (rows > 0) {
-    if (residual) args.sum = call.fresh_rows(sum);
-    args.normed = call.fresh_rows(normed);
-    if (layer) args.mean = per_row(mean, rows);
-    args.rstd = per_row(rstd, rows);
+    if (residual) args.sum = call.fresh_rows(*outputs.sum);
+    args.normed = call.fresh_rows(*outputs.normed);
+    if (mean) args.mean = per_row(*outputs.mean, rows);
+    if (statistics) args.rstd = per_row(*outputs.rstd, rows);
     run(call, cpu::kernels().add_norm_forward, args);
   }
-  return {std::move(sum), std::move(normed), std::move(mean), std::move(rstd)};
+  return outputs;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Operand& input, const OptionalOperand& residual,
+                                                    const OptionalOperand& weight, const OptionalOperand& bias,
+                                                    const std::string& kind, double eps) {
+  const Call call("add_norm", "input", input);
+  const Outputs outputs = forward(call, input, residual, weight, bias, kind, eps, true);
+  const auto or_nothing = [&](const OptionalTensor& tensor) { return tensor ? *tensor : call.nothing(); };
+  return {or_nothing(outputs.sum), *outputs.normed, or_nothing(outputs.mean), *outputs.rstd};
+}
+
+// The sum, where there is a residual, and the normed rows. Not an op: functional/add_norm.py asks it first.
+std::tuple<OptionalTensor, Tensor> add_norm_without_statistics(const Operand& input, const OptionalOperand& residual,
+                                                               const OptionalOperand& weight,
+                                                               const OptionalOperand& bias, const std::string& kind,
+                                                               double eps) {
+  const Call call("add_norm", "input", input);
+  const Outputs outputs = forward(call, input, residual, weight, bias, kind, eps, false);
+  return {outputs.sum, *outputs.normed};
+}
+
+}  // namespace
+
+Tensor norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  const Call call("add_norm", "input", input);
+  return *forward(call, input, {}, weight, bias, "layer", eps, false).normed;
 }
 
 namespace {
@@ -126,11 +155,12 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_backward(const Tensor& grad_normed, 
 
 void direct::add_add_norm(Functions& functions) {
   functions.add<&add_norm>("add_norm", {"kind", "eps"});
+  functions.add<&add_norm_without_statistics>("add_norm_without_statistics", {"kind", "eps"});
   functions.add<&add_norm_backward>("add_norm_backward", {"kind", "output_mask"});
 }
 
 void register_add_norm(Library& library) {
-  library.impl("add_norm", TORCH_BOX(&add_norm));
+  library.impl("add_norm", TORCH_BOX(&OfTensors<&add_norm>::call));
   library.impl("add_norm_backward", TORCH_BOX(&add_norm_backward));
 }
 

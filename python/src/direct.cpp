@@ -46,8 +46,8 @@ Torch torch;
 
 decltype(Torch::describe) find_describe() {
   PyObject* capsule = find("torch", "Tensor.__dlpack_c_exchange_api__");
-  const auto* api = static_cast<dlpack::ExchangeApi*>(
-      capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr);  // lives as long as torch
+  const auto* api = static_cast<dlpack::ExchangeApi*>(capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+                                                              : nullptr);  // lives as long as torch
   Py_XDECREF(capsule);
   PyErr_Clear();
   return api && api->major == dlpack::major_version ? api->describe : nullptr;
@@ -212,7 +212,8 @@ Operand to_operand(PyObject* argument) {
 PyObject* to_python(std::span<const Tensor* const> tensors) {
   const auto count = static_cast<Py_ssize_t>(tensors.size());
   PyObject* capsules = required(PyList_New(count));
-  for (Py_ssize_t i = 0; i < count; ++i) PyList_SET_ITEM(capsules, i, capsule_of(*tensors[static_cast<std::size_t>(i)]));
+  for (Py_ssize_t i = 0; i < count; ++i)
+    PyList_SET_ITEM(capsules, i, capsule_of(*tensors[static_cast<std::size_t>(i)]));
   PyObject* list = PyObject_CallOneArg(torch.from_handles, capsules);
   Py_DECREF(capsules);
   PyObject* result = PyList_AsTuple(required(list));
@@ -238,6 +239,13 @@ PyObject* to_python(const Tensor& tensor) {
 }
 
 PyObject* to_python(const std::optional<Tensor>& tensor) { return tensor ? to_python(*tensor) : Py_NewRef(Py_None); }
+
+PyObject* to_python(const std::tuple<std::optional<Tensor>, Tensor>& tensors) {
+  const auto& [first, second] = tensors;
+  if (!first) return to_python(second);
+  const Tensor* const both[] = {&*first, &second};
+  return to_python(std::span(both));
+}
 
 PyObject* to_python(std::int64_t number) { return required(PyLong_FromLongLong(number)); }
 

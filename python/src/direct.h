@@ -41,6 +41,8 @@ bool to_bool(PyObject* argument);
 PyObject* to_python(const Tensor& tensor);
 PyObject* to_python(const std::optional<Tensor>& tensor);
 PyObject* to_python(std::int64_t number);
+// Two, or the second alone where there is no first.
+PyObject* to_python(const std::tuple<std::optional<Tensor>, Tensor>& tensors);
 PyObject* to_python(std::span<const Tensor* const> tensors);
 
 template <class T>

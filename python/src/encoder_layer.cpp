@@ -21,9 +21,6 @@ OptionalTensor encoder_layer(const Tensor& input, const Tensor& in_weight, const
   const auto feed = [&](const Tensor& x, const Tensor& residual) {
     return small_feed_forward(x, w1, b1, w2, b2, residual, activation);
   };
-  const auto norm = [](const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-    return std::get<1>(add_norm(x, {}, weight, bias, "layer", eps));
-  };
   if (norm_first) {
     const OptionalTensor attended = attend(norm(input, norm1_weight, norm1_bias, eps1), input);
     return attended ? feed(norm(*attended, norm2_weight, norm2_bias, eps2), *attended) : attended;

@@ -18,9 +18,7 @@ OptionalTensor small_feed_forward(const Tensor& input, const Tensor& w1, const O
                                   const OptionalTensor& b2, const OptionalTensor& residual,
                                   const std::string& activation);
 
-// add_norm.cpp
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm(const Tensor& input, const OptionalTensor& residual,
-                                                    const OptionalTensor& weight, const OptionalTensor& bias,
-                                                    const std::string& kind, double eps);
+// add_norm.cpp: LayerNorm without a residual.
+Tensor norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, double eps);
 
 }  // namespace bigmodel::binding

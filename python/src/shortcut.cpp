@@ -70,7 +70,8 @@ bool needs_gradient(PyObject* const* tensors, Py_ssize_t count) {
   return false;
 }
 
-// The op's outputs, or the first alone: it is called as it is. A refusal, by an error, which is cleared, or by None, gives nullptr.
+// The op's outputs, or the first alone: it is called as it is. A refusal, by an error, which is cleared, or by None,
+// gives nullptr.
 PyObject* call_op(const Shortcut& shortcut, PyObject* const* tensors, PyObject* const* values) {
   PyObject* arguments[most_arguments];
   PyObject** end = std::copy_n(tensors, shortcut.tensors, arguments);
@@ -162,8 +163,9 @@ PyObject* make(PyObject*, PyObject* arguments) {
   PyObject *op, *recorded, *forced, *current, *options, *keywords, *constants;
   Py_ssize_t tensors, op_tensors;
   int first;
-  if (!PyArg_ParseTuple(arguments, "O!OOOnnO!O!O!p", &PyCFunction_Type, &op, &recorded, &forced, &current, &tensors, &op_tensors,
-                        &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type, &constants, &first)) {
+  if (!PyArg_ParseTuple(arguments, "O!OOOnnO!O!O!p", &PyCFunction_Type, &op, &recorded, &forced, &current, &tensors,
+                        &op_tensors, &PyTuple_Type, &options, &PyTuple_Type, &keywords, &PyTuple_Type, &constants,
+                        &first)) {
     return nullptr;
   }
   if (std::max(op_tensors, tensors + 1) + PyTuple_GET_SIZE(keywords) > most_arguments) {
@@ -172,10 +174,11 @@ PyObject* make(PyObject*, PyObject* arguments) {
   if (PyCFunction_GET_FLAGS(op) != (METH_FASTCALL | METH_KEYWORDS)) {
     return PyErr_Format(PyExc_TypeError, "expected one of the ops, got %R", op);
   }
-  const auto function = reinterpret_cast<decltype(Shortcut::function)>(
-      reinterpret_cast<void (*)()>(PyCFunction_GET_FUNCTION(op)));
-  auto* shortcut = new Shortcut{function, PyCFunction_GET_SELF(op), recorded, forced, current, tensors, op_tensors,
-                                first != 0, {}, interned(keywords), constants};
+  const auto function =
+      reinterpret_cast<decltype(Shortcut::function)>(reinterpret_cast<void (*)()>(PyCFunction_GET_FUNCTION(op)));
+  auto* shortcut =
+      new Shortcut{function, PyCFunction_GET_SELF(op), recorded, forced, current, tensors, op_tensors, first != 0,
+                   {},       interned(keywords),       constants};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(options); ++i) {
     PyObject *name, *accepted;
     int number;

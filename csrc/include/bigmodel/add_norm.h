@@ -23,7 +23,7 @@ struct AddNormForwardArgs {
   TensorView sum;  // present exactly when residual is
   TensorView normed;
   TensorView mean;  // absent for rms
-  TensorView rstd;
+  TensorView rstd;  // both may be absent on the CPU, for those who want no gradient
 };
 
 struct AddNormBackwardArgs {
