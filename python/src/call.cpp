@@ -80,11 +80,12 @@ const char* dtype_name(const Operand& tensor) {
   return "a dtype without a name here";
 }
 
-std::vector<std::int64_t> with_features(const Operand& tensor, std::int64_t features) {
-  const Sizes sizes = tensor.layout().sizes;
-  std::vector<std::int64_t> result(sizes.begin(), sizes.end());
-  result.back() = features;
-  return result;
+WithFeatures::WithFeatures(const Operand& tensor, std::int64_t features) {
+  const Sizes given = tensor.layout().sizes;
+  many_.resize(given.size() > usual_dims ? given.size() : 0);
+  sizes_ = {many_.empty() ? few_.data() : many_.data(), given.size()};
+  std::ranges::copy(given, sizes_.begin());
+  sizes_.back() = features;
 }
 
 std::string shape_text(Sizes sizes) {
@@ -208,7 +209,6 @@ TensorView Call::fresh_rows(const Tensor& output) const {
 bool Call::exists(const OptionalTensor& saved) { return saved && saved->numel() > 0; }
 
 Tensor Call::empty(Sizes sizes, DType dtype) const {
-  constexpr std::size_t usual_dims = 8;
   std::array<std::int64_t, usual_dims> few;
   std::vector<std::int64_t> many(sizes.size() > usual_dims ? sizes.size() : 0);
   const std::span<std::int64_t> strides(many.empty() ? few.data() : many.data(), sizes.size());

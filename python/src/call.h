@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
@@ -27,6 +28,8 @@ using Sizes = std::span<const std::int64_t>;
 
 // A dimension that a shape check accepts whatever its size.
 inline constexpr std::int64_t any_size = -1;
+// Shapes of so many are kept off the heap.
+inline constexpr std::size_t usual_dims = 8;
 
 class Call {
  public:
@@ -131,7 +134,18 @@ class Workspace {
 };
 
 // The sizes of `tensor` with another last dimension.
-std::vector<std::int64_t> with_features(const Operand& tensor, std::int64_t features);
+class WithFeatures {
+ public:
+  WithFeatures(const Operand& tensor, std::int64_t features);
+  WithFeatures(const WithFeatures&) = delete;
+  WithFeatures& operator=(const WithFeatures&) = delete;
+  operator Sizes() const { return sizes_; }
+
+ private:
+  std::array<std::int64_t, usual_dims> few_;
+  std::vector<std::int64_t> many_;
+  std::span<std::int64_t> sizes_;
+};
 
 // For messages.
 std::string shape_text(Sizes sizes);

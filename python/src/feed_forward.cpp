@@ -70,12 +70,12 @@ std::tuple<Tensor, Tensor, Tensor> feed_forward(const Tensor& input, const Tenso
   args.packed_w1 = checked_packed(call, "packed_w1", packed_w1, args.weights.w1);
   args.packed_w2 = checked_packed(call, "packed_w2", packed_w2, args.weights.w2);
   if (w_gate) args.packed_w_gate = checked_packed(call, "packed_w_gate", packed_w_gate, args.weights.w_gate);
-  const std::vector<std::int64_t> sizes = with_features(input, args.weights.w2.size[0]);
+  const WithFeatures sizes(input, args.weights.w2.size[0]);
   if (residual) args.residual = call.rows("residual", *residual, sizes, residual_copy);
 
   const bool save_gate = save_preactivation && args.gate != Gate::none;
   const auto saved = [&](bool wanted, const TensorView& weight) {
-    return wanted ? call.empty(with_features(input, weight.size[0]), call.dtype()) : call.nothing();
+    return wanted ? call.empty(WithFeatures(input, weight.size[0]), call.dtype()) : call.nothing();
   };
   Tensor output = call.empty(sizes, call.dtype());
   Tensor preactivation = saved(save_preactivation, args.weights.w1);
@@ -133,14 +133,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_
   args.dropout = check_dropout(call, dropout_p, dropout_seed);
   args.weights = check_weights(call, {w1, b1, w2, b2, w_gate, b_gate}, args.gate, args.input.size[1]);
   const FeedForwardWeights& weights = args.weights;
-  args.grad_output = call.rows("grad_output", grad_output, with_features(input, weights.w2.size[0]), grad_output_copy);
+  args.grad_output = call.rows("grad_output", grad_output, WithFeatures(input, weights.w2.size[0]), grad_output_copy);
   if (Call::exists(preactivation)) {
     args.preactivation =
-        call.rows("preactivation", *preactivation, with_features(input, weights.w1.size[0]), preactivation_copy);
+        call.rows("preactivation", *preactivation, WithFeatures(input, weights.w1.size[0]), preactivation_copy);
   }
   if (Call::exists(gate_preactivation)) {
     args.gate_preactivation =
-        call.rows("gate_preactivation", *gate_preactivation, with_features(input, weights.w_gate.size[0]), gate_copy);
+        call.rows("gate_preactivation", *gate_preactivation, WithFeatures(input, weights.w_gate.size[0]), gate_copy);
   }
 
   const Gradient input_grad(call, output_mask[0], &input), w1_grad(call, output_mask[1], &w1),

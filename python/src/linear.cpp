@@ -64,7 +64,7 @@ Tensor forward(const Call& call, const Operand& input, const Operand& weight, co
   args.bias = call.tensor("bias", bias, {out_features});
   args.packed_weight = checked_packed(call, "packed_weight", packed_weight, args.weight);
   args.activation = activation_named(call, activation);
-  const std::vector<std::int64_t> sizes = with_features(input, out_features);
+  const WithFeatures sizes(input, out_features);
   if (residual) args.residual = call.rows("residual", *residual, sizes, residual_copy);
 
   Tensor output = call.empty(sizes, call.dtype());
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, co
   const std::int64_t out_features = args.weight.size[0];
   args.bias = call.tensor("bias", bias, {out_features});
   args.activation = activation_named(call, activation);
-  const std::vector<std::int64_t> sizes = with_features(input, out_features);
+  const WithFeatures sizes(input, out_features);
   args.grad_output = call.rows("grad_output", grad_output, sizes, grad_output_copy);
   if (Call::exists(preactivation)) {
     args.preactivation = call.rows("preactivation", *preactivation, sizes, preactivation_copy);

@@ -8,7 +8,7 @@ namespace {
 // A Python function that tells of one kind of watcher: something true where one is there.
 struct Question {
   const char *module, *name;
-  PyObject* function = nullptr;
+  Asked function = {};
 };
 Question questions[] = {
     {"torch._C", "_len_torch_dispatch_stack"},
@@ -20,8 +20,8 @@ Question questions[] = {
 
 // Modes that trace before the dispatcher switch this key on in the thread; it is asked for faster than they are.
 PyObject *key_included, *pre_dispatch_key;
-PyObject* any_autocast;
-// Forward-mode differentiation runs from level 0 on.
+Asked any_autocast;
+// Forward-mode differentiation runs from level 0 on, a name in its module.
 PyObject *forward_ad, *current_level;
 
 // What an answer comes to; takes the reference. -1 with an error set.
@@ -33,10 +33,12 @@ int truth(PyObject* answer) {
 }
 
 int forward_mode() {
-  PyObject* level = PyObject_GetAttr(forward_ad, current_level);
-  if (!level) return -1;
+  PyObject* level = PyDict_GetItemWithError(forward_ad, current_level);
+  if (!level) {
+    if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, current_level);
+    return -1;
+  }
   const long value = PyLong_AsLong(level);
-  Py_DECREF(level);
   return value == -1 && PyErr_Occurred() ? -1 : value >= 0;
 }
 
@@ -45,29 +47,29 @@ int forward_mode() {
 bool find_watchers() {
   bool found = true;
   for (Question& question : questions) {
-    question.function = find(question.module, question.name);
-    found = found && question.function;
+    question.function = Asked(find(question.module, question.name));
+    found = found && question.function.exists();
   }
   key_included = find("torch._C", "_dispatch_tls_is_dispatch_key_included");
-  any_autocast = find("torch._C", "_is_any_autocast_enabled");
+  any_autocast = Asked(find("torch._C", "_is_any_autocast_enabled"));
   PyObject* keys = find("torch._C", "DispatchKey");
   pre_dispatch_key = keys ? PyObject_GetAttrString(keys, "PreDispatch") : nullptr;
   Py_XDECREF(keys);
   PyErr_Clear();
-  forward_ad = find("torch.autograd", "forward_ad");
+  forward_ad = find("torch.autograd.forward_ad", "__dict__");
   current_level = PyUnicode_InternFromString("_current_level");
-  const bool has_level = forward_ad && current_level && PyObject_HasAttr(forward_ad, current_level);
-  return found && any_autocast && key_included && pre_dispatch_key && has_level;
+  const bool has_level = forward_ad && current_level && PyDict_Contains(forward_ad, current_level) == 1;
+  return found && any_autocast.exists() && key_included && pre_dispatch_key && has_level;
 }
 
 int watched() {
   for (const Question& question : questions) {
-    if (const int value = truth(PyObject_CallNoArgs(question.function)); value != 0) return value;
+    if (const int value = truth(question.function()); value != 0) return value;
   }
   if (const int value = truth(PyObject_CallOneArg(key_included, pre_dispatch_key)); value != 0) return value;
   return forward_mode();
 }
 
-int autocast() { return truth(PyObject_CallNoArgs(any_autocast)); }
+int autocast() { return truth(any_autocast()); }
 
 }  // namespace bigmodel::binding::direct
