@@ -6,6 +6,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
+from ..ops.add_norm import plain
 from .autocast import autocast_dtype
 from .calls import call, straight_to_kernels
 
@@ -14,7 +15,9 @@ _PLAIN = (
     shortcut.Option("eps", (), number=True),
     shortcut.Option("backend"),
 )
-_answered = shortcut.answers("add_norm_without_statistics", 4, _PLAIN, {"kind": "layer", "eps": 1e-5}, backends.forced)
+_answered = shortcut.answers(
+    "add_norm_without_statistics", 4, _PLAIN, {"kind": "layer", "eps": 1e-5}, backends.forced, recorded=plain
+)
 
 
 def add_norm(

@@ -5,6 +5,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
+from ..ops.linear import plain
 from .autocast import autocast_linear
 from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
 
@@ -14,7 +15,7 @@ _PLAIN = (
 )
 
 
-_answered = shortcut.answers("small_linear", 4, _PLAIN, {"activation": "none"}, backends.forced)
+_answered = shortcut.answers("small_linear", 4, _PLAIN, {"activation": "none"}, backends.forced, recorded=plain)
 
 
 def linear(

@@ -3,7 +3,9 @@
 import torch
 
 from .. import reference
+from . import direct
 from .gradients import attach, differentiable_again, needed, present
+from .repeats import current
 
 INPUT, RESIDUAL, WEIGHT, BIAS = range(4)
 
@@ -74,3 +76,45 @@ def _backward(ops, ctx, grad_sum, grad_normed, *_):
         present(grad_weight, want_weight),
         present(grad_bias, want_bias),
     )
+
+
+class _Plain(torch.autograd.Function):
+    """The normalisation of a plain tensor without a residual past the dispatcher. The Function that `attach` makes does
+    the same for every call; this one spares small calls Python's time."""
+
+    @staticmethod
+    def forward(ctx, input, residual, weight, bias, options):
+        if residual is not None:
+            raise TypeError("a residual")  # whose sum is another output: the documented function records both
+        _, normed, mean, rstd = direct.OPS.add_norm(input, None, weight, bias, **options)
+        current.straight = False  # accepted
+        ctx.save_for_backward(input, weight, bias, mean, rstd)
+        ctx.options = options
+        return normed
+
+    @staticmethod
+    def backward(ctx, grad_normed):
+        if direct.possible() and not torch.is_grad_enabled():
+            input, weight, _, mean, rstd = ctx.saved_tensors
+            want_input, _, want_weight, want_bias, _ = ctx.needs_input_grad
+            wanted = (want_input, want_weight, want_bias)
+            try:
+                grads = direct.OPS.add_norm_backward(
+                    grad_normed, None, input, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
+                )
+            except TypeError:  # refused: the gradient is not plain
+                pass
+            else:
+                grad_input, grad_weight, grad_bias = grads
+                return (
+                    grad_input if want_input else None,
+                    None,
+                    grad_weight if want_weight else None,
+                    grad_bias if want_bias else None,
+                    None,
+                )
+        return *_backward(torch.ops.bigmodel, ctx, None, grad_normed), None
+
+
+# What Function.apply comes to without transforms, which direct calls exclude.
+plain = super(torch.autograd.Function, _Plain).apply

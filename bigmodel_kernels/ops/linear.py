@@ -5,7 +5,9 @@ from functools import partial
 import torch
 
 from .. import reference
+from . import direct
 from .gradients import attach, differentiable_again, needed, present
+from .repeats import current
 
 INPUT, WEIGHT, BIAS, RESIDUAL = range(4)
 
@@ -62,3 +64,46 @@ def _backward(ops, ctx, grad_output, *_):
         )
     grads = (present(grad, want) for grad, want in zip(grads, wanted, strict=True))
     return *grads, grad_output if want_residual else None, None
+
+
+class _Plain(torch.autograd.Function):
+    """Linear without a packed weight past the dispatcher. The Function that `attach` makes does the same for every
+    call; this one spares small calls Python's time."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, residual, options):
+        activation, preactivation = options["activation"], None
+        output = None
+        if activation == "none":
+            output = direct.OPS.small_linear(input, weight, bias, residual, activation=activation)
+            if output is None and not weight.requires_grad:
+                raise TypeError("a packed weight might be wanted")  # which the documented function looks for
+        if output is None:
+            output, preactivation = direct.OPS.linear(
+                *(input, weight, bias, residual, None), activation=activation, save_preactivation=activation != "none"
+            )
+        current.straight = False  # accepted
+        ctx.save_for_backward(input, weight, bias, preactivation)
+        ctx.activation = activation
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if direct.possible() and not torch.is_grad_enabled():
+            *wanted, want_residual, _ = ctx.needs_input_grad
+            try:
+                grads = direct.OPS.linear_backward(
+                    grad_output, *ctx.saved_tensors, activation=ctx.activation, output_mask=wanted
+                )
+            except TypeError:  # refused: the gradient is not plain
+                pass
+            else:
+                grad_residual = grad_output if want_residual else None
+                if all(wanted):
+                    return *grads, grad_residual, None
+                return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), grad_residual, None
+        return _backward(torch.ops.bigmodel, ctx, grad_output)
+
+
+# What Function.apply comes to without transforms, which direct calls exclude.
+plain = super(torch.autograd.Function, _Plain).apply
