@@ -18,13 +18,15 @@ ANY = sys.maxsize
 
 @dataclass(frozen=True)
 class Row:
-    """Ours is the faster one for `least_rows` to `most_rows` rows of input and at least `least_products` multiply-adds;
-    in a call that is recorded for gradients from `least_recorded_rows` on."""
+    """Ours is the faster one for `least_rows` to `most_rows` rows of input and at least `least_products` multiply-adds,
+    and whatever the rows up to `small_products`; in a call that is recorded for gradients from `least_recorded_rows`
+    on."""
 
     why: str
     least_rows: int = 1
     most_rows: int = ANY
     least_products: int = 0
+    small_products: int = 0
     least_recorded_rows: int = 1
 
 
@@ -55,7 +57,12 @@ TABLES = {
         (torch.float32, True): Row(
             "torch's fp32 products take a path for other processors here", least_rows=64, least_recorded_rows=ANY
         ),
-        (torch.bfloat16, False): Row("up to 8 rows without gradients", most_rows=8, least_recorded_rows=ANY),
+        (torch.bfloat16, False): Row(
+            "up to 8 rows or 2^19 multiply-adds without gradients",
+            most_rows=8,
+            small_products=1 << 19,
+            least_recorded_rows=ANY,
+        ),
         (torch.float16, False): Row(_SLOW.format("float16"), least_rows=4),
         (torch.float16, True): Row(_SLOW.format("float16"), least_rows=LEAST_TRANSPOSED_ROWS, least_recorded_rows=ANY),
     },
@@ -85,7 +92,9 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     rows = x.numel() // weight.shape[0 if transposed else 1]
     if recorded and rows < row.least_recorded_rows:
         return False
-    return row.least_rows <= rows <= row.most_rows and rows * weight.numel() >= row.least_products
+    products = rows * weight.numel()
+    by_rows = row.least_rows <= rows <= row.most_rows and products >= row.least_products
+    return by_rows or products <= row.small_products
 
 
 def _recorded(x: Tensor, weight: Tensor) -> bool:
