@@ -14,7 +14,8 @@ from bigmodel_kernels.ops import direct
 pytestmark = pytest.mark.skipif(direct.OPS is None, reason="this torch lacks what converts tensors for direct calls")
 
 NO_OPS = (
-    *("add_norm_without_statistics", "encoder_layer", "self_attention", "small_feed_forward", "small_linear"),
+    *("add_norm_without_statistics", "attention_with_weights"),
+    *("encoder_layer", "self_attention", "small_feed_forward", "small_linear"),
     *("shortcut", "takes", "unwatched", "weight_fingerprint"),
 )
 DISPATCHED = torch.ops.bigmodel
@@ -347,6 +348,13 @@ class TestShortcut:
             declined.clear()
             assert torch.equal(call(), expected)
             assert not declined
+
+    def test_rows_are_copied_without_the_interpreters_lock(self, declined):
+        """Of a call large enough to give it away: making a tensor of the argument takes it again."""
+        x, weight = torch.randn(4, 300, 64)[:, :256], torch.randn(16, 64)
+        output = bmk.linear(x, weight)
+        assert not declined
+        assert torch.equal(output, bmk.linear(x, weight, backend="cpu"))
 
     def test_linear_leaves_what_a_packed_weight_or_a_gradient_wants(self, declined):
         x, weight = torch.randn(33, 128), torch.randn(128, 128)

@@ -103,7 +103,8 @@ std::optional<DType> dtype_of(const dlpack::Tensor& tensor) {
   return tensor.dtype_bits == 32 ? std::optional(DType::float32) : std::nullopt;
 }
 
-// What a plain tensor is, if it is what Plain says and torch can tell; it may still be a lazily negated one.
+// What a plain tensor is, if it is what Plain says and torch can tell; it may still be a lazily negated one. A lazily
+// cloned one gets memory of its own by being asked.
 bool describe(PyObject* object, Plain& plain) {
   dlpack::Tensor told;
   if (!torch.describe) return false;
