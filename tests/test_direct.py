@@ -369,7 +369,7 @@ class TestShortcut:
             (True, lambda: bmk.linear(few, weight, x[0].clone().requires_grad_())),
             (False, lambda: bmk.linear(x.clone().requires_grad_(), weight)),
             (True, lambda: bmk.add_norm(few.clone().requires_grad_(), None, x[0])[1]),
-            (False, lambda: bmk.add_norm(few.clone().requires_grad_(), few, x[0])[1]),
+            (True, lambda: bmk.add_norm(few.clone().requires_grad_(), few, x[0])[1]),
             (False, lambda: bmk.feed_forward(x, weight, None, weight, None)),
             (False, lambda: bmk.feed_forward(few, weight, None, weight, None, gate="hidden", w_gate=weight)),
         ):

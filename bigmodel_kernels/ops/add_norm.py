@@ -79,41 +79,41 @@ def _backward(ops, ctx, grad_sum, grad_normed, *_):
 
 
 class _Plain(torch.autograd.Function):
-    """The normalisation of a plain tensor without a residual past the dispatcher. The Function that `attach` makes does
-    the same for every call; this one spares small calls Python's time."""
+    """add_norm past the dispatcher: the normed rows, after the sum where there is a residual. The Function that
+    `attach` makes does the same for every call; this one spares small calls Python's time."""
 
     @staticmethod
     def forward(ctx, input, residual, weight, bias, options):
-        if residual is not None:
-            raise TypeError("a residual")  # whose sum is another output: the documented function records both
-        _, normed, mean, rstd = direct.OPS.add_norm(input, None, weight, bias, **options)
+        total, normed, mean, rstd = direct.OPS.add_norm(input, residual, weight, bias, **options)
         current.straight = False  # accepted
-        ctx.save_for_backward(input, weight, bias, mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input if residual is None else total, weight, bias, mean, rstd)
         ctx.options = options
-        return normed
+        return normed if residual is None else (total, normed)
 
     @staticmethod
-    def backward(ctx, grad_normed):
-        if direct.possible() and not torch.is_grad_enabled():
-            input, weight, _, mean, rstd = ctx.saved_tensors
-            want_input, _, want_weight, want_bias, _ = ctx.needs_input_grad
-            wanted = (want_input, want_weight, want_bias)
+    def backward(ctx, *grad_outputs):
+        grad_normed = grad_outputs[-1]
+        grad_sum = grad_outputs[0] if len(grad_outputs) > 1 else None
+        if grad_normed is not None and direct.possible() and not torch.is_grad_enabled():
+            total, weight, _, mean, rstd = ctx.saved_tensors
+            want_input, want_residual, want_weight, want_bias, _ = ctx.needs_input_grad
+            wanted = (want_input or want_residual, want_weight, want_bias)
             try:
-                grads = direct.OPS.add_norm_backward(
-                    grad_normed, None, input, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
+                grad_input, grad_weight, grad_bias = direct.OPS.add_norm_backward(
+                    grad_normed, grad_sum, total, weight, mean, rstd, kind=ctx.options["kind"], output_mask=wanted
                 )
-            except TypeError:  # refused: the gradient is not plain
+            except TypeError:  # refused: a gradient is not plain
                 pass
             else:
-                grad_input, grad_weight, grad_bias = grads
                 return (
                     grad_input if want_input else None,
-                    None,
+                    grad_input if want_residual else None,
                     grad_weight if want_weight else None,
                     grad_bias if want_bias else None,
                     None,
                 )
-        return *_backward(torch.ops.bigmodel, ctx, None, grad_normed), None
+        return *_backward(torch.ops.bigmodel, ctx, grad_sum, grad_normed), None
 
 
 # What Function.apply comes to without transforms, which direct calls exclude.
