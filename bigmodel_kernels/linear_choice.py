@@ -89,6 +89,8 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     recorded = row.least_recorded_rows > 1 and _recorded(x, weight)
     if not recorded and row.least_rows == 1 and row.most_rows == ANY and row.least_products == 0:
         return True  # whatever the size, which takes a small call long to ask for
+    if weight.numel() == 0:
+        return False
     rows = x.numel() // weight.shape[0 if transposed else 1]
     if recorded and rows < row.least_recorded_rows:
         return False

@@ -418,9 +418,9 @@ def test_sink_alone(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_rows_far_apart(dtype, backend):
-    """Keys and values whose rows would crowd in few sets of the caches are packed first: the same bits."""
+    """Keys and values whose rows would crowd in few sets of the caches are packed for many queries: the same bits."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 2, length, 64, dtype=dtype) for length in (40, 150, 150))
+    query, key, value = (torch.randn(1, 2, length, 64, dtype=dtype) for length in (200, 150, 150))
 
     def spread(x):
         wide = torch.zeros(1, 2, 150, 16384, dtype=dtype)  # two heads of 150 rows of 32 KiB or more

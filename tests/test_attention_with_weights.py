@@ -88,9 +88,10 @@ def test_threads_do_not_change_bits(average):
         tensors(requires_grad=True),
         tensors(dtype=torch.float64),
         tensors(8, module._MOST_KEYS + 1),
+        [x if i == 0 else x[:, :, :0] for i, x in enumerate(tensors())],
         [x[:, :, :0] for x in tensors()],
     ],
-    ids=["gradient", "float64", "many_keys", "no_keys"],
+    ids=["gradient", "float64", "many_keys", "no_keys", "nothing"],
 )
 def test_what_the_ops_do(arguments):
     assert attention_with_weights(*arguments, None, False, True) is None

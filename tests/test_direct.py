@@ -1,5 +1,10 @@
 """Calls past the dispatcher: the same results as through it, never for tensors or moments that need it."""
 
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -446,3 +451,98 @@ class TestShortcut:
         monkeypatch.setattr(module.direct, "OPS", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             bmk.attention(*(x.requires_grad_() for x in tensors))
+
+
+class Planned(Exception):
+    """What a user's hook raises."""
+
+
+def test_a_hook_that_calls_and_raises_runs_once():
+    """What a hook of the user's raises after a call of its own is no refusal of the call that it belongs to."""
+    runs = []
+
+    def pack(x):
+        runs.append(1)
+        with torch.no_grad():
+            bmk.attention(q, q, q, return_lse=True)
+            bmk.nn.MultiheadAttention(8, 2, batch_first=True).eval()(q[0], q[0], q[0])
+        raise Planned
+
+    q, x, w = torch.randn(1, 2, 3, 8), torch.randn(3, 8), torch.randn(8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), pytest.raises(Planned):
+        bmk.linear(x, w)
+    assert len(runs) == 1
+
+
+def test_nodes_are_named_after_their_ops():
+    x, w = torch.randn(3, 8), torch.randn(8, 8, requires_grad=True)
+    q = torch.randn(1, 2, 3, 8, requires_grad=True)
+    names = [
+        type(output.grad_fn).__name__
+        for output in (
+            bmk.linear(x, w),
+            bmk.linear(x, w, backend="cpu"),
+            bmk.attention(q, q, q),
+            bmk.add_norm(x, None, w[0])[1],
+            bmk.add_norm(x, None, w[0], backend="cpu")[1],
+        )
+    ]
+    assert names == ["LinearBackward", "LinearBackward", "AttentionBackward", "AddNormBackward", "AddNormBackward"]
+
+
+def test_only_what_needs_a_gradient_is_kept():
+    x, w, residual = torch.randn(3, 8), torch.randn(8, 8), torch.randn(3, 8, requires_grad=True)
+    saved = bmk.linear(x, w, None, "gelu", residual).grad_fn.saved_tensors
+    assert sum(tensor.numel() for tensor in saved if tensor is not None) == x.numel() + w.numel()
+
+
+def test_other_threads_run_during_products_of_few_features():
+    """Few elements may have a product with many: the interpreter's lock is given away for it."""
+    x, w = torch.randn(8000, 1), torch.randn(8000, 1)
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(1)
+            time.sleep(0)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        while not ticks:
+            time.sleep(0)
+        before = len(ticks)
+        bmk.linear(x, w)
+        assert len(ticks) > before + 1
+    finally:
+        done.set()
+        thread.join()
+
+
+WITHOUT_DLPACK = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__
+import bigmodel_kernels as bmk
+
+torch.manual_seed(0)
+for rows in (1, 3, 300):
+    wide, w, b = torch.randn(rows, 48), torch.randn(40, 24, requires_grad=True), torch.randn(40)
+    for x in (wide[:, ::2], wide[:, :24]):
+        for call in (lambda **k: bmk.linear(x, w, b, **k), lambda **k: bmk.add_norm(x, None, w[0], **k)[1]):
+            torch.testing.assert_close(call(), call(backend="reference"))
+            gradients = (torch.autograd.grad(call(**k).sum(), w) for k in ({}, {"backend": "reference"}))
+            torch.testing.assert_close(*gradients)
+            with torch.no_grad():
+                torch.testing.assert_close(call(), call(backend="reference"))
+try:
+    bmk.linear(wide, w)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch is without it anyway")
+def test_without_dlpack_s_exchange_of_c_functions():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_DLPACK], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("[linear] weight")

@@ -173,3 +173,11 @@ def test_what_has_not_been_measured_is_not_claimed(monkeypatch):
     assert "torch has instructions for float16" in linear_choice.why_unmeasured(torch.float16, "avx512bf16")
     assert linear_choice.why_unmeasured(torch.bfloat16, "avx512bf16") is None
     linear_choice.why_unmeasured.cache_clear()
+
+
+def test_layers_without_features():
+    """torch answers, and so do we."""
+    for inputs, outputs in ((0, 4), (4, 0)):
+        layer = bmk.nn.Linear(inputs, outputs)
+        theirs = torch.nn.functional.linear(torch.zeros(2, inputs), layer.weight, layer.bias)
+        torch.testing.assert_close(layer(torch.zeros(2, inputs)), theirs)

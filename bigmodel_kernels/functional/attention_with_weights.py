@@ -5,11 +5,11 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import direct
-from .calls import needs_gradient, straight_to_kernels
+from .calls import needs_gradient, straight_or_not_at_all
 from .scores import mask_of_four_dims
 
 _kernel = getattr(direct.OPS, "attention_with_weights", None)
-_PANEL = 32  # queries of a job, at most
+_PANEL, _ENOUGH_JOBS = 32, 32  # queries that are computed together; where there are more such jobs, several are one
 _MOST_KEYS = 4096  # whose weights and mean the second-level cache holds, about: beyond, two ops are as fast
 _SMALL = 1 << 18  # multiply-adds that one thread does anyway
 
@@ -23,10 +23,10 @@ def attention_with_weights(
     It does without a gradient, for plain CPU tensors, where threads find enough to do: a job is some queries of all
     heads that are averaged.
     """
-    if _kernel is None or needs_gradient((query, key, value, mask)) or not straight_to_kernels(query, None):
+    if _kernel is None or needs_gradient((query, key, value, mask)) or not straight_or_not_at_all(query):
         return None
     batch, heads, q_len, _ = query.shape
-    jobs = batch * -(-q_len // _PANEL) * (1 if average_heads else heads)
+    jobs = min(batch * -(-q_len // _PANEL) * (1 if average_heads else heads), _ENOUGH_JOBS)
     few_jobs = jobs < 2 * torch.get_num_threads() and query.numel() * key.shape[-2] > _SMALL
     if few_jobs or key.shape[-2] > _MOST_KEYS:
         return None

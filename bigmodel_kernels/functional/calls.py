@@ -22,11 +22,22 @@ def straight_to_kernels(x: Tensor, backend: str | None) -> bool:
     return straight
 
 
+def straight_or_not_at_all(x: Tensor) -> bool:
+    """The same of a call that is not made again: whoever makes it catches its refusal."""
+    straight = straight_to_kernels(x, None)
+    repeats.current.straight = False
+    return straight
+
+
 def call(ops, op: Callable, inputs: Sequence[Tensor | None], options: dict, returned: int = 1):
     """Calls an op, of whose outputs the first `returned` are wanted, though more may come back. What needs no gradient
     skips the autograd layer, which costs a small call more than its kernel."""
     if ops is direct.OPS:
-        return gradients.call(op, inputs, options, returned) if needs_gradient(inputs) else op(*inputs, **options)
+        if needs_gradient(inputs):
+            return gradients.call(op, inputs, options, returned)
+        outputs = op(*inputs, **options)
+        repeats.current.straight = False  # accepted
+        return outputs
     if ops is reference:
         if autocast_dtype(inputs[0]) is None:
             return op(*inputs, **options)

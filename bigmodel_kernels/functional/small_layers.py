@@ -4,7 +4,7 @@ what they compute: python/src/self_attention.cpp and encoder_layer.cpp."""
 from torch import Tensor
 
 from ..ops import direct, packed_weights
-from .calls import needs_gradient, straight_to_kernels
+from .calls import needs_gradient, straight_or_not_at_all
 
 _self_attention = getattr(direct.OPS, "self_attention", None)
 _encoder_layer = getattr(direct.OPS, "encoder_layer", None)
@@ -12,7 +12,7 @@ _encoder_layer = getattr(direct.OPS, "encoder_layer", None)
 
 def is_small(x: Tensor, width: int) -> bool:
     """Whether x, plain and unwatched, has so few rows of `width` that no small weight is packed for them."""
-    if _self_attention is None or not straight_to_kernels(x, None):
+    if _self_attention is None or not straight_or_not_at_all(x):
         return False
     return x.numel() <= packed_weights.few_rows(x.dtype, 0) * width
 

@@ -78,7 +78,7 @@ def _backward(ops, ctx, grad_sum, grad_normed, *_):
     )
 
 
-class _Plain(torch.autograd.Function):
+class AddNorm(torch.autograd.Function):
     """add_norm past the dispatcher: the normed rows, after the sum where there is a residual. The Function that
     `attach` makes does the same for every call; this one spares small calls Python's time."""
 
@@ -117,4 +117,4 @@ class _Plain(torch.autograd.Function):
 
 
 # What Function.apply comes to without transforms, which direct calls exclude.
-plain = super(torch.autograd.Function, _Plain).apply
+plain = super(torch.autograd.Function, AddNorm).apply

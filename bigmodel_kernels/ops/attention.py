@@ -120,7 +120,7 @@ def _gradients(ops, saved, options, wanted, grad_output, grad_lse):
     )
 
 
-class _Plain(torch.autograd.Function):
+class Attention(torch.autograd.Function):
     """Attention of query, key and value alone past the dispatcher. The Function that `attach` makes does the same for
     every call; this one spares small calls what the other tensors cost in Python."""
 
@@ -152,4 +152,4 @@ class _Plain(torch.autograd.Function):
 
 
 # What Function.apply comes to without transforms, which direct calls exclude.
-plain = super(torch.autograd.Function, _Plain).apply
+plain = super(torch.autograd.Function, Attention).apply

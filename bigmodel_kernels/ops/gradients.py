@@ -25,26 +25,28 @@ def attach(namespace: str, name: str, backward: Callable, setup_context: Callabl
     direct_op = None if shortcut is None else getattr(direct.OPS, name)
     torch.library.register_autograd(f"{namespace}::{name}", partial(backward, dispatched), setup_context=setup_context)
 
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *arguments):
-            options, op, returned = arguments[-3:]
-            tensors = arguments[:-3]
-            if op is direct_op:
+    def run_forward(ctx, *arguments):
+        options, op, returned = arguments[-3:]
+        tensors = arguments[:-3]
+        if op is direct_op:
+            output = op(*tensors, **options)
+            current.straight = False  # accepted
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
                 output = op(*tensors, **options)
-                current.straight = False  # accepted
-            else:
-                with torch._C._AutoDispatchBelowAutograd():
-                    output = op(*tensors, **options)
-            setup_context(ctx, tensors, options, output)
-            return output[:returned] if isinstance(output, tuple) else output
+        setup_context(ctx, tensors, options, output)
+        return output[:returned] if isinstance(output, tuple) else output
 
-        @staticmethod
-        def backward(ctx, *grad_outputs):
-            ops = shortcut if shortcut is not None and direct.possible() else dispatched
-            return *backward(ops, ctx, *grad_outputs), None, None, None
+    def run_backward(ctx, *grad_outputs):
+        ops = shortcut if shortcut is not None and direct.possible() else dispatched
+        return *backward(ops, ctx, *grad_outputs), None, None, None
 
-    Differentiable.__name__ = Differentiable.__qualname__ = name.title().replace("_", "")
+    # Named as it is made: autograd names its nodes then.
+    Differentiable = type(
+        name.title().replace("_", ""),
+        (torch.autograd.Function,),
+        {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward)},
+    )
     _recorded[getattr(dispatched, name)] = Differentiable.apply
     if direct_op is not None:
         # What Function.apply comes to without transforms, which direct calls exclude: it looks for them at length.

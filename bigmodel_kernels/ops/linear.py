@@ -66,7 +66,7 @@ def _backward(ops, ctx, grad_output, *_):
     return *grads, grad_output if want_residual else None, None
 
 
-class _Plain(torch.autograd.Function):
+class Linear(torch.autograd.Function):
     """Linear without a packed weight past the dispatcher. The Function that `attach` makes does the same for every
     call; this one spares small calls Python's time."""
 
@@ -76,11 +76,12 @@ class _Plain(torch.autograd.Function):
         output = None
         if activation == "none":
             output = direct.OPS.small_linear(input, weight, bias, residual, activation=activation)
-            if output is None and not weight.requires_grad:
-                raise TypeError("a packed weight might be wanted")  # which the documented function looks for
         if output is None:
+            if not weight.requires_grad:
+                raise TypeError("a packed weight might be wanted")  # which the documented function looks for
+            save = activation != "none" and any(ctx.needs_input_grad[:RESIDUAL])
             output, preactivation = direct.OPS.linear(
-                *(input, weight, bias, residual, None), activation=activation, save_preactivation=activation != "none"
+                *(input, weight, bias, residual, None), activation=activation, save_preactivation=save
             )
         current.straight = False  # accepted
         ctx.save_for_backward(input, weight, bias, preactivation)
@@ -106,4 +107,4 @@ class _Plain(torch.autograd.Function):
 
 
 # What Function.apply comes to without transforms, which direct calls exclude.
-plain = super(torch.autograd.Function, _Plain).apply
+plain = super(torch.autograd.Function, Linear).apply

@@ -314,6 +314,7 @@ def _attention_options() -> list[AttentionCase]:
         case("dropout", dropout_p=0.3, q_len=37, kv_len=71),
         case("dropout_grouped", dropout_p=0.6, heads=4, kv_heads=2, causal=True, batch=3),
         case("heads_inside", layout="heads_inside", q_len=40, kv_len=50),
+        case("heads_inside_long", layout="heads_inside", batch=1, q_len=37, kv_len=601, mask="float", mask_dims="qk"),
         case("heads_inside_grouped", layout="heads_inside", heads=4, kv_heads=2, causal=True, value_dim=24),
         case("transposed", layout="transposed"),
         case("strided", layout="strided", mask="float"),

@@ -102,8 +102,9 @@ void run_job(const Forward& call, std::int64_t job, int worker) {
   for (std::int64_t first = seen.first / plan.key_block * plan.key_block; first < seen.end; first += plan.key_block) {
     const std::int64_t end = first + plan.key_block;
     const KeyRange block = {first > seen.first ? first : seen.first, end < seen.end ? end : seen.end};
-    const Rows<Element> key = rows_of<T>(inputs.key, place.batch, place.kv_head, block, scratch.key);
-    const Values<Element> value = values_of<T>(inputs.value, place.batch, place.kv_head, block, scratch.value);
+    const Rows<Element> key = rows_of<T>(inputs.key, place.batch, place.kv_head, block, plan.block_panels, scratch.key);
+    const Values<Element> value =
+        values_of<T>(inputs.value, place.batch, place.kv_head, block, plan.block_panels, scratch.value);
     for (std::int64_t p = 0; p < place.panels; ++p) {
       add_keys<T, Element>(call, scratch.panels[p], scratch.query + p * plan.query_floats, key, value, block, scratch,
                            record(p));

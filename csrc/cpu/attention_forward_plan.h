@@ -70,10 +70,10 @@ static ForwardPlan plan_forward(const AttentionForwardArgs& args) {
   const AttentionShape& shape = plan.shape;
   plan.value_dim = inputs.value.size[3];
   plan.key_block = key_block_of<Element>(shape.head_dim, plan.value_dim);
-  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block);
-  plan.value_floats = values_floats<Element>(inputs.value, plan.key_block);
   plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan_blocks(plan);
+  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block, plan.block_panels);
+  plan.value_floats = values_floats<Element>(inputs.value, plan.key_block, plan.block_panels);
 
   plan.work =
       double(shape.batch * shape.heads) * double(shape.q_len * shape.kv_len) * double(shape.head_dim + plan.value_dim);

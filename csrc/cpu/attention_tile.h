@@ -43,11 +43,12 @@ BIGMODEL_INLINE bool crowds_sets(const TensorView& view, std::int64_t element_by
          view.size[2] * stride_bytes > cache_bytes;
 }
 
+// `readers`: panels that read the rows, if packed, from there. Packing them takes as long as two save.
 template <class Element>
-BIGMODEL_INLINE bool in_place(const TensorView& view) {
+BIGMODEL_INLINE bool in_place(const TensorView& view, std::int64_t readers) {
   const std::int64_t width = view.size[3];
   return view.dtype == dtype_of<Element> && (view.stride[3] == 1 || width == 1) && packed_k<Element>(width) == width &&
-         !crowds_sets(view, sizeof(Element));
+         !(readers > 2 && crowds_sets(view, sizeof(Element)));
 }
 
 BIGMODEL_INLINE std::int64_t row_offset(const TensorView& view, std::int64_t batch, std::int64_t kv_head,
@@ -58,16 +59,16 @@ BIGMODEL_INLINE std::int64_t row_offset(const TensorView& view, std::int64_t bat
 // A run of keys of one kv head, in place or packed in `scratch`.
 template <class T, class Element>
 static Rows<Element> rows_of(const TensorView& view, std::int64_t batch, std::int64_t kv_head, const KeyRange& keys,
-                             Element* scratch) {
+                             std::int64_t readers, Element* scratch) {
   const T* first = static_cast<const T*>(view.data) + row_offset(view, batch, kv_head, keys.first);
-  if (in_place<Element>(view)) return {reinterpret_cast<const Element*>(first), view.stride[2]};
+  if (in_place<Element>(view, readers)) return {reinterpret_cast<const Element*>(first), view.stride[2]};
   const std::int64_t stride = lhs_width<Element>(view.size[3]);
   pack_lhs(keys.count(), view.size[3], first, view.stride[2], view.stride[3], scratch, stride);
   return {scratch, stride};
 }
 template <class Element>
-BIGMODEL_INLINE std::int64_t rows_floats(const TensorView& view, std::int64_t keys) {
-  return in_place<Element>(view) ? 0 : floats_of<Element>(keys * lhs_width<Element>(view.size[3]));
+BIGMODEL_INLINE std::int64_t rows_floats(const TensorView& view, std::int64_t keys, std::int64_t readers) {
+  return in_place<Element>(view, readers) ? 0 : floats_of<Element>(keys * lhs_width<Element>(view.size[3]));
 }
 
 // Q^T of a panel in fp32, with the sign of the scale.

@@ -30,9 +30,9 @@ BIGMODEL_INLINE std::int64_t transposed_stride(std::int64_t keys) {
 }
 
 template <class Element>
-BIGMODEL_INLINE std::int64_t values_floats(const TensorView& view, std::int64_t keys) {
+BIGMODEL_INLINE std::int64_t values_floats(const TensorView& view, std::int64_t keys, std::int64_t readers) {
   if constexpr (is_float<Element>) {
-    return rows_floats<float>(view, keys);
+    return rows_floats<float>(view, keys, readers);
   } else {
     return floats_of<bfloat16>(view.size[3] * transposed_stride(keys));
   }
@@ -41,13 +41,13 @@ BIGMODEL_INLINE std::int64_t values_floats(const TensorView& view, std::int64_t 
 // The values of a run of keys of one kv head, in place or packed in `scratch`.
 template <class T>
 static Values<float> values_of(const TensorView& view, std::int64_t batch, std::int64_t kv_head, const KeyRange& keys,
-                               float* scratch) {
-  const Rows<float> rows = rows_of<T>(view, batch, kv_head, keys, scratch);
+                               std::int64_t readers, float* scratch) {
+  const Rows<float> rows = rows_of<T>(view, batch, kv_head, keys, readers, scratch);
   return {rows.data, rows.stride};
 }
 template <class T>
 static Values<bfloat16> values_of(const TensorView& view, std::int64_t batch, std::int64_t kv_head,
-                                  const KeyRange& keys, bfloat16* scratch) {
+                                  const KeyRange& keys, std::int64_t, bfloat16* scratch) {
   const T* first = static_cast<const T*>(view.data) + row_offset(view, batch, kv_head, keys.first);
   const std::int64_t columns = view.size[3], width = lhs_width<bfloat16>(keys.count());
   const std::int64_t stride = transposed_stride(keys.count());

@@ -42,7 +42,7 @@ WeightsPlan plan_weights(const AttentionWeightsForwardArgs& args) {
   plan.keeps_queries = plan.block_panels * plan.job_heads * plan.query_floats <= most_query_floats;
   plan.blocks = plan.block_panels > 0 ? ceil_div(shape.panels, plan.block_panels) : 0;
   plan.key_block = key_block_of<Element>(shape.head_dim, shape.head_dim);
-  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block);
+  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block, plan.block_panels);
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.scratch_floats =
       plan.key_floats + plan.queries_floats() + (3 + plan.block_panels) * plan.tile_floats + worker_gap;
@@ -169,7 +169,8 @@ void run_job(const Weights& call, std::int64_t job, int worker) {
     const KeyRange block = {first, end < shape.kv_len ? end : shape.kv_len};
     for (std::int64_t i = 0; i < plan.block_panels * plan.tile_floats; i += lanes) store(scratch.weights + i, zero());
     for (std::int64_t head = 0; head < plan.job_heads; ++head) {
-      const Rows<Element> key = rows_of<T>(inputs.key, batch, (first_head + head) / plan.group, block, scratch.key);
+      const Rows<Element> key =
+          rows_of<T>(inputs.key, batch, (first_head + head) / plan.group, block, plan.block_panels, scratch.key);
       for (std::int64_t p = 0; p < panels; ++p) {
         const Panel panel = panel_of(head, p);
         if (!plan.keeps_queries) pack(head, p, panel);

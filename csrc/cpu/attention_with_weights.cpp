@@ -35,6 +35,7 @@ struct Plan {
 
   std::int64_t head_blocks() const { return shape.heads / job_heads; }
   std::int64_t jobs() const { return shape.batch * head_blocks() * blocks; }
+  std::int64_t readers() const { return group * shape.panels; }                            // panels that read a kv head
   std::int64_t parts() const { return shape.batch * (shape.heads / group) * key_blocks; }  // blocks of keys in all
   // Of a panel: its weights, their sum over the heads, its queries, its output.
   std::int64_t panel_floats() const { return weights_floats + sum_floats + query_floats + output_floats; }
@@ -65,8 +66,8 @@ Plan plan_attention(const AttentionWithWeightsArgs& args) {
   plan.job_heads = args.average_heads && shape.heads > 0 ? shape.heads : 1;
   plan.key_block = key_block_of<Element>(shape.head_dim, plan.value_dim);
   plan.key_blocks = ceil_div(shape.kv_len, plan.key_block);
-  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block);
-  plan.value_floats = values_floats<Element>(inputs.value, plan.key_block);
+  plan.key_floats = rows_floats<Element>(inputs.key, plan.key_block, plan.readers());
+  plan.value_floats = values_floats<Element>(inputs.value, plan.key_block, plan.readers());
   plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan.tile_floats = tile_scratch_floats(shape.head_dim, plan.key_block);
   plan.block_floats = rhs_rows<Element>(plan.key_block) * tile_columns;
@@ -244,9 +245,9 @@ void make_part(const Attention<Element>& call, std::int64_t index, float* packed
   const std::int64_t batch = rest / kv_heads, kv_head = rest % kv_heads;
   const KeyRange block = block_of(plan, index % plan.key_blocks);
   float* const key = packed + index * (plan.key_floats + plan.value_floats);
-  call.parts[index] = {
-      rows_of<T>(inputs.key, batch, kv_head, block, reinterpret_cast<Element*>(key)),
-      values_of<T>(inputs.value, batch, kv_head, block, reinterpret_cast<Element*>(key + plan.key_floats))};
+  call.parts[index] = {rows_of<T>(inputs.key, batch, kv_head, block, plan.readers(), reinterpret_cast<Element*>(key)),
+                       values_of<T>(inputs.value, batch, kv_head, block, plan.readers(),
+                                    reinterpret_cast<Element*>(key + plan.key_floats))};
 }
 
 // All panels of a job meet the keys of one head.

@@ -126,7 +126,6 @@ bool describe(PyObject* object, Plain& plain) {
 
 // Whether a plain tensor is on the CPU and of a dtype that the kernels compute.
 bool suits_kernels(PyObject* tensor) {
-  if (Plain plain; describe(tensor, plain)) return true;
   PyObject* on_cpu = required(PyObject_GetAttr(tensor, torch.is_cpu));
   Py_DECREF(on_cpu);
   PyObject* dtype = required(PyObject_GetAttr(tensor, torch.dtype));

@@ -8,6 +8,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
@@ -82,16 +83,37 @@ PyObject* to_python(const std::tuple<Tensors...>& tensors) {
       tensors);
 }
 
-// Of what an argument holds, as far as it says so without being asked through torch; else more than a tiny one's.
-inline constexpr std::int64_t least_elements_without_gil = 16384;
-inline std::int64_t elements(const Operand& operand) { return operand.numel(); }
-inline std::int64_t elements(const OptionalOperand& operand) { return operand ? operand->numel() : 0; }
-inline std::int64_t elements(const Tensor&) { return least_elements_without_gil; }
-inline std::int64_t elements(const std::optional<Tensor>& tensor) { return tensor ? least_elements_without_gil : 0; }
-template <class Option>
-std::int64_t elements(const Option&) {
-  return 0;
-}
+// How much a call computes, as far as its arguments say so without being asked through torch: tiny is what holds few
+// elements, and whose products have few rows and columns.
+class CallSize {
+ public:
+  template <class... Arguments>
+  explicit CallSize(const Arguments&... arguments) {
+    (add(arguments), ...);
+  }
+  bool tiny() const { return elements_ < 16384 && most_rows_ * next_rows_ < 1 << 16; }
+
+ private:
+  void add(const Operand& operand) {
+    const std::int64_t elements = operand.numel();
+    const Layout layout = operand.layout();
+    const std::int64_t rows = layout.sizes.empty() || elements == 0 ? 1 : elements / layout.sizes.back();
+    elements_ += elements;
+    next_rows_ = std::max(next_rows_, std::min(rows, most_rows_));
+    most_rows_ = std::max(most_rows_, rows);
+  }
+  void add(const OptionalOperand& operand) {
+    if (operand) add(*operand);
+  }
+  void add(const Tensor&) { elements_ = 16384; }
+  void add(const std::optional<Tensor>& tensor) {
+    if (tensor) add(*tensor);
+  }
+  template <class Option>
+  void add(const Option&) {}
+
+  std::int64_t elements_ = 0, most_rows_ = 0, next_rows_ = 0;
+};
 
 // Kernels need no interpreter; but giving its lock away and taking it again takes longer than a tiny one runs.
 class WithoutGil {
@@ -134,8 +156,8 @@ struct Caller<function> {
   static PyObject* call_in_order(PyObject* const* ordered, std::index_sequence<index...>) {
     std::tuple<std::decay_t<Parameters>...> values{converted<std::decay_t<Parameters>>(ordered[index])...};
     const auto run = [&] {
-      const WithoutGil released(std::apply([](const auto&... each) { return (0 + ... + elements(each)); }, values) >=
-                                least_elements_without_gil);
+      const CallSize size = std::apply([](const auto&... each) { return CallSize(each...); }, values);
+      const WithoutGil released(!size.tiny());
       return std::apply(function, values);
     };
     if constexpr (std::is_void_v<Result>) {

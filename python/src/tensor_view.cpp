@@ -48,8 +48,8 @@ std::int32_t torch_dtype(DType dtype) {
 
 TensorView tensor_view(const void* data, const Layout& layout, DType dtype) {
   TensorView view;
-  // From a const pointer, so that copy-on-write inputs stay uncopied: kernels write only to fresh outputs, which have
-  // no other owner.
+  // From a const pointer, so that copy-on-write inputs stay uncopied (but for those of a direct call that DLPack
+  // describes): kernels write only to fresh outputs, which have no other owner.
   view.data = const_cast<void*>(data);
   view.dtype = dtype;
   for (std::size_t dim = 0; dim < layout.sizes.size(); ++dim) {
