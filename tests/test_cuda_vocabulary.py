@@ -81,7 +81,7 @@ def check_products(vocabulary, dtype, lying, step):
         truth, reference = truth @ right.double(), again @ right.float()
     assert_as_exact(lying, c, reference, truth, FORWARD, torch.float32)
     (kernel,) = counters.values()
-    for name in ("ldmatrix", "ld.shared"):
+    for name in ("ldmatrix", "load_shared"):
         counted = kernel["classes"].get(name)
         assert counted is None or counted["wavefronts"] == counted["ideal_wavefronts"], name
     products = 64 // 8 * 96 // step
@@ -183,13 +183,22 @@ def test_reductions(vocabulary):
 
 @pytest.mark.parametrize("deep", [1, 16, 33, 64])
 def test_products_without_tensor_cores(vocabulary, deep):
+    """Also of what one product leaves for the next, as it is or transposed; without a bank conflict."""
     left, right = torch.randn(64, deep), torch.randn(64, deep)
-    c, again = torch.empty(64, 64), torch.empty(64, deep)
-    call(vocabulary.run_plain_product, left, right, deep, c=c, again=again)
-    wide_left, wide_right = left.double(), right.double()
-    assert_as_exact("c", c, left @ right.T, wide_left @ wide_right.T, FORWARD, torch.float32)
-    truth = wide_left @ wide_right.T @ wide_right
-    assert_as_exact("again", again, left @ right.T @ right, truth, FORWARD, torch.float32)
+    outputs = {"c": torch.empty(64, 64), "again": torch.empty(64, deep), "transposed": torch.empty(64, deep)}
+    counters = call(vocabulary.run_plain_product, left, right, deep, **outputs)
+
+    def products(x, y):
+        c = x @ y.T
+        return {"c": c, "again": c @ y, "transposed": c.T @ x}
+
+    reference, truth = products(left, right), products(left.double(), right.double())
+    for name, found in outputs.items():
+        assert_as_exact(name, found, reference[name], truth[name], FORWARD, torch.float32)
+    (kernel,) = counters.values()
+    for name in ("load_shared", "store_shared"):
+        counted = kernel["classes"][name]
+        assert counted["wavefronts"] == counted["ideal_wavefronts"], name
 
 
 def test_exp2(vocabulary):

@@ -180,14 +180,15 @@ __global__ __launch_bounds__(plain_threads, 1) void mask_gradient_kernel(const _
       }
     }
   }
-  sums.store(scratch.tile);  // [key][query]
+  sums.store_transposed(scratch.tile);  // [query][key]
   __syncthreads();
   const int queries = min(plain_tile, p.mask_size[2] - first_query), keys = min(plain_tile, p.mask_size[3] - first_key);
-  for (int i = static_cast<int>(threadIdx.x); i < queries * keys; i += plain_threads) {
-    const int query = i / keys, key = i % keys;
+  for (int i = static_cast<int>(threadIdx.x); i < queries * plain_tile; i += plain_threads) {
+    const int query = i / plain_tile, key = i % plain_tile;
+    if (key >= keys) continue;
     float sum = 0.0f;
     for (int k = key; k < (one_k ? plain_tile : key + 1); ++k) {
-      for (int q = query; q < (one_q ? plain_tile : query + 1); ++q) sum += scratch.tile.at[k][q];
+      for (int q = query; q < (one_q ? plain_tile : query + 1); ++q) sum += scratch.tile.at(q, k);
     }
     const std::int64_t row = (std::int64_t(mask_b) * p.mask_size[1] + mask_h) * p.mask_size[2] + first_query + query;
     const std::int64_t at = row * p.mask_size[3] + first_key + key;

@@ -16,9 +16,22 @@ struct PlainStage {
   float left[plain_depth][plain_pitch], right[plain_depth][plain_pitch];
 };
 
-// A whole tile, column by column: what one product leaves for the next to take as its left operand.
+// A whole tile, [depth][row]: what one product leaves for the next to take as its left operand. The place of four rows
+// is exclusive-ored with the number of their four depths: lanes whose columns become the depth store every fourth
+// depth, eight of them at a time, and these so lie in different banks.
 struct PlainTile {
-  float at[plain_tile][plain_pitch];  // [depth][row]
+  float memory[plain_tile][plain_tile];
+
+  __device__ static int place(int depth, int row) { return row ^ (depth & 28); }
+  __device__ float at(int depth, int row) const { return memory[depth][place(depth, row)]; }
+  // Four rows, from a multiple of four on, at depth first + k, where first is a multiple of 16 and k below it: what is
+  // left to compute for each k is known to the compiler, or the same for four of them.
+  __device__ const float* four(int first, int k, int row) const {
+    return memory[first] + k * plain_tile + place(k, place(first, row));
+  }
+  __device__ void put(int depth, int row, float4 four) {
+    *reinterpret_cast<float4*>(&memory[depth][place(depth, row)]) = four;
+  }
 };
 
 // The four rows and the four columns of a thread.
@@ -40,9 +53,9 @@ struct PlainAccumulators {
       for (int j = 0; j < 4; ++j) body(at[i][j], plain_row() + i, plain_column() + j);
     }
   }
+  // From the thread's own rows and columns on, at one depth.
   __device__ void add_product(const float* left, const float* right) {
-    const float4 a = *reinterpret_cast<const float4*>(left + plain_row());
-    const float4 b = *reinterpret_cast<const float4*>(right + plain_column());
+    const float4 a = *reinterpret_cast<const float4*>(left), b = *reinterpret_cast<const float4*>(right);
     const float rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -52,10 +65,12 @@ struct PlainAccumulators {
   }
   // To shared memory as the left operand of another product, whose depth are these columns; or, transposed, these rows.
   __device__ void store(PlainTile& tile) {
-    for_each([&](float x, int row, int column) { tile.at[column][row] = x; });
+#pragma unroll
+    for (int j = 0; j < 4; ++j) tile.put(plain_column() + j, plain_row(), {at[0][j], at[1][j], at[2][j], at[3][j]});
   }
   __device__ void store_transposed(PlainTile& tile) {
-    for_each([&](float x, int row, int column) { tile.at[row][column] = x; });
+#pragma unroll
+    for (int i = 0; i < 4; ++i) tile.put(plain_row() + i, plain_column(), {at[i][0], at[i][1], at[i][2], at[i][3]});
   }
 };
 
@@ -85,7 +100,9 @@ __device__ void plain_multiply(PlainAccumulators& c, PlainStage& stage, int dept
     stage_slice<RightDepthInside>(stage.right, first, right);
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < plain_depth; ++k) c.add_product(stage.left[k], stage.right[k]);
+    for (int k = 0; k < plain_depth; ++k) {
+      c.add_product(stage.left[k] + plain_row(), stage.right[k] + plain_column());
+    }
   }
 }
 
@@ -97,7 +114,9 @@ __device__ void plain_multiply(PlainAccumulators& c, const PlainTile& left, Plai
     stage_slice<RightDepthInside>(stage.right, first, right);
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < plain_depth; ++k) c.add_product(left.at[first + k], stage.right[k]);
+    for (int k = 0; k < plain_depth; ++k) {
+      c.add_product(left.four(first, k, plain_row()), stage.right[k] + plain_column());
+    }
   }
 }
 

@@ -146,24 +146,32 @@ __global__ void reduction_kernel(const float* x, float* results) {
   results[4 * i + 3] = group_max<4>(x[i]);
 }
 
-// c [64, 64] = left [64, deep] right^T, then (left right^T) right [64, deep].
-__global__ void plain_kernel(const float* left, const float* right, int deep, float* c, float* again) {
+// c [64, 64] = left [64, deep] right^T, then c right [64, deep] and c^T left [64, deep].
+__global__ void plain_kernel(const float* left, const float* right, int deep, float* c, float* again,
+                             float* transposed) {
   __shared__ __align__(16) PlainStage stage;
   __shared__ __align__(16) PlainTile tile;
-  PlainAccumulators sums, more;
+  PlainAccumulators sums;
   sums.clear();
-  more.clear();
   const auto of = [&](const float* from) {
     return [from, deep](int row, int k) { return k < deep ? from[row * deep + k] : 0.0f; };
   };
   plain_multiply<true, true>(sums, stage, deep, of(left), of(right));
   sums.for_each([&](float x, int row, int column) { c[row * 64 + column] = x; });
+  const auto times = [&](const float* from, float* to) {
+    PlainAccumulators more;
+    more.clear();
+    plain_multiply<false>(more, tile, stage, 64,
+                          [&](int column, int k) { return column < deep ? from[k * deep + column] : 0.0f; });
+    more.for_each([&](float x, int row, int column) {
+      if (column < deep) to[row * deep + column] = x;
+    });
+  };
   sums.store(tile);
-  plain_multiply<false>(more, tile, stage, 64,
-                        [&](int column, int k) { return column < deep ? right[k * deep + column] : 0.0f; });
-  more.for_each([&](float x, int row, int column) {
-    if (column < deep) again[row * deep + column] = x;
-  });
+  times(right, again);
+  __syncthreads();  // the tile may still be read
+  sums.store_transposed(tile);
+  times(left, transposed);
 }
 
 __global__ void exp2_kernel(const float* x, float* y) { y[threadIdx.x] = ptx::exp2(x[threadIdx.x]); }
@@ -213,7 +221,7 @@ EXPORT run_dropout(double p, const std::int64_t* seed, int way, int batch, int h
   launch(&dropout_kernel, {1, 32}, here, rule_of(p, seed), way, batch, head, first_query, first_key, factors);
 }
 EXPORT run_reduction(const float* x, float* results) { launch(&reduction_kernel, {1, 256}, here, x, results); }
-EXPORT run_plain_product(const float* left, const float* right, int deep, float* c, float* again) {
-  launch(&plain_kernel, {1, 256}, here, left, right, deep, c, again);
+EXPORT run_plain_product(const float* left, const float* right, int deep, float* c, float* again, float* transposed) {
+  launch(&plain_kernel, {1, 256}, here, left, right, deep, c, again, transposed);
 }
 EXPORT run_exp2(const float* x, float* y) { launch(&exp2_kernel, {1, 256}, here, x, y); }
