@@ -39,6 +39,11 @@ constexpr int tile_keys = (Head > 128 ? 32 : 64) / (sizeof(T) / 2);
 template <int Head, bool Plain>
 constexpr bool queries_in_registers = Head <= (Plain ? 128 : 64);
 
+// Of the largest heads, scores with options need so many registers that what is known of a lane's queries is found anew
+// for each tile of keys.
+template <int Head, bool Plain>
+constexpr bool keeps_query_rows = Plain || Head < 256;
+
 // Large tiles have eight warps, where two such blocks, or one of large heads, fill a multiprocessor's registers; at 64
 // features three blocks of four warps do so better.
 template <int Head>
@@ -92,6 +97,17 @@ struct KeyTiles {
   }
   __device__ bool full(int tile) const { return tile >= full_begin && tile < full_end; }
 };
+
+// What the rules know of a lane's two queries, of the sixteen rows from first_row on.
+template <class T>
+__device__ void find_query_rows(const Params<T>& p, const AttentionTensors<T>& in, const Work<T>& work, int first_row,
+                                QueryRow (&rows)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = min(first_row + lane_id() / 4 + 8 * half, work.unit_rows(p) - 1);
+    rows[half] = QueryRow(in, work.batch, work.head(p, r), work.query(p, r));
+  }
+}
 
 // One split's rows, in fp32.
 template <class T, int Head>
@@ -227,11 +243,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
 
   const int first_row = work.first_row + warp_id() * warp_rows;
   QueryRow row[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = min(first_row + lane_id() / 4 + 8 * half, work.unit_rows(p) - 1);
-    row[half] = QueryRow(in, work.batch, work.head(p, r), work.query(p, r));
-  }
+  find_query_rows(p, in, work, first_row, row);
   const HeadDropout dropout(in.rules.dropout, work.batch);
   OnlineSoftmax<Plain> softmax{Plain ? in.rules.scale * log2_e : log2_e};
   Accumulators<Head> output;
@@ -248,6 +260,8 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
     s.clear();
     const Tile key_tile(ring + pipeline.step(fetch) * Tile::elements);
     multiply<T, Head>(s, key_tile, query);  // S = Q K^T
+    // Of agreed() the compiler cannot know that it gives the same each time.
+    if constexpr (!keeps_query_rows<Head, Plain>) find_query_rows(p, in, work, agreed(first_row), row);
     if constexpr (!Plain) apply_rules<T>(in.rules, in.kv_len, s, query_of, key_of);
     if (!tiles.full(tile)) remove_outside(in.band, s, query_of, key_of);
     softmax.update(s, output);
@@ -260,6 +274,7 @@ __global__ __launch_bounds__(most_warps* warp_size, 1) void attention_kernel(con
   // Where it belongs is looked up again: over the loop it would take registers.
   AttentionTensors<T> out = p.in;
   const Work<T> done(p, out, rows);
+  if constexpr (!keeps_query_rows<Head, Plain>) find_query_rows(p, out, done, agreed(first_row), row);
   store_result<T, Head, Plain>(p, out, done, row, first_row, softmax, output, my_queries);
 }
 

@@ -2,6 +2,7 @@
 in every dtype, as exact as the tolerance rule asks and without a hazard."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,6 +139,18 @@ def test_sm_75(op, name, dtype):
     assert "cp_async" not in classes
     if op in ("attention", "attention_varlen", "linear", "feed_forward", "linear_cross_entropy"):
         assert ("mma" in classes) == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize("q_len", [70, 9])
+@pytest.mark.parametrize("capability", [(8, 0), (7, 5)], ids=["sm_80", "sm_75"])
+def test_every_option_of_the_largest_heads(capability, q_len):
+    """For want of registers they find anew for each tile what is known of a query: of one head, or of a group's."""
+    (everything,) = [case for case in ATTENTION_CASES if case.name == "everything"]
+    case = replace(everything, batch=1, heads=2, kv_heads=1, q_len=q_len, head_dim=256, value_dim=200)
+    with emulated.cuda_backend(capability) as emulator:
+        emulator.device(capability=capability, multiprocessors=1, shared_bytes=(163 if capability[0] > 7 else 64) << 10)
+        check_case(case, torch.float16, "cuda")
+        emulator.check()
 
 
 @pytest.mark.parametrize("target", [-1, 65, 1 << 40])
