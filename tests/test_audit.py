@@ -130,10 +130,27 @@ DROPOUT = {
         "forward causal dropout d128",
     ),
 }
+# Several of what takes registers at once. By (arch, dtype).
+_MASKED = "causal grouped dropout additive mask"
+COMBINED = {
+    ("sm_80", "bf16"): tuple(
+        f"{each} d{size}"
+        for size in (64, 128)
+        for each in (
+            "grad_key_value causal grouped",
+            "grad_key_value causal grouped dropout bool mask",
+            "forward packed few causal grouped",
+            f"forward packed few {_MASKED}",
+            f"grad_key_value packed {_MASKED}",
+            f"grad_query packed {_MASKED}",
+            f"grad_mask packed {_MASKED}",
+        )
+    ),
+}
 
 
-def rows_named(arch: str, dtype: str, names: tuple[str, ...]) -> list:
-    selected = [case for case in cases(arch, dtypes=(dtype,)) if case.name in names]
+def rows_named(arch: str, dtype: str, names: tuple[str, ...], every: bool = False) -> list:
+    selected = [case for case in cases(arch, dtypes=(dtype,), every=every) if case.name in names]
     selected = [case for case in selected if case.op != "attention_weights" or case.name.startswith("weights")]
     assert {case.name for case in selected} == set(names)
     return list(audit(arch, selected))
@@ -226,6 +243,13 @@ def test_options_and_tf32_keep_to_registers_shared_memory_and_tensor_cores(arch,
     assert {name.split(".")[0] for name in row.mma} == ({architecture_of(row).mma} if arch != "sm_75" else set()), row
     assert dtype != "tf32" or all("TF32" in name for name in row.mma), row
     assert row.atomics == 0, row
+
+
+@pytest.mark.parametrize(("arch", "dtype", "kernel"), [(*key, kernel) for key in COMBINED for kernel in COMBINED[key]])
+def test_what_is_combined_keeps_to_registers_and_shared_memory(arch, dtype, kernel):
+    (row,) = rows_named(arch, dtype, (kernel,), every=True)
+    assert (row.spills, row.stack, row.atomics) == (0, 0, 0), row
+    assert row.static_shared + row.dynamic_shared <= architecture_of(row).block_shared_bytes, row
 
 
 @triton.jit

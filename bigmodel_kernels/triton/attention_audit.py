@@ -21,6 +21,9 @@ HEAD_DIMS = (64, 128, 256, 512)
 _L2_BYTES = 40 << 20
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BATCH, _HEADS, _LENGTH = 4, 16, 4096
+_SEQUENCES = 32  # of packed ones
+# Arguments that may be absent, in the order of the schema.
+_TENSORS = ("mask", "alibi_slopes", "sinks", "dropout_seed")
 _PLAIN = {"scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
 # The passes that have loops over boundary tiles where the call is causal.
 _BANDED = ("forward", "grad_key_value", "grad_query")
@@ -34,7 +37,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     gradient of an additive mask and, in a type of 16 bits, with each option (dropout at 64 too); fp16, where there is
     bf16, only attention of up to 128 features, because the code is all but the same; TF32 causal and with the gradient
     of an additive mask. Of attention_varlen in a type of 16 bits those of up to 128 features, causal. every: all of
-    these in every dtype and at every size, but for the options other than masks and TF32."""
+    these in every dtype and at every size, but for the options other than masks and TF32; and, in a type of 16 bits up
+    to 128 features, what takes the most registers at once."""
     device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -58,6 +62,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
                 calls += _with_option(option, dtype, head_dim, device)
             if every or (options and head_dim <= _TYPICAL):
                 calls += _packed(dtype, head_dim, device)
+            if every and options and head_dim <= _TYPICAL:
+                calls += _combined(dtype, head_dim, device)
             cases += [_case(op, f"{call.name} d{head_dim}", call, name, head_dim) for op, call in calls]
     for head_dim in (size for size in HEAD_DIMS if arch >= 80 and size <= LARGEST_TF32):
         calls = [
@@ -98,12 +104,16 @@ def _passes(
     return found + [("attention_weights", call) for call in calls]
 
 
-def _forward_and_backward(inputs: Inputs, features: Features, x: Tensor, lse: Tensor, device: Device) -> list[Call]:
-    """Attention's launches; x is of the shape of query and output, and the gradients of keys and values are like it."""
-    incoming = Incoming(Terms(lse, lse), view(x), view(None))
-    grads = Gradients(query=x, key=x, value=x, sinks=inputs.sinks.data)
-    calls = forward_calls(inputs, features, x, lse, x.dtype, device)
-    return calls + gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, None, device)
+def _forward_and_backward(
+    inputs: Inputs, features: Features, query: Tensor, lse: Tensor, device: Device, grad_mask: Tensor | None = None
+) -> list[Call]:
+    """Attention's launches; the output is of query's shape. grad_mask: of the mask's shape, if it is to be computed."""
+    incoming = Incoming(Terms(lse, lse), view(query), view(None))
+    grads = Gradients(query, inputs.key.data, inputs.value.data, grad_mask, sinks=inputs.sinks.data)
+    parts = None if grad_mask is None else mask_parts(inputs, features, grad_mask, device)
+    calls = forward_calls(inputs, features, query, lse, query.dtype, device)
+    terms = (query, query, lse, None)
+    return calls + gradient_calls(inputs, features, incoming, "output", terms, grads, parts, device)
 
 
 def _one_query(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
@@ -116,13 +126,60 @@ def _one_query(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[
 
 def _packed(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
     """As many tokens as in the other calls, packed, of any number of sequences: causal, forward and backward."""
-    tokens, sequences = _BATCH * _LENGTH, 32
-    x, starts = _empty(tokens, _HEADS, head_dim, dtype=dtype), _empty(sequences + 1, dtype=torch.int32)
-    inputs, features = prepare_packed("attention_varlen", x, x, x, starts, starts, *(None,) * 4, causal="top_left")
-    lse = _empty(_HEADS, tokens).expand(sequences, -1, -1)
-    calls = _forward_and_backward(inputs, features, heads_first(x, sequences), lse, device)
+    inputs, features, x, lse = _of_packed(dtype, head_dim)
+    calls = _forward_and_backward(inputs, features, x, lse, device)
     different = {call.name: call for call in calls if call.name != "row_terms"}  # which is that of attention
     return [("attention_varlen", call._replace(name=f"{name} packed causal")) for name, call in different.items()]
+
+
+def _of_packed(
+    dtype: torch.dtype, head_dim: int, group: int = 1, queries: int = _BATCH * _LENGTH, **given
+) -> tuple[Inputs, Features, Tensor, Tensor]:
+    """(inputs, features, query, lse) of a causal call of packed sequences, with tensors and options that are given."""
+    query = _empty(queries, _HEADS, head_dim, dtype=dtype)
+    key = _empty(_BATCH * _LENGTH, _HEADS // group, head_dim, dtype=dtype)
+    starts = _empty(_SEQUENCES + 1, dtype=torch.int32)
+    others = (given.pop(name, None) for name in _TENSORS)
+    given = {"causal": "top_left"} | given
+    inputs, features = prepare_packed("attention_varlen", query, key, key, starts, starts, *others, **given)
+    return inputs, features, heads_first(query, _SEQUENCES), _empty(_HEADS, queries).expand(_SEQUENCES, -1, -1)
+
+
+def _of_batches(
+    dtype: torch.dtype, head_dim: int, group: int, queries: int, **given
+) -> tuple[Inputs, Features, Tensor, Tensor]:
+    """The same of sequences of equal lengths."""
+    query = _empty(_BATCH, _HEADS, queries // _BATCH, head_dim, dtype=dtype)
+    key = _empty(_BATCH, _HEADS // group, _LENGTH, head_dim, dtype=dtype)
+    others = (given.pop(name, None) for name in _TENSORS)
+    inputs, features = _prepared("ieee", "attention", query, key, key, *others, **({"causal": "top_left"} | given))
+    return inputs, features, query, _empty(_BATCH, _HEADS, queries // _BATCH)
+
+
+def _combined(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[str, Call]]:
+    """What takes the most registers at once: causal calls with four query heads to a key head, plain and with dropout
+    and a mask, of packed sequences and, where these are not all, of others. Few: eight queries of each sequence."""
+    gradients = (*_BANDED[1:], "grad_mask")
+    kinds = (
+        ("attention", "", _of_batches, _BATCH * _LENGTH, ("grad_key_value", "grad_mask")),
+        ("attention", "few ", _of_batches, 8 * _BATCH, ("forward",)),
+        ("attention_varlen", "packed ", _of_packed, _BATCH * _LENGTH, ("forward", *gradients)),
+        ("attention_varlen", "packed few ", _of_packed, 8 * _SEQUENCES, ("forward",)),
+    )
+    found = []
+    for mask in (None, torch.bool, torch.float32):
+        for op, kind, prepared, queries, passes in kinds:
+            shape = (_BATCH, _HEADS, queries // _BATCH, _LENGTH)
+            if prepared is _of_packed:
+                shape = (_SEQUENCES, _HEADS, queries // _SEQUENCES, _LENGTH)
+            given = {} if mask is None else {"mask": _empty(*shape, dtype=mask)} | _OPTIONS["causal dropout"]()
+            inputs, features, query, lse = prepared(dtype, head_dim, 4, queries, **given)
+            grad_mask = inputs.mask.data if mask == torch.float32 else None
+            calls = _forward_and_backward(inputs, features, query, lse, device, grad_mask)
+            what = "" if mask is None else f" dropout {'bool' if mask == torch.bool else 'additive'} mask"
+            name = f"{kind}causal grouped{what}"
+            found += [(op, call._replace(name=f"{call.name} {name}")) for call in calls if call.name in passes]
+    return found
 
 
 def _mask_gradient(
@@ -161,7 +218,7 @@ def _with_option(option: str, dtype: torch.dtype, head_dim: int, device: Device)
     """Attention with one option, forward and backward: the kernels that it changes."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     given = (_OPTIONS | _MASKS)[option]()
-    tensors = (given.pop(name, None) for name in ("mask", "alibi_slopes", "sinks", "dropout_seed"))
+    tensors = (given.pop(name, None) for name in _TENSORS)
     inputs, features = _prepared("ieee", "attention", x, x, x, *tensors, **({"causal": "none"} | given))
     calls = _forward_and_backward(inputs, features, x, lse, device)
     changed = ("forward", "grad_sinks") if option == "sinks" else _BANDED

@@ -24,6 +24,7 @@ from .attention_launch import (
     device_of,
     features_at_a_time,
     heads_per_section,
+    is_crowded,
     max_registers,
 )
 from .attention_mask_gradient import grad_mask_kernel
@@ -153,14 +154,21 @@ def gradient_calls(
     blocks = (padded(sizes.head_dim), padded(sizes.value_dim))
     calls = [_row_terms_call(incoming, terms, flat(sizes, features), blocks[1])]
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
+    crowded = _crowded(inputs, features)
     features = features._replace(
         wide=features.wide or needs_wide(incoming.output, sizes.kv_len),
         chunk=features_at_a_time(device, max(blocks), arithmetic),
+        crowded=crowded,
     )
     element = inputs.query.data.element_size()
 
     def launch(name: str) -> Launch:
         return _launch(name, inputs, features, device)
+
+    def add(name: str, kernel, grid: tuple, arguments: tuple, chosen: Launch) -> None:
+        arguments += (chosen.block_m, chosen.block_n, *blocks)
+        registers = max_registers(name, device, max(blocks), arithmetic, crowded=crowded)
+        calls.append(Call(name, kernel, grid, arguments, chosen.num_warps, chosen.num_stages, registers))
 
     if grads.key is not None or (grads.value is not None and source == "output"):
         chosen = launch("grad_key_value")
@@ -170,9 +178,8 @@ def gradient_calls(
         arguments = (of_pass, incoming, view(grads.key), view(grads.value), section, features, source)
         arguments += (grads.key is not None, grads.value is not None and source == "output")
         grid = (most_tiles(sizes, features, sizes.kv_len, chosen.block_n) * kv_heads,)
-        call = _call("grad_key_value", grad_key_value_kernel, grid, arguments, chosen, blocks)
         calls += before
-        calls.append(call._replace(max_registers=max_registers("grad_key_value", device, max(blocks), arithmetic)))
+        add("grad_key_value", grad_key_value_kernel, grid, arguments, chosen)
     if grads.query is not None or grads.lse is not None:
         chosen = launch("grad_query")
         heads = batches * sizes.heads
@@ -180,18 +187,19 @@ def gradient_calls(
         section = heads_per_section(heads, sizes.kv_len * sum(blocks) * element, sizes.group, device)
         arguments = (of_pass, incoming, view(grads.query), grads.lse, section, features, source)
         grid = (most_tiles(sizes, features, sizes.q_len, chosen.block_m) * sizes.heads,)
-        call = _call("grad_query", grad_query_kernel, grid, arguments, chosen, blocks)
         calls += before
-        calls.append(call._replace(max_registers=max_registers("grad_query", device, max(blocks), arithmetic)))
+        add("grad_query", grad_query_kernel, grid, arguments, chosen)
     if grads.mask is not None:
         chosen = launch("grad_mask")
         matrices = grads.mask.shape[:2]
         q_len, kv_len = grads.mask.shape[2:] if features.packed else (sizes.q_len, sizes.kv_len)
         of_pass = inputs._replace(sizes=sizes._replace(q_len=q_len, kv_len=kv_len))
-        arguments = (of_pass, incoming, view(parts), *matrices, features, source, *_shared(inputs, grads.mask))
+        chunk = features_at_a_time(device, max(blocks), arithmetic, crowded=features.packed)
+        arguments = (of_pass, incoming, view(parts), *matrices, features._replace(chunk=chunk), source)
+        arguments += _shared(inputs, grads.mask)
         tiles = triton.cdiv(q_len, chosen.block_m) * triton.cdiv(kv_len, chosen.block_n)
         grid = (tiles * matrices.numel(),)
-        calls.append(_call("grad_mask", grad_mask_kernel, grid, arguments, chosen, blocks))
+        add("grad_mask", grad_mask_kernel, grid, arguments, chosen)
     if grads.sinks is not None:
         arguments = (inputs.sinks, incoming.terms.lse, incoming.terms.delta, grads.sinks, flat(sizes, features), 1024)
         calls.append(Call("grad_sinks", grad_sinks_kernel, (sizes.heads,), arguments))
@@ -219,12 +227,12 @@ def _shared(inputs: Inputs, grad_mask: Tensor) -> tuple[bool, bool]:
 def _launch(name: str, inputs: Inputs, features: Features, device: Device) -> Launch:
     width = max(padded(inputs.sizes.head_dim), padded(inputs.sizes.value_dim))
     arithmetic = arithmetic_of(inputs.query.data.dtype, features.precision)
-    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout, features.packed)
+    crowded = _crowded(inputs, features)
+    return attention_launch(name, device, width, arithmetic, inputs.mask.data, features.dropout, crowded=crowded)
 
 
-def _call(name: str, kernel, grid: tuple, arguments: tuple, launch: Launch, blocks: tuple[int, int]) -> Call:
-    arguments += (launch.block_m, launch.block_n, *blocks)
-    return Call(name, kernel, grid, arguments, launch.num_warps, launch.num_stages)
+def _crowded(inputs: Inputs, features: Features) -> bool:
+    return is_crowded(features.dropout or features.mask != "none", features.packed, inputs.sizes.group > 1)
 
 
 def _row_terms_call(incoming: Incoming, terms: tuple, sizes, block_v: int) -> Call:

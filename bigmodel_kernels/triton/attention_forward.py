@@ -348,11 +348,15 @@ def forward_calls(
     sizes = inputs.sizes
     block_d, block_v = padded(sizes.head_dim), padded(sizes.value_dim)
     arithmetic = arithmetic_of(dtype, features.precision)
-    options = (inputs.mask.data, features.dropout, features.packed)
-    launch = attention_launch("forward", device, max(block_d, block_v), arithmetic, *options)
+    of_kernel = ("forward", device, max(block_d, block_v), arithmetic, inputs.mask.data, features.dropout)
+    launch = attention_launch(*of_kernel)
     batches = row_batches(sizes, features)
     # Few queries of grouped heads: the group becomes rows, where tiles would be mostly empty otherwise.
     folded = sizes.group > 1 and 2 * sizes.q_len * batches <= launch.block_m * sizes.batch
+    masked = features.mask != "none"
+    crowded = folded and (features.packed or masked or features.dropout)
+    if crowded or (features.packed and masked and features.dropout):
+        launch = attention_launch(*of_kernel, crowded=True)
     group = sizes.group if folded else 1
     heads = batches * sizes.heads // group
     programs = most_tiles(sizes, features, sizes.q_len * group, launch.block_m) * (sizes.heads // group)

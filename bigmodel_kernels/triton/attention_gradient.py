@@ -191,7 +191,7 @@ def _through_queries(
     queries = inputs.query.data + batch * inputs.query.batch + wide_head * inputs.query.head
     terms = first_term(inputs, batch, head, FEATURES)
     slope = load_slopes(inputs, batch, head, FEATURES)
-    for start in tl.range(first, end, BLOCK_M):
+    for start in tl.range(first, end, BLOCK_M, disable_licm=FEATURES.crowded):
         # Queries beyond the last repeat it; an infinite lse makes their weights 0.
         at = tl.cast(start, tl.int64)
         row = index(tl.minimum(rows, sizes.q_len - 1 - start)[:, None], FEATURES.wide)
@@ -311,9 +311,11 @@ def grad_key_value_kernel(
     sum_key = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     sum_value = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     first, full_first, full_end, end = query_ranges(first_key, last_key, inputs, FEATURES, BLOCK_M)
-    for member in tl.range(0, sizes.group):
-        # Queries before the full tiles are cut off by the band's later side, those after them by its earlier one.
-        for phase in tl.static_range(0 if FEATURES.after else 1, 3 if FEATURES.before else 2):
+    # Queries before the full tiles are cut off by the band's later side, those after them by its earlier one. One loop
+    # over the group's heads for each, and not all of these in one, of which the state of every loop would be in
+    # registers at once; where these are few, nothing is kept there that can be computed again.
+    for phase in tl.static_range(0 if FEATURES.after else 1, 3 if FEATURES.before else 2):
+        for member in tl.range(0, sizes.group, disable_licm=FEATURES.crowded):
             sum_key, sum_value = _through_queries(
                 sum_key,
                 sum_value,

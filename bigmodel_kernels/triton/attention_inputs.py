@@ -128,6 +128,7 @@ class Features(NamedTuple):
     precision: str
     chunk: int = 0
     packed: bool = False
+    crowded: bool = False
 
 
 def padded(features: int) -> int:

@@ -66,8 +66,8 @@ _INTERPRETER_LAUNCH = Launch(32, 64, 4, 1)
 # shows what the rest spill), within 64 KiB of shared memory on sm_75, 99 on sm_86, 163 on sm_80, 227 on the others.
 _HALF = {
     "sm_80": {
-        "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
-        "grad_key_value": ((64, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
+        "forward": ((128, 32, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
+        "grad_key_value": ((32, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
         "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 1)),
         "grad_mask": ((32, 64, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
         "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
@@ -128,17 +128,15 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
-# By family, arithmetic, pass and features: instead of the tables' where there is dropout, whose random numbers take
-# registers beside the scores. Half as many of these at a time spill nothing, causal or not.
-_WITH_DROPOUT = {
+# By family, arithmetic, pass and features: instead of the tables' where there is a mask or dropout, whose tile of
+# numbers is in registers beside the scores. Half as many of these at a time spill nothing, causal or not.
+_WITH_OPTIONS = {
     ("sm_80", "half"): {
-        "forward": {64: (128, 32, 4, 3), 128: (128, 32, 8, 3)},
-        "grad_key_value": {64: (32, 128, 8, 2)},
+        "forward": {128: (128, 32, 8, 3)},
         "grad_query": {64: (64, 32, 4, 2)},
     },
     ("sm_86", "half"): {
         "forward": {128: (128, 32, 8, 3)},
-        "grad_key_value": {64: (32, 128, 8, 2)},
         "grad_query": {64: (64, 32, 4, 2)},
     },
     ("sm_90", "half"): {
@@ -148,16 +146,24 @@ _WITH_DROPOUT = {
     },
     ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
 }
-_WITH_DROPOUT["sm_120", "half"] = _WITH_DROPOUT["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
-# The same where sequences are packed: what is an argument otherwise, as the lengths, then takes registers.
-_OF_PACKED = dict.fromkeys(
-    (("sm_80", "half"), ("sm_86", "half"), ("sm_120", "half")), {"grad_key_value": {64: (32, 128, 8, 2)}}
-)
+_WITH_OPTIONS["sm_120", "half"] = _WITH_OPTIONS["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
+# The same where there are both; where packed sequences or a group's heads take registers too (is_crowded), beside one
+# of these or both; and where packed sequences and groups meet without them.
+_WITH_BOTH = {("sm_80", "half"): {"grad_key_value": {64: (32, 32, 4, 2)}}}
+_CROWDED = {
+    ("sm_80", "half"): {
+        "forward": {64: (128, 32, 8, 2), 128: (128, 16, 8, 2)},
+        "grad_key_value": {64: (16, 128, 8, 2), 128: (64, 32, 8, 2)},
+    },
+}
+_CROWDED_WITH_BOTH = {("sm_80", "half"): {"grad_key_value": {64: (32, 32, 4, 2), 128: (64, 16, 8, 2)}}}
+_PACKED_AND_GROUPED = {("sm_80", "half"): {"forward": {128: (128, 32, 8, 3)}}}
+for _tables in (_WITH_BOTH, _CROWDED, _CROWDED_WITH_BOTH, _PACKED_AND_GROUPED):
+    _tables |= dict.fromkeys((("sm_86", "half"), ("sm_120", "half")), _tables["sm_80", "half"])
+_PACKED_AND_GROUPED["sm_90", "half"] = {"grad_key_value": {128: (32, 64, 8, 2)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
-# And fewer keys at a time where the registers would not hold the mask's tile too. By (family, pass, features).
-_KEYS_WITH_MASK = {("sm_120", "forward", 128): 32}
 # TF32 with more features would need more shared memory than most devices have.
 LARGEST_TF32 = 256
 
@@ -206,33 +212,49 @@ def attention_launch(
     arithmetic: str,
     mask: Tensor | None = None,
     dropout: bool = False,
-    packed: bool = False,
+    crowded: bool = False,
 ) -> Launch:
     """The launch of pass `name` (of PASSES). features: the larger of head_dim and value_dim, padded; arithmetic: of
-    arithmetic_of; mask: of the scores, boolean or additive."""
+    arithmetic_of; mask: of the scores, boolean or additive; crowded: of is_crowded."""
 
     def default() -> Launch:
         if triton.knobs.runtime.interpret:
             return _INTERPRETER_LAUNCH
-        return table_launch(name, device.capability, features, arithmetic, dropout, packed)
+        return table_launch(name, device.capability, features, arithmetic, mask is not None, dropout, crowded)
 
     override = _overrides.get((name, device.capability, features, arithmetic))
     launch = choice.choose(device.measured_on, (name, arithmetic, features), override, default)
     if launch is override or mask is None or mask.dtype == torch.bool or triton.knobs.runtime.interpret:
         return launch
-    table = family(device.capability)
-    keys = _KEYS_WITH_MASK.get((table, name, features), launch.block_n) if arithmetic == "half" else launch.block_n
-    stages = min(launch.num_stages, _STAGES_WITH_MASK[table])
-    return replace(launch, block_n=min(launch.block_n, keys), num_stages=stages)
+    return replace(launch, num_stages=min(launch.num_stages, _STAGES_WITH_MASK[family(device.capability)]))
+
+
+def is_crowded(options: bool, packed: bool, grouped: bool) -> bool:
+    """Whether two or more of these take registers at once. options: a mask or dropout; grouped: the heads of a group
+    share a program."""
+    return options + packed + grouped > 1
 
 
 def table_launch(
-    name: str, capability: int, features: int, arithmetic: str, dropout: bool = False, packed: bool = False
+    name: str,
+    capability: int,
+    features: int,
+    arithmetic: str,
+    mask: bool = False,
+    dropout: bool = False,
+    crowded: bool = False,
 ) -> Launch:
-    """The default of attention_launch, without a mask."""
+    """The default of attention_launch, but for what an additive mask asks of num_stages."""
     table, size = family(capability), min(max(features, 64), 512)
-    for given, blocks_of in ((dropout, _WITH_DROPOUT), (packed, _OF_PACKED)):
-        if given and (blocks := blocks_of.get((table, arithmetic), {}).get(name, {}).get(size)):
+    both, options = mask and dropout, mask or dropout
+    for applies, blocks_of in (
+        (crowded and both, _CROWDED_WITH_BOTH),
+        (crowded and options, _CROWDED),
+        (crowded and not options, _PACKED_AND_GROUPED),
+        (both, _WITH_BOTH),
+        (options, _WITH_OPTIONS),
+    ):
+        if applies and (blocks := blocks_of.get((table, arithmetic), {}).get(name, {}).get(size)):
             return _with_enough_terms(name, Launch(*blocks))
     if arithmetic == "half":
         rows = _HALF["sm_75"] if table == "sm_75" else _HALF["sm_80"] | _HALF[table]
@@ -243,18 +265,22 @@ def table_launch(
     return _with_enough_terms(name, Launch(*rows[name][size.bit_length() - 7]))
 
 
-def features_at_a_time(device: Device, features: int, arithmetic: str) -> int:
+def features_at_a_time(device: Device, features: int, arithmetic: str, crowded: bool = False) -> int:
     """How many features of a row the products of rows take at a time; 0: all. Without tensor cores a thread holds what
-    it multiplies, and whole rows of many features fill its registers."""
+    it multiplies, and whole rows of many features fill its registers; with them, where much else is in registers
+    (crowded)."""
+    if features <= 64:
+        return 0
     on_tensor_cores = arithmetic != "ieee" and family(device.capability) != "sm_75"
-    return 0 if on_tensor_cores or features <= 64 else _CHUNK
+    return (64 if crowded else 0) if on_tensor_cores else _CHUNK
 
 
-def max_registers(name: str, device: Device, features: int, arithmetic: str) -> int | None:
+def max_registers(name: str, device: Device, features: int, arithmetic: str, crowded: bool = False) -> int | None:
     """As many registers as a thread can have where the compiler, left alone, would take 128 and spill a few of what it
     needs, to have two blocks at a time; None: as many as it thinks best."""
     in_parts = name in ("grad_key_value", "grad_query") and features_at_a_time(device, features, arithmetic) > 0
-    return 255 if in_parts or (name == "forward" and arithmetic == "tf32") else None
+    of_many = name in ("grad_query", "grad_mask") and crowded
+    return 255 if in_parts or of_many or (name == "forward" and arithmetic == "tf32") else None
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
