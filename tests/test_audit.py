@@ -146,6 +146,13 @@ COMBINED = {
             f"grad_mask packed {_MASKED}",
         )
     ),
+    ("sm_90", "bf16"): (
+        "forward few causal grouped dropout bool mask d128",
+        "grad_key_value packed causal grouped d128",
+        f"grad_key_value packed {_MASKED} d128",
+        f"grad_query packed {_MASKED} d128",
+    ),
+    ("sm_100", "bf16"): ("grad_key_value causal grouped d64", f"grad_key_value packed {_MASKED} d128"),
 }
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import triton
@@ -13,7 +13,7 @@ from ..triton.audit_case import AuditCase
 from . import nvcc
 from .architectures import BY_CAPABILITY
 from .cuda_cases import CudaCase
-from .limiter import hmma_expected
+from .limiter import hmma_expected, mma_expected
 from .machine_code import MachineCode, read_kernels, read_machine_code
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -52,5 +52,8 @@ def _compile_triton(case: AuditCase, capability: int) -> Compiled:
     if case.max_registers is not None:
         options["maxnreg"] = case.max_registers
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
-    by_thread = case.inner_products / (_WARP * case.num_warps)
-    return Compiled(read_machine_code(kernel.asm["cubin"], _TOOLS, by_thread), kernel.metadata.shared)
+    inner = case.inner_products / (_WARP * case.num_warps)  # multiply-adds of a thread
+    if inner and case.dtype != "fp32" and capability >= 80:
+        architecture = BY_CAPABILITY[capability]
+        inner = mma_expected(replace(case, dots=case.dots[:1]), architecture, architecture.mma)
+    return Compiled(read_machine_code(kernel.asm["cubin"], _TOOLS, inner), kernel.metadata.shared)

@@ -158,7 +158,7 @@ def gradient_calls(
     features = features._replace(
         wide=features.wide or needs_wide(incoming.output, sizes.kv_len),
         chunk=features_at_a_time(device, max(blocks), arithmetic),
-        crowded=crowded,
+        crowded=crowded or sizes.group > 1,
     )
     element = inputs.query.data.element_size()
 

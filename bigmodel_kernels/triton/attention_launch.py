@@ -131,14 +131,12 @@ _TF32 = {
 # By family, arithmetic, pass and features: instead of the tables' where there is a mask or dropout, whose tile of
 # numbers is in registers beside the scores. Half as many of these at a time spill nothing, causal or not.
 _WITH_OPTIONS = {
-    ("sm_80", "half"): {
-        "forward": {128: (128, 32, 8, 3)},
-        "grad_query": {64: (64, 32, 4, 2)},
-    },
-    ("sm_86", "half"): {
-        "forward": {128: (128, 32, 8, 3)},
-        "grad_query": {64: (64, 32, 4, 2)},
-    },
+    ("sm_80", "half"): {"forward": {128: (128, 32, 8, 3)}, "grad_query": {64: (64, 32, 4, 2)}},
+    ("sm_86", "half"): {"forward": {128: (128, 32, 8, 3)}, "grad_query": {64: (64, 32, 4, 2)}},
+}
+_WITH_OPTIONS["sm_120", "half"] = _WITH_OPTIONS["sm_86", "half"] | {"grad_key_value": {64: (16, 128, 8, 2)}}
+# The same where registers are enough for a mask, but not for dropout's random numbers.
+_WITH_DROPOUT = {
     ("sm_90", "half"): {
         "forward": {64: (128, 64, 8, 3)},
         "grad_key_value": {64: (32, 128, 8, 2), 128: (32, 64, 8, 2)},
@@ -146,7 +144,6 @@ _WITH_OPTIONS = {
     },
     ("sm_100", "half"): {"forward": {128: (128, 32, 8, 3)}},
 }
-_WITH_OPTIONS["sm_120", "half"] = _WITH_OPTIONS["sm_86", "half"] | {"grad_key_value": {64: (32, 64, 8, 2)}}
 # The same where there are both; where packed sequences or a group's heads take registers too (is_crowded), beside one
 # of these or both; and where packed sequences and groups meet without them.
 _WITH_BOTH = {("sm_80", "half"): {"grad_key_value": {64: (32, 32, 4, 2)}}}
@@ -155,12 +152,26 @@ _CROWDED = {
         "forward": {64: (128, 32, 8, 2), 128: (128, 16, 8, 2)},
         "grad_key_value": {64: (16, 128, 8, 2), 128: (64, 32, 8, 2)},
     },
+    **_WITH_DROPOUT,
 }
-_CROWDED_WITH_BOTH = {("sm_80", "half"): {"grad_key_value": {64: (32, 32, 4, 2), 128: (64, 16, 8, 2)}}}
-_PACKED_AND_GROUPED = {("sm_80", "half"): {"forward": {128: (128, 32, 8, 3)}}}
+_CROWDED_WITH_BOTH = {
+    ("sm_80", "half"): {"grad_key_value": {64: (32, 32, 4, 2), 128: (64, 16, 8, 2)}},
+    ("sm_90", "half"): {
+        "forward": {128: (128, 16, 8, 2)},
+        "grad_key_value": {64: (16, 128, 8, 2), 128: (16, 64, 8, 2)},
+        "grad_query": {128: (64, 32, 8, 2)},
+    },
+    ("sm_100", "half"): {
+        "forward": {128: (128, 16, 8, 2)},
+        "grad_key_value": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1)},
+    },
+}
+_PACKED_AND_GROUPED = {
+    ("sm_80", "half"): {"forward": {128: (128, 32, 8, 3)}},
+    ("sm_90", "half"): {"grad_key_value": {128: (32, 64, 8, 2)}},
+}
 for _tables in (_WITH_BOTH, _CROWDED, _CROWDED_WITH_BOTH, _PACKED_AND_GROUPED):
     _tables |= dict.fromkeys((("sm_86", "half"), ("sm_120", "half")), _tables["sm_80", "half"])
-_PACKED_AND_GROUPED["sm_90", "half"] = {"grad_key_value": {128: (32, 64, 8, 2)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
@@ -253,6 +264,7 @@ def table_launch(
         (crowded and not options, _PACKED_AND_GROUPED),
         (both, _WITH_BOTH),
         (options, _WITH_OPTIONS),
+        (dropout, _WITH_DROPOUT),
     ):
         if applies and (blocks := blocks_of.get((table, arithmetic), {}).get(name, {}).get(size)):
             return _with_enough_terms(name, Launch(*blocks))
