@@ -159,7 +159,7 @@ _CROWDED_WITH_BOTH = {
     ("sm_90", "half"): {
         "forward": {128: (128, 16, 8, 2)},
         "grad_key_value": {64: (16, 128, 8, 2), 128: (16, 64, 8, 2)},
-        "grad_query": {128: (64, 32, 8, 2)},
+        "grad_query": {64: (64, 64, 8, 2), 128: (64, 32, 8, 2)},
     },
     ("sm_100", "half"): {
         "forward": {128: (128, 16, 8, 2)},
@@ -172,6 +172,7 @@ _PACKED_AND_GROUPED = {
 }
 for _tables in (_WITH_BOTH, _CROWDED, _CROWDED_WITH_BOTH, _PACKED_AND_GROUPED):
     _tables |= dict.fromkeys((("sm_86", "half"), ("sm_120", "half")), _tables["sm_80", "half"])
+_CROWDED_WITH_BOTH["sm_120", "half"] = {"grad_key_value": {64: (32, 32, 4, 1), 128: (64, 16, 8, 2)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
