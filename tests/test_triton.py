@@ -83,7 +83,7 @@ def test_attention_with_offsets_of_64_bits(far, monkeypatch):
     from bigmodel_kernels.triton.attention_inputs import needs_wide, view
 
     # Tiles of all rows at once, so that offsets inside of them need more than 31 bits in every pass.
-    def whole(*arguments):
+    def whole(*arguments, **options):
         return attention_launch.Launch(64, 64, 4, 1)
 
     for module in ("attention_forward", "attention_backward"):
