@@ -84,13 +84,11 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     if dtype is given and weight.dtype is not dtype:
         return False  # an error, and torch says which
     row = row_for(device, dtype, transposed)
-    if row is None:
+    if row is None or weight.numel() == 0:
         return False
     recorded = row.least_recorded_rows > 1 and _recorded(x, weight)
     if not recorded and row.least_rows == 1 and row.most_rows == ANY and row.least_products == 0:
         return True  # whatever the size, which takes a small call long to ask for
-    if weight.numel() == 0:
-        return False
     rows = x.numel() // weight.shape[0 if transposed else 1]
     if recorded and rows < row.least_recorded_rows:
         return False

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import CPU_DISPATCHES
 from op_check import DTYPES, dtype_name
 
 import bigmodel_kernels as bmk
@@ -47,10 +48,9 @@ def both(inputs, case, average, backend):
 @pytest.mark.parametrize("average", [False, True], ids=["per_head", "averaged"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("case", plain_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
 def test_as_exact_as_the_ops(monkeypatch, case, dtype, average, backend):
     monkeypatch.setattr(module, "_SMALL", 1 << 30)  # however many threads the machine has
-    if backend != "cpu":
-        pytest.skip("a kernel of the CPU")
     inputs = case.inputs(dtype)
     assert set(inputs) <= _TAKEN
     arguments = (inputs["query"], inputs["key"], inputs["value"], inputs.get("mask"))

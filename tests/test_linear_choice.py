@@ -181,3 +181,5 @@ def test_layers_without_features():
         layer = bmk.nn.Linear(inputs, outputs)
         theirs = torch.nn.functional.linear(torch.zeros(2, inputs), layer.weight, layer.bias)
         torch.testing.assert_close(layer(torch.zeros(2, inputs)), theirs)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(torch.zeros(2, inputs)), theirs)

@@ -43,7 +43,7 @@ BIGMODEL_INLINE bool crowds_sets(const TensorView& view, std::int64_t element_by
          view.size[2] * stride_bytes > cache_bytes;
 }
 
-// `readers`: panels that read the rows, if packed, from there. Packing them takes as long as two save.
+// `readers`: panels that read the rows, if packed, from there. Fewer save less than packing takes (bench/NOTES.md).
 template <class Element>
 BIGMODEL_INLINE bool in_place(const TensorView& view, std::int64_t readers) {
   const std::int64_t width = view.size[3];
