@@ -30,6 +30,13 @@ BIGMODEL_INLINE AttentionShape attention_shape(const AttentionInputs& inputs) {
   return shape;
 }
 
+// The same where each query head is for itself: no panel has queries of two.
+BIGMODEL_INLINE AttentionShape ungrouped(AttentionShape shape) {
+  shape.kv_heads = shape.heads, shape.group = 1, shape.shares_panels = false;
+  shape.panels = ceil_div(shape.q_len, tile_columns);
+  return shape;
+}
+
 struct Panel {
   std::int64_t batch, queries;      // queries <= tile_columns lanes are in use
   bool one_head;                    // then lane l is query query[0] + l

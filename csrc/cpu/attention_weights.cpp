@@ -31,11 +31,9 @@ WeightsPlan plan_weights(const AttentionWeightsForwardArgs& args) {
   constexpr double worth_threads = 1 << 19;
   const AttentionInputs& inputs = args.inputs;
   WeightsPlan plan;
-  plan.shape = attention_shape(inputs);
-  AttentionShape& shape = plan.shape;
-  plan.group = shape.group;
-  shape.kv_heads = shape.heads, shape.group = 1, shape.shares_panels = false;
-  shape.panels = ceil_div(shape.q_len, tile_columns);
+  plan.group = attention_shape(inputs).group;
+  plan.shape = ungrouped(attention_shape(inputs));
+  const AttentionShape& shape = plan.shape;
   plan.job_heads = args.average_heads && shape.heads > 0 ? shape.heads : 1;
   plan.query_floats = rhs_rows<Element>(shape.head_dim) * tile_columns;
   plan.block_panels = shape.panels < most_panels ? shape.panels : most_panels;

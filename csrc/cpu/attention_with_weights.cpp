@@ -57,11 +57,9 @@ Plan plan_attention(const AttentionWithWeightsArgs& args) {
   constexpr double worth_threads = 1 << 18;
   const AttentionInputs& inputs = args.inputs;
   Plan plan;
-  plan.shape = attention_shape(inputs);
-  AttentionShape& shape = plan.shape;
-  plan.group = shape.group;
-  shape.kv_heads = shape.heads, shape.group = 1, shape.shares_panels = false;
-  shape.panels = ceil_div(shape.q_len, tile_columns);
+  plan.group = attention_shape(inputs).group;
+  plan.shape = ungrouped(attention_shape(inputs));
+  const AttentionShape& shape = plan.shape;
   plan.value_dim = inputs.value.size[3];
   plan.job_heads = args.average_heads && shape.heads > 0 ? shape.heads : 1;
   plan.key_block = key_block_of<Element>(shape.head_dim, plan.value_dim);
