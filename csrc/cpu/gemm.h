@@ -7,7 +7,8 @@
 // by linear_pack); each job packs the lhs block it needs, keeps its block of sums in fp32 and takes the next job when
 // it is done. Sums run over k in an order that depends on k alone: results do not depend on threads or on other rows.
 //
-// Few rows (decoding) are bound by reading the rhs once: few_rows.h takes them, without packing.
+// Few rows (decoding) are bound by reading the rhs once: few_rows.h takes them, without packing, or, where the rhs is
+// in cache, swapped_product.h.
 #pragma once
 
 #include "bigmodel/parallel.h"
@@ -18,6 +19,7 @@
 #include "cpu/matrix.h"
 #include "cpu/operands.h"
 #include "cpu/product.h"
+#include "cpu/swapped_product.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
@@ -67,12 +69,21 @@ BIGMODEL_INLINE std::int64_t depth_for(std::int64_t k) {
   return even_part(k, most_depth<ElementOf<T>>, lhs_width<ElementOf<T>>(1));
 }
 
+// How products are computed: in blocks, or one of two ways for few rows.
+enum class Route { blocked, few_rows, swapped };
+
+template <class T>
+BIGMODEL_INLINE Route route_of(const Product<T>* product, int products) {
+  if (takes_swapped(product, products)) return Route::swapped;
+  return takes_few_rows(product, products) ? Route::few_rows : Route::blocked;
+}
+
 template <class T>
 struct Gemm {
   std::int64_t m, n;
   Product<T> product[most_products];
   int products;
-  bool few;
+  Route route;
   int workers;
   std::int64_t block_rows, epilogue_columns, block_columns, chunk_columns;
   std::int64_t depth[most_products], lhs_stride, sums_stride;
@@ -134,11 +145,13 @@ template <class T>
 static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.m = gemm.product[0].lhs.rows;
   gemm.n = gemm.product[0].rhs.columns;
-  gemm.few = takes_few_rows(gemm.product, gemm.products);
-  if (gemm.few) {
+  gemm.route = route_of(gemm.product, gemm.products);
+  if (gemm.route != Route::blocked) {
     gemm.workers = workers_for(gemm.m * gemm.n * gemm.product[0].lhs.columns, product_worth_a_thread);
     gemm.lhs_blocks = nullptr;
-    gemm.sums = take<float>(arena, few_rows_floats(gemm.product, gemm.products, gemm.workers));
+    gemm.sums =
+        take<float>(arena, gemm.route == Route::swapped ? swapped_floats(gemm.product, gemm.products, gemm.workers)
+                                                        : few_rows_floats(gemm.product, gemm.products, gemm.workers));
     return;
   }
   choose_blocks(gemm);
@@ -156,6 +169,12 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.sums_stride = gemm.block_columns + line / std::int64_t{sizeof(float)};
   gemm.lhs_blocks = take<ElementOf<T>>(arena, gemm.workers * lhs_block_size(gemm));
   gemm.sums = take<float>(arena, gemm.workers * sums_size(gemm));
+}
+
+template <class T>
+BIGMODEL_INLINE std::int64_t columns_of_job(const Gemm<T>& gemm) {
+  if (gemm.route == Route::blocked) return gemm.block_columns;
+  return gemm.route == Route::few_rows ? few_rows_columns : swapped_columns;
 }
 
 // Packs rows [k_first, k_first + k) of columns [column, column + columns) of an rhs into panels that hold all k.
@@ -259,9 +278,11 @@ BIGMODEL_INLINE void multiply_chunk(const Gemm<T>& gemm, std::int64_t column, st
 template <class T, class Epilogue>
 static void run(const Gemm<T>& gemm, const Touched& touched, Epilogue epilogue) {
   if (gemm.m == 0 || gemm.n == 0) return;
-  if (gemm.few) {
-    multiply_few_rows(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
-    return;
+  if (gemm.route == Route::few_rows) {
+    return multiply_few_rows(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
+  }
+  if (gemm.route == Route::swapped) {
+    return multiply_swapped(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
   }
   for (std::int64_t column = 0; column < gemm.n; column += gemm.chunk_columns) {
     const std::int64_t columns = least(gemm.chunk_columns, gemm.n - column);

@@ -40,8 +40,8 @@ Forward<T> plan_forward(const LinearCrossEntropyForwardArgs& args, Arena& arena)
   forward.gemm.products = 1;
   forward.gemm.product[0] = {matrix<const T>(args.hidden), transposed(matrix<const T>(args.weight))};
   plan(forward.gemm, arena);
-  forward.chunk = forward.gemm.few ? vocabulary : forward.gemm.chunk_columns;
-  forward.block = forward.gemm.few ? few_rows_columns : forward.gemm.block_columns;
+  forward.chunk = forward.gemm.route == Route::blocked ? forward.gemm.chunk_columns : vocabulary;
+  forward.block = columns_of_job(forward.gemm);
   forward.parts_of_chunk = parts_of(forward.chunk, forward.block);
   forward.parts = parts_of(vocabulary, forward.chunk) * forward.parts_of_chunk;
   forward.part = take<PartOfRow>(arena, rows * forward.parts);

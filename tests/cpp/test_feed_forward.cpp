@@ -247,7 +247,7 @@ void check_cases() {
     }
     FeedForwardTest<T> relu({21, 33, 40, 17, Activation::relu, gate, 0.25, false, true});
     relu.forward();
-    for (const auto& [rows, hidden] : {std::pair{6, 19}, std::pair{40, 300}}) {
+    for (const auto& [rows, hidden] : {std::pair{6, 19}, std::pair{40, 300}, std::pair{16, 130}}) {
       FeedForwardTest<T> dropped({rows, 12, hidden, 11, Activation::silu, gate, 0.25, false, false});
       dropped.forward();
       dropped.backward();

@@ -136,6 +136,8 @@ void check_cases() {
         {5, 300, 35, activation, true, true, false, kinked, 1},
         {23, 40, 65, activation, false, true, false, kinked, 1},
         {67, 33, 50, activation, true, false, true, true, 2},
+        {16, 96, 130, activation, true, true, false, kinked, 1},
+        {31, 34, 115, activation, false, true, false, kinked, 1},
     };
     for (const Case& c : cases) {
       LinearTest<T> test(c);

@@ -139,6 +139,7 @@ void check_cases() {
   CrossEntropyTest<T>({1, 1, 1, false, 0.0f, 0.0f, 0.0f, 1}).run_both();
   CrossEntropyTest<T>({5, 600, 100, true, 0.1f, 0.01f, 0.0f, 1}).run_both();  // few rows
   CrossEntropyTest<T>({5, 17, 100, true, 0.1f, 0.01f, 0.0f, 1}).run_both();   // few, but of a short k
+  CrossEntropyTest<T>({16, 32, 300, true, 0.1f, 0.01f, 0.0f, 1}).run_both();  // the operands swapped
   CrossEntropyTest<T>({37, 20, 67, true, 0.0f, 0.0f, 3.0f, 1}).run_both();
   CrossEntropyTest<T>({37, 20, 1100, true, 0.0f, 0.0f, 3.0f, 1}).run_both();
   CrossEntropyTest<T>({33, 9, 300, false, 0.2f, 0.1f, 2.0f, 3}).run_both();

@@ -1,0 +1,86 @@
+// Products of a few rows with a small rhs whose columns are contiguous (a weight as it lies), with the operands
+// swapped: rhs^T lhs^T. The weight is then the operand that the micro-kernel reads where it lies, and only the few rows
+// are packed; the sums come out transposed. Of short rows that takes less than adding up lanes (few_rows.h), and
+// packing the weight in every call (gemm.h) would take as long as multiplying it.
+#pragma once
+
+#include "cpu/isa/pack.h"
+#include "cpu/jobs.h"
+#include "cpu/operands.h"
+#include "cpu/product.h"
+
+namespace bigmodel::cpu::BIGMODEL_TARGET {
+
+// Of one job: a multiple of vectors and, but for the last few, of a register tile's rows.
+inline constexpr std::int64_t swapped_columns = tile_rows == 14 ? 112 : 96;
+// Columns of the rhs whole pages apart would take the same lines of L1, and what comes from memory is better read along
+// one column after the other.
+inline constexpr std::int64_t most_swapped_bytes = std::int64_t{4} << 20, page_bytes = 4096;
+
+// As many rows as fill their vectors; fewer idle lanes than a quarter of one.
+BIGMODEL_INLINE bool fill_lanes(std::int64_t m) { return m > 8 && m <= 32 && 4 * (round_up(m, lanes) - m) < lanes; }
+
+template <class T>
+BIGMODEL_INLINE bool takes_swapped(const Product<T>& product) {
+  constexpr std::int64_t bytes = sizeof(T);
+  const Matrix<const T>& rhs = product.rhs;
+  const bool in_place = is_same<T, ElementOf<T>> && rhs.row_stride == 1 && packed_k<ElementOf<T>>(rhs.rows) == rhs.rows;
+  return in_place && !product.packed_rhs && fill_lanes(product.lhs.rows) &&
+         rhs.column_stride * bytes % page_bytes != 0 && rhs.rows * rhs.columns * bytes <= most_swapped_bytes;
+}
+
+template <class T>
+BIGMODEL_INLINE bool takes_swapped(const Product<T>* product, int products) {
+  for (int p = 0; p < products; ++p) {
+    if (!takes_swapped(product[p])) return false;
+  }
+  return true;
+}
+
+// Of one worker: transposed sums of a job, and the sums of each product.
+BIGMODEL_INLINE std::int64_t swapped_worker(std::int64_t m, int products) {
+  return swapped_columns * (round_up(m, lanes) + products * m) + worker_gap;
+}
+
+// Sums of every worker, and the packed rows.
+template <class T>
+BIGMODEL_INLINE std::int64_t swapped_floats(const Product<T>* product, int products, int workers) {
+  const std::int64_t m = product[0].lhs.rows;
+  std::int64_t floats = workers * swapped_worker(m, products);
+  for (int p = 0; p < products; ++p) floats += rhs_rows<ElementOf<T>>(product[p].lhs.columns) * round_up(m, lanes);
+  return floats;
+}
+
+template <class T, class Epilogue>
+BIGMODEL_INLINE void multiply_swapped(const Product<T>* product, int products, int workers, float* workspace,
+                                      Epilogue epilogue) {
+  using Element = ElementOf<T>;
+  using Lane = LaneOf<Element>;
+  const std::int64_t m = product[0].lhs.rows, n = product[0].rhs.columns, width = round_up(m, lanes);
+  Lane* rows[most_products];
+  Lane* packed = reinterpret_cast<Lane*>(workspace + workers * swapped_worker(m, products));
+  for (int p = 0; p < products; ++p) {
+    const Matrix<const T>& lhs = product[p].lhs;
+    rows[p] = packed;
+    pack_rhs(lhs.columns, m, lhs.data, lhs.column_stride, lhs.row_stride, packed, width);
+    packed += rhs_rows<Element>(lhs.columns) * width;
+  }
+  for_each_job(workers, parts_of(n, swapped_columns), [&](std::int64_t job, int worker) {
+    Block block{};
+    block.rows = m;
+    block.column = job * swapped_columns;
+    block.columns = least(swapped_columns, n - block.column);
+    block.stride = swapped_columns;
+    float* const sums = workspace + worker * swapped_worker(m, products);
+    for (int p = 0; p < products; ++p) {
+      const Matrix<const T>& rhs = product[p].rhs;
+      block.sums[p] = sums + swapped_columns * (width + p * m);
+      multiply_by_rows(block.columns, m, rhs.rows, reinterpret_cast<const Element*>(at(rhs, 0, block.column)),
+                       rhs.column_stride, rows[p], width, sums, width, false);
+      copy_out_transposed(block.columns, m, sums, width, block.sums[p], block.stride);
+    }
+    epilogue(block);
+  });
+}
+
+}  // namespace bigmodel::cpu::BIGMODEL_TARGET
