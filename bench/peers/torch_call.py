@@ -1,29 +1,30 @@
 """A contender that is called with torch tensors: ours, torch itself, and what plugs into torch."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..calls import run_once
-from ..case import Function, Inputs
+from ..calls import named, run_once
+from ..case import Inputs
 from . import classifier
 from .rows import Classifier
 
 
 class TorchCall:
-    """One call per turn, each on the turn's own set of inputs."""
+    """One call per turn, the turn's own of several that need no arguments any more."""
 
-    def __init__(self, functions: Sequence[Function], sets: Sequence[Inputs], differentiable: tuple[str, ...]):
-        self._functions, self._sets, self._differentiable = functions, sets, differentiable
+    def __init__(self, calls: Sequence[Callable[[], object]]):
+        self._calls = calls
 
-    def call(self, turn: int) -> dict[str, Tensor]:
-        index = turn % len(self._sets)
-        return run_once(self._functions[index], self._sets[index], self._differentiable)
+    def call(self, turn: int) -> object:
+        return self._calls[turn % len(self._calls)]()
 
     def outputs(self) -> dict[str, Tensor]:
-        """What the first set gives, outputs and gradients by name."""
-        return self.call(0)
+        """What the first call gives, outputs and gradients by name."""
+        result = self.call(0)
+        return result if isinstance(result, dict) else named(result)
 
 
 class TrainingStep:
@@ -42,20 +43,25 @@ class TrainingStep:
         self._step = classifier.training_step(wrap(self._model), optimizer)
 
     def call(self, turn: int) -> Tensor:
-        return self._step(*self._inputs)
+        with torch.enable_grad():
+            return self._step(*self._inputs)
 
     def outputs(self) -> dict[str, Tensor]:
         """Loss and gradients of the first step, which is not taken."""
-        values = classifier.first_step(self._model, *self._inputs).values()
+        with torch.enable_grad():
+            values = classifier.first_step(self._model, *self._inputs).values()
         return {f"output {index}": value for index, value in enumerate(values)}
 
 
 def function_call(
     function: Callable, names: Sequence[str], sets: Sequence[Inputs], differentiable: tuple[str, ...]
 ) -> TorchCall:
-    """A contender that calls `function` with these inputs of the set."""
-    call = lambda inputs: function(*(inputs.get(name) for name in names))  # noqa: E731
-    return TorchCall([call] * len(sets), sets, differentiable)
+    """A contender that calls `function` with these inputs of each set. A forward pass has nothing around the function:
+    what takes ten microseconds would feel it."""
+    if not differentiable:
+        return TorchCall([partial(function, *(inputs.get(name) for name in names)) for inputs in sets])
+    of_inputs = lambda inputs: function(*(inputs.get(name) for name in names))  # noqa: E731
+    return TorchCall([partial(run_once, of_inputs, inputs, differentiable) for inputs in sets])
 
 
 def module_call(
@@ -69,6 +75,5 @@ def module_call(
     names = [name for name, _ in module.named_parameters()]
     module.load_state_dict({name: inputs[name].clone() for name in names}, assign=True)
     module.train(bool(differentiable))
-    wrapped = wrap(module)
     bound = {**inputs, **dict(module.named_parameters())}
-    return TorchCall([lambda inputs: wrapped(inputs["x"])], [bound], differentiable)
+    return function_call(wrap(module), ("x",), [bound], differentiable)

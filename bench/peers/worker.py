@@ -11,7 +11,8 @@ by name, of which each tensor may be a leading part of the whole one. Started as
     python -m bigmodel_bench.peers.worker ENGINE THREADS ARGUMENT...
 
 where ENGINE is a module with setup(arguments, threads), versions() and contenders(row) -> {name: make}, and
-make(sets of inputs, differentiable) has call(turn) and outputs(). It ends at the end of its input.
+make(sets of inputs, differentiable) has call(turn) and outputs(), called without recording for gradients unless some
+input is differentiable. It ends at the end of its input.
 """
 
 import ctypes
@@ -63,6 +64,7 @@ class Worker:
         self._engine = engine
         self._threads = threads
         self._contenders: dict[str, object] = {}
+        self._recording = False
 
     def hello(self) -> dict:
         return {"versions": self._engine.versions(), "threads": self._threads}
@@ -72,11 +74,13 @@ class Worker:
         self.release()
         content = torch.load(data, weights_only=True, mmap=True)
         truth, replies = content["truth"], {}
+        self._recording = bool(content["differentiable"])
         for name, make in self._engine.contenders(PeerRow.from_json(row)).items():
             try:
                 own_sets = [own_copy(content["inputs"]) for _ in range(sets)]
                 contender = make(own_sets, tuple(content["differentiable"]))
-                outputs = contender.outputs()
+                with torch.set_grad_enabled(self._recording):
+                    outputs = contender.outputs()
                 replies[name] = {"error": largest_error({key: _like(outputs[key], truth[key]) for key in truth}, truth)}
                 self._contenders[name] = contender
             except Exception as error:  # the table shows it
@@ -92,10 +96,11 @@ class Worker:
         awake = time.perf_counter() + AWAKENING_S
         gc.disable()
         try:
-            call(turn)
-            while time.perf_counter() < awake:
+            with torch.set_grad_enabled(self._recording):  # around all calls, as users have it, not in each
                 call(turn)
-            elapsed = wall_clock_ns(call, turn, calls)
+                while time.perf_counter() < awake:
+                    call(turn)
+                elapsed = wall_clock_ns(call, turn, calls)
         except Exception as error:
             return {"failure": failure_of(error)}
         finally:

@@ -24,21 +24,26 @@ _ACTIVATION_FUNCTIONS = {
 }
 
 
+# The hooks of all modules, in torch's own dictionaries.
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+
 def is_plain(module: torch.nn.Module, *classes: type[torch.nn.Module]) -> bool:
     """Whether calling `module` does exactly what its class, one of `classes`, does: no hooks, no forward of its own."""
-    return (
-        type(module) in classes
-        and "forward" not in module.__dict__
-        and not (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or torch_module._global_forward_hooks
-            or torch_module._global_forward_pre_hooks
-            or torch_module._global_backward_hooks
-            or torch_module._global_backward_pre_hooks
-        )
+    if type(module) not in classes or any(_GLOBAL_HOOKS):
+        return False
+    members = module.__dict__  # as attributes of the module they are found a good deal later
+    return not (
+        "forward" in members
+        or members["_forward_hooks"]
+        or members["_forward_pre_hooks"]
+        or members["_backward_hooks"]
+        or members["_backward_pre_hooks"]
     )
 
 
