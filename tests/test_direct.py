@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(direct.OPS is None, reason="this torch lacks wha
 NO_OPS = (
     *("add_norm_without_statistics", "attention_with_weights"),
     *("encoder_layer", "self_attention", "small_feed_forward", "small_linear"),
-    *("shortcut", "takes", "unwatched", "weight_fingerprint"),
+    *("plain_members", "shortcut", "takes", "unwatched", "weight_fingerprint"),
 )
 DISPATCHED = torch.ops.bigmodel
 NAMES = [name for name in dir(direct.OPS) if not name.startswith("_") and name not in NO_OPS]

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels import nn as ours
 from bigmodel_kernels.functional import small_layers
+from bigmodel_kernels.nn.attention import JOINT_PARAMETERS
+from bigmodel_kernels.nn.members import plain_members
 
 pytestmark = pytest.mark.skipif(small_layers._self_attention is None, reason="this torch lacks what direct calls need")
 
@@ -23,7 +27,8 @@ def answer(module, x, residual=None):
     """What the module's one call gives, None where it is not made or gives none."""
     if not (small_layers.is_small(x, module.embed_dim) and module._is_usual(x)):
         return None
-    return small_layers.self_attention(x, *module._joint_parameters(), residual, module.num_heads)
+    learned = plain_members(module, JOINT_PARAMETERS)
+    return learned and small_layers.self_attention(x, *learned, residual, module.num_heads)
 
 
 def answered(module, x, residual=None):
@@ -99,6 +104,40 @@ def test_what_watches_is_left_to_the_ops():
         assert answered(attention, x) is None
     attention.out_proj.register_forward_hook(lambda *_: None)
     assert answered(attention, x) is None
+
+
+TOUCHED = {
+    "a hook": lambda part: part.register_forward_hook(lambda *_: None),
+    "a hook before": lambda part: part.register_forward_pre_hook(lambda *_: None),
+    "a hook of gradients": lambda part: part.register_full_backward_hook(lambda *_: None),
+    "a hook before gradients": lambda part: part.register_full_backward_pre_hook(lambda *_: None),
+    "a hook of all modules": lambda part: register_module_forward_hook(lambda *_: None),
+    "a forward of its own": lambda part: setattr(part, "forward", lambda x: x),
+    "a parametrization": lambda part: parametrize.register_parametrization(part, "weight", torch.nn.Identity()),
+    "another class": lambda part: setattr(part, "__class__", type("Other", (type(part),), {})),
+}
+
+
+@pytest.mark.parametrize("how", TOUCHED)
+def test_a_submodule_that_is_not_plain_is_left_to_the_ops(how):
+    attention, x = module(), torch.randn(2, 3, 24)
+    assert answered(attention, x) is not None
+    handle = TOUCHED[how](attention.out_proj)
+    try:
+        assert plain_members(attention, JOINT_PARAMETERS) is None
+        assert answered(attention, x) is None
+    finally:
+        if how == "a hook of all modules":
+            handle.remove()
+
+
+def test_members_that_are_not_there():
+    attention = module()
+    assert plain_members(attention, ((None, (), ("no_such_member",)),)) is None
+    assert plain_members(attention, (("no_such_submodule", (), ()),)) is None
+    assert plain_members(attention, ((None, (), ("num_heads",)),)) == [3]
+    with pytest.raises(TypeError, match=r"\[plain_members\] expected a part"):
+        plain_members(attention, (("out_proj", None, ()),))
 
 
 @pytest.mark.parametrize("by_instance", [True, False])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import direct
-from .calls import needs_gradient, straight_or_not_at_all
+from .calls import may_go_straight, needs_gradient
 from .scores import mask_of_four_dims
 
 _kernel = getattr(direct.OPS, "attention_with_weights", None)
@@ -23,7 +23,7 @@ def attention_with_weights(
     It does without a gradient, for plain CPU tensors, where threads find enough to do: a job is some queries of all
     heads that are averaged.
     """
-    if _kernel is None or needs_gradient((query, key, value, mask)) or not straight_or_not_at_all(query):
+    if _kernel is None or needs_gradient((query, key, value, mask)) or not may_go_straight(query):
         return None
     batch, heads, q_len, _ = query.shape
     jobs = min(batch * -(-q_len // _PANEL) * (1 if average_heads else heads), _ENOUGH_JOBS)

@@ -11,21 +11,22 @@ from ..ops import direct, gradients, packed_weights, repeats
 from .autocast import autocast_dtype
 
 
+def may_go_straight(x: Tensor) -> bool:
+    """Whether a call, of which x is the first tensor, needs no cast, no choice of a backend, and no check of tensors
+    that kernels do not make (and none that they have refused)."""
+    return (
+        not torch.compiler.is_compiling()
+        and not repeats.current.running
+        and backends.forced.name is None
+        and direct.takes(x)
+    )
+
+
 def straight_to_kernels(x: Tensor, backend: str | None) -> bool:
-    """Whether a call, of which x is the first tensor, needs nothing from this module but its options: no cast, no
-    choice of a backend, and no check of tensors that kernels do not make (and none that they have refused)."""
+    """Whether such a call goes straight to the kernels, and is made again if they refuse it."""
     if torch.compiler.is_compiling():
         return False
-    repeats.current.straight = straight = (
-        backend is None and not repeats.current.running and backends.forced.name is None and direct.takes(x)
-    )
-    return straight
-
-
-def straight_or_not_at_all(x: Tensor) -> bool:
-    """The same of a call that is not made again: whoever makes it catches its refusal."""
-    straight = straight_to_kernels(x, None)
-    repeats.current.straight = False
+    repeats.current.straight = straight = backend is None and may_go_straight(x)
     return straight
 
 

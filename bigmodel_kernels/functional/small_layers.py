@@ -4,15 +4,18 @@ what they compute: python/src/self_attention.cpp and encoder_layer.cpp."""
 from torch import Tensor
 
 from ..ops import direct, packed_weights
-from .calls import needs_gradient, straight_or_not_at_all
+from .calls import may_go_straight, needs_gradient
 
 _self_attention = getattr(direct.OPS, "self_attention", None)
 _encoder_layer = getattr(direct.OPS, "encoder_layer", None)
 
+# What nn/members.py says, without a look at hooks of all modules.
+plain_members = getattr(direct.OPS, "plain_members", None)
+
 
 def is_small(x: Tensor, width: int) -> bool:
     """Whether x, plain and unwatched, has so few rows of `width` that no small weight is packed for them."""
-    if _self_attention is None or not straight_or_not_at_all(x):
+    if _self_attention is None or not may_go_straight(x):
         return False
     return x.numel() <= packed_weights.few_rows(x.dtype, 0) * width
 

@@ -9,12 +9,15 @@ from bigmodel_kernels import functional
 from bigmodel_kernels.functional import small_layers
 from bigmodel_kernels.functional.attention_with_weights import attention_with_weights
 from bigmodel_kernels.nn.counterparts import computes_for
-from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, is_plain, keeps
+from bigmodel_kernels.nn.fusion import LINEAR, apply_linear, keeps
 from bigmodel_kernels.nn.masks import check_mask_types, merged_mask
-from bigmodel_kernels.nn.members import parameters, submodules
+from bigmodel_kernels.nn.members import plain_members
 
 # The methods that one call for all of self-attention leaves out.
 _PARTS = frozenset(("_check", "_project", "_projected", "_heads_first", "_heads_last", "_attention"))
+
+# Weight and bias of the projections of query, key and value as one, and of the output.
+JOINT_PARAMETERS = ((None, (), ("in_proj_weight", "in_proj_bias")), ("out_proj", LINEAR, ("weight", "bias")))
 
 
 @computes_for(torch.nn.MultiheadAttention)
@@ -75,9 +78,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
         alone = query is key and key is value and not masked and not need_weights
         if alone and small_layers.is_small(query, self.embed_dim) and self._is_usual(query):
-            output = small_layers.self_attention(query, *self._joint_parameters(), residual, self.num_heads)
-            if output is not None:
-                return output, None
+            learned = plain_members(self, JOINT_PARAMETERS)
+            if learned is not None:
+                output = small_layers.self_attention(query, *learned, residual, self.num_heads)
+                if output is not None:
+                    return output, None
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         batched = query.dim() == 3
         extra_keys = (self.bias_k is not None) + self.add_zero_attn
@@ -104,22 +109,16 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return apply_linear(self.out_proj, self._heads_last(output, batched), residual), weights
 
     def _is_usual(self, query: Tensor) -> bool:
-        """Whether one call may compute all of self-attention: no option of the rare ones, no dropout now, and nothing
-        replaced or hooked that expects to be called."""
+        """Whether one call may compute all of self-attention, if the output projection is plain: no option of the rare
+        ones, no dropout now, and no method replaced that expects to be called."""
         return (
             self._qkv_same_embed_dim
             and self.bias_k is None
             and not self.add_zero_attn
             and (self.batch_first or query.dim() == 2)
             and not (self.training and self.dropout > 0.0)
-            and is_plain(*submodules(self, "out_proj"), *LINEAR)
             and keeps(_PARTS, self, MultiheadAttention)
         )
-
-    def _joint_parameters(self) -> Sequence[Tensor | None]:
-        """Weight and bias of the projections of query, key and value as one, and of the output."""
-        (out_proj,) = submodules(self, "out_proj")
-        return (*parameters(self, "in_proj_weight", "in_proj_bias"), *parameters(out_proj, "weight", "bias"))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         """q, k and v, each [..., num_heads, head_dim] in the layout of its input: views of one projection per input."""

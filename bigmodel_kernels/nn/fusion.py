@@ -8,10 +8,10 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as torch_module
 
 from bigmodel_kernels import functional
 from bigmodel_kernels.nn.linear import Linear
+from bigmodel_kernels.nn.members import GLOBAL_HOOKS
 
 # The second is torch's out_proj; both compute as torch.nn.Linear does.
 LINEAR = (torch.nn.Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear, Linear)
@@ -24,18 +24,9 @@ _ACTIVATION_FUNCTIONS = {
 }
 
 
-# The hooks of all modules, in torch's own dictionaries.
-_GLOBAL_HOOKS = (
-    torch_module._global_forward_hooks,
-    torch_module._global_forward_pre_hooks,
-    torch_module._global_backward_hooks,
-    torch_module._global_backward_pre_hooks,
-)
-
-
 def is_plain(module: torch.nn.Module, *classes: type[torch.nn.Module]) -> bool:
     """Whether calling `module` does exactly what its class, one of `classes`, does: no hooks, no forward of its own."""
-    if type(module) not in classes or any(_GLOBAL_HOOKS):
+    if type(module) not in classes or any(GLOBAL_HOOKS):
         return False
     members = module.__dict__  # as attributes of the module they are found a good deal later
     return not (
@@ -59,7 +50,7 @@ def _class_keeps(parts: frozenset[str], kind: type, base: type) -> bool:
 
 def keeps(parts: frozenset[str], module: torch.nn.Module, base: type) -> bool:
     """Whether neither the module nor a subclass has replaced one of these methods of `base`."""
-    return parts.isdisjoint(module.__dict__) and _class_keeps(parts, type(module), base)
+    return module.__dict__.keys().isdisjoint(parts) and _class_keeps(parts, type(module), base)
 
 
 def activation_name(activation) -> str | None:

@@ -4,14 +4,12 @@ One path serves training and eval. What torch.nn switches to in eval (its fused 
 padded batches to nested tensors) is never taken, so ``enable_nested_tensor`` changes nothing here.
 """
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from bigmodel_kernels.functional import small_layers
 from bigmodel_kernels.nn.add_norm import LayerNorm, add_norm
-from bigmodel_kernels.nn.attention import MultiheadAttention
+from bigmodel_kernels.nn.attention import JOINT_PARAMETERS, MultiheadAttention
 from bigmodel_kernels.nn.counterparts import adopting, computes_for
 from bigmodel_kernels.nn.fusion import (
     LINEAR,
@@ -23,11 +21,21 @@ from bigmodel_kernels.nn.fusion import (
     passes_through,
 )
 from bigmodel_kernels.nn.masks import is_causal_mask
-from bigmodel_kernels.nn.members import parameters, submodules
+from bigmodel_kernels.nn.members import plain_members
 
-# The methods that one call for all of an encoder layer leaves out, and what it is made of.
+# The methods that one call for all of an encoder layer leaves out.
 _ENCODER_METHODS = frozenset(("_attention", "_feed_forward", "_sa_block", "_ff_block"))
-_ENCODER_SUBMODULES = ("self_attn", "norm1", "linear1", "linear2", "norm2", "dropout", "dropout1", "dropout2")
+
+# What such a call needs of the submodules.
+_NORM = (LayerNorm, torch.nn.LayerNorm), ("normalized_shape", "eps", "weight", "bias")
+_LINEAR = LINEAR, ("weight", "bias")
+_DROPOUT = (torch.nn.Dropout,), ("training", "p")
+_ENCODER_PARTS = (
+    ("self_attn", (MultiheadAttention,), ()),
+    *((name, *_NORM) for name in ("norm1", "norm2")),
+    *((name, *_LINEAR) for name in ("linear1", "linear2")),
+    *((name, *_DROPOUT) for name in ("dropout", "dropout1", "dropout2")),
+)
 
 # A sublayer's output and the residual still to be added to it, None when the sublayer's last op has added it already.
 Branch = tuple[Tensor, Tensor | None]
@@ -108,30 +116,29 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
     def _in_one_call(self, x: Tensor) -> Tensor | None:
         """The whole layer of a small x, None where a part of it expects to be called or the kernels refuse."""
-        attention, norm1, linear1, linear2, norm2, *dropouts = submodules(self, *_ENCODER_SUBMODULES)
-        activation = activation_name(self.activation)
-        usual = (
-            activation is not None
-            and is_plain(attention, MultiheadAttention)
-            and attention._is_usual(x)
-            and all(is_plain(norm, LayerNorm, torch.nn.LayerNorm) for norm in (norm1, norm2))
-            and norm1.normalized_shape == norm2.normalized_shape == (attention.embed_dim,)
-            and is_plain(linear1, *LINEAR)
-            and is_plain(linear2, *LINEAR)
-            and all(passes_through(dropout) for dropout in dropouts)
-            and keeps(_ENCODER_METHODS, self, TransformerEncoderLayer)
-        )
-        if not usual:
+        members = plain_members(self, _ENCODER_PARTS)
+        if members is None or not keeps(_ENCODER_METHODS, self, TransformerEncoderLayer):
             return None
-        learned = (parameters(part, "weight", "bias") for part in (norm1, linear1, linear2, norm2))
+        shape1, eps1, *norm1, shape2, eps2, norm2_weight, norm2_bias = members[:8]
+        linear1, linear2, dropouts = members[8:10], members[10:12], members[12:]
+        attention, activation = self._modules["self_attn"], activation_name(self.activation)
+        drops = any(training and p > 0.0 for training, p in zip(dropouts[::2], dropouts[1::2], strict=True))
+        usual = activation is not None and not drops and shape1 == shape2 == (attention.embed_dim,)
+        learned = plain_members(attention, JOINT_PARAMETERS) if usual and attention._is_usual(x) else None
+        if learned is None:
+            return None
         return small_layers.encoder_layer(
             x,
-            *attention._joint_parameters(),
-            *itertools.chain.from_iterable(learned),
+            *learned,
+            *norm1,
+            *linear1,
+            *linear2,
+            norm2_weight,
+            norm2_bias,
             heads=attention.num_heads,
             activation=activation,
-            eps1=norm1.eps,
-            eps2=norm2.eps,
+            eps1=eps1,
+            eps2=eps2,
             norm_first=self.norm_first,
         )
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dlpack.h"
+#include "members.h"
 #include "python_objects.h"
 #include "shortcut.h"
 #include "watchers.h"
@@ -326,6 +327,7 @@ void define(PyObject* module) {
       {}};
   if (PyModule_AddFunctions(module, questions) != 0) throw PythonError();
   add_shortcut(module);
+  add_plain_members(module);
   Functions functions(module);
   add_attention(functions);
   add_attention_weights(functions);
