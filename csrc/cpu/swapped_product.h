@@ -1,6 +1,6 @@
-// Products of a few rows with a small rhs whose columns are contiguous (a weight as it lies), with the operands
-// swapped: rhs^T lhs^T. The weight is then the operand that the micro-kernel reads where it lies, and only the few rows
-// are packed; the sums come out transposed. Of short rows that takes less than adding up lanes (few_rows.h), and
+// Products of a few rows with a rhs whose columns are contiguous (a weight as it lies), with the operands swapped: rhs^T
+// lhs^T. The weight is then the operand that the micro-kernel reads where it lies, and only the few rows are packed; the
+// sums come out transposed. That takes less than adding up lanes (few_rows.h) where the rows fill their vectors, and
 // packing the weight in every call (gemm.h) would take as long as multiplying it.
 #pragma once
 
@@ -11,22 +11,21 @@
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
-// Of one job: a multiple of vectors and, but for the last few, of a register tile's rows.
+// Of one job: a multiple of vectors and, but for the last few, of what is multiplied at once.
 inline constexpr std::int64_t swapped_columns = tile_rows == 14 ? 112 : 96;
-// Columns of the rhs whole pages apart would take the same lines of L1, and what comes from memory is better read along
-// one column after the other.
-inline constexpr std::int64_t most_swapped_bytes = std::int64_t{4} << 20, page_bytes = 4096;
+// At once so few columns that L1 holds a line of each, though they often lie whole pages apart and then share its eight
+// ways. AMX takes a line once only.
+template <class Element>
+inline constexpr std::int64_t columns_at_once = Layout<Element>::rows == 14 ? 7 : swapped_columns;
 
 // As many rows as fill their vectors; fewer idle lanes than a quarter of one.
 BIGMODEL_INLINE bool fill_lanes(std::int64_t m) { return m > 8 && m <= 32 && 4 * (round_up(m, lanes) - m) < lanes; }
 
 template <class T>
 BIGMODEL_INLINE bool takes_swapped(const Product<T>& product) {
-  constexpr std::int64_t bytes = sizeof(T);
   const Matrix<const T>& rhs = product.rhs;
   const bool in_place = is_same<T, ElementOf<T>> && rhs.row_stride == 1 && packed_k<ElementOf<T>>(rhs.rows) == rhs.rows;
-  return in_place && !product.packed_rhs && fill_lanes(product.lhs.rows) &&
-         rhs.column_stride * bytes % page_bytes != 0 && rhs.rows * rhs.columns * bytes <= most_swapped_bytes;
+  return in_place && !product.packed_rhs && fill_lanes(product.lhs.rows);
 }
 
 template <class T>
@@ -75,8 +74,11 @@ BIGMODEL_INLINE void multiply_swapped(const Product<T>* product, int products, i
     for (int p = 0; p < products; ++p) {
       const Matrix<const T>& rhs = product[p].rhs;
       block.sums[p] = sums + swapped_columns * (width + p * m);
-      multiply_by_rows(block.columns, m, rhs.rows, reinterpret_cast<const Element*>(at(rhs, 0, block.column)),
-                       rhs.column_stride, rows[p], width, sums, width, false);
+      for (std::int64_t j = 0; j < block.columns; j += columns_at_once<Element>) {
+        multiply_by_rows(least(columns_at_once<Element>, block.columns - j), m, rhs.rows,
+                         reinterpret_cast<const Element*>(at(rhs, 0, block.column + j)), rhs.column_stride, rows[p],
+                         width, sums + j * width, width, false);
+      }
       copy_out_transposed(block.columns, m, sums, width, block.sums[p], block.stride);
     }
     epilogue(block);
