@@ -218,8 +218,15 @@ def _automatic(op: str, device: torch.device, dtype: torch.dtype, elements: int 
     raise RuntimeError(f"[{op}] no backend runs dtype {dtype}: {'; '.join(_reasons('reference', device, dtype))}")
 
 
-# What these functions return is decided when a call is traced: no compiler need follow how.
-@torch.compiler.assume_constant_result
+def _constant_in_graphs(function):
+    """torch.compiler.assume_constant_result: what the function returns is decided when a call is traced, no compiler
+    need follow how. Torch's own imports all of its compiler, a second of everybody's first call, to set this attribute;
+    tests/test_backends.py holds it to that."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant_in_graphs
 def _backend_reasons(name: str) -> tuple[str, ...]:
     """Why a backend is not available at all."""
     if name == "cuda":
@@ -234,7 +241,7 @@ def _cuda_reasons() -> tuple[str, ...]:
     return *built, *(() if torch.cuda.is_available() else ("torch sees no CUDA device",))
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _gpu_reasons(backend: str, device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Why a GPU backend cannot run tensors of this device and dtype."""
     if backend == "triton" and device.type == "cpu" and interpreted():

@@ -105,6 +105,23 @@ def test_compiled_functions_follow_use_backend():
     assert "bigmodel" in graphs[0] and "bigmodel" not in graphs[1]
 
 
+def test_marked_for_compilers_as_torch_marks():
+    def function():
+        return 1
+
+    assert vars(backends._constant_in_graphs(lambda: 1)) == vars(torch.compiler.assume_constant_result(function))
+
+
+def test_a_first_call_does_not_import_the_compiler():
+    code = """
+import sys, torch, bigmodel_kernels as bmk
+x = torch.ones(1, 1, 2, 4)
+bmk.attention(x, x, x)
+print([name for name in ("torch._dynamo", "sympy", "triton") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_explain():
     x = torch.randn(1, 1, 2, 4)
     automatic = bmk.explain("attention", x, x, x, causal=True)
