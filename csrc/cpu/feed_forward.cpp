@@ -93,9 +93,9 @@ BIGMODEL_INLINE void finish_hidden(const FeedForwardForwardArgs& args, const Fee
         if (args.gate == Gate::hidden) {
           const F32 g = load(block.sums[1] + place.offset) + load(ff.b_gate + place.column);
           write_if_there(gate_preactivation, place, g);
-          unit = z * value(formula, g);
+          unit = z * value_for<T>(formula, g);
         } else {
-          unit = value(formula, z);
+          unit = value_for<T>(formula, z);
         }
         write_hidden(place, drops ? unit * load(factors + place.column - block.column) : unit);
       });

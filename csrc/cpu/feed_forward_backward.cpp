@@ -214,12 +214,12 @@ BIGMODEL_INLINE void differentiate_row(const FeedForwardBackwardArgs& args, cons
     F32 unit;
     if (args.gate == Gate::hidden) {
       const F32 g = preactivation_at(block, place, gate_preactivation, back.gate_product, back.b_gate);
-      const ValueAndSlope gate = value_and_slope(formula, g);
+      const ValueAndSlope gate = value_and_slope_for<T>(formula, g);
       write_if_there(back.grad_gate, place, gate.slope * z * grad);
       write_if_there(back.grad_up, place, gate.value * grad);
       unit = z * gate.value;
     } else {
-      const ValueAndSlope up = value_and_slope(formula, z);
+      const ValueAndSlope up = value_and_slope_for<T>(formula, z);
       write_if_there(back.grad_up, place, up.slope * grad);
       unit = up.value;
     }
@@ -295,7 +295,7 @@ BIGMODEL_INLINE void differentiate(const FeedForwardBackwardArgs& args, const Fe
       for (std::int64_t r = 0; r < 2; ++r) {
         if (r >= count) break;
         const Place place{first.row + r, first.column, first.left, first.offset + r * block.stride};
-        const ValueAndSlope up = value_and_slope(formula, read(preactivation, place));
+        const ValueAndSlope up = value_and_slope_for<T>(formula, read(preactivation, place));
         const F32 factor = drops ? load(factors[r] + place.column - block.column) : set1(1.0f);
         grads[r] = up.slope * (load(block.sums[0] + place.offset) * factor);
         units[r] = up.value * factor;
