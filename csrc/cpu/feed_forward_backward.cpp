@@ -10,8 +10,8 @@
 // formed as (input^T grad_up)^T.
 //
 // Workspace, in the tensors' dtype: [rows, hidden] for each of the gradient of w1's output, the hidden units (if
-// grad_w2 is wanted) and the gradient of w_gate's output ([rows, width] for Gate::input, as is the gated input); and
-// what gemm.h needs.
+// grad_w2 is wanted) and the gradient of w_gate's output ([rows, width] for Gate::input, as is the gated input), those
+// that are packed in the element that the target multiplies; and what gemm.h needs.
 #include "cpu/column_sums.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
