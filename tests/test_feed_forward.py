@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CPU_DISPATCHES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_check import DTYPES, EXAMPLES, RANDOM_DTYPES, check_case, check_repeats, dtype_name, leaves, ops_of
@@ -20,6 +21,65 @@ NAMES = ("x", "w1", "b1", "w2", "b2", "w_gate", "b_gate", "residual")
 @pytest.mark.parametrize("case", FEED_FORWARD_CASES, ids=lambda case: case.name)
 def test_case(case, dtype, backend):
     check_case(case, dtype, backend)
+
+
+# Rows enough for kernels that take some through both products together (csrc/cpu/row_products.h): several passes of the
+# first product, and of the second; an odd number of rows and of hidden units; a last panel that is not full.
+MANY_ROWS = [
+    FeedForwardCase("deep", (384,), width=40, hidden=1091, out_width=23, activation="gelu", residual=True),
+    FeedForwardCase("wide", (2, 383), width=530, hidden=75, out_width=12, activation="silu", bias=False),
+    FeedForwardCase("dropout", (383,), width=24, hidden=553, out_width=50, activation="gelu_tanh", dropout_p=0.3),
+    FeedForwardCase("gate", (383,), width=33, hidden=553, activation="silu", gate="hidden", dropout_p=0.3),
+    FeedForwardCase("columns", (320,), width=64, hidden=70, layout="transposed", weight_layout="transposed"),
+]
+on_cpus = pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("case", MANY_ROWS, ids=lambda case: case.name)
+def test_many_rows(case, dtype, backend):
+    check_case(case, dtype, backend)
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("gate", [None, "hidden"])
+def test_many_rows_are_what_few_are(gate, dtype, backend):
+    """A row's result depends neither on how many rows there are, as long as they are not few, nor on threads, nor on
+    weights being packed in advance."""
+    case = FeedForwardCase("rows", (512,), width=136, hidden=1100, activation="gelu", gate=gate, residual=True)
+    inputs = case.inputs(dtype)
+    part = {name: x[:40] if name in ("x", "residual") else x for name, x in inputs.items()}
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        whole, packed, again = (case.run(inputs, backend)["output"] for _ in range(3))
+        few = case.run(part, backend)["output"]
+        torch.set_num_threads(1)
+        try:
+            alone = case.run(inputs, backend)["output"]
+        finally:
+            torch.set_num_threads(threads)
+    for other in (packed, again, alone):
+        assert torch.equal(whole, other)
+    assert torch.equal(whole[:40], few)
+
+
+@on_cpus
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_gradients_of_many_rows_do_not_depend_on_threads(dtype, backend):
+    case = FeedForwardCase("threads", (512,), width=72, hidden=320, activation="gelu", dropout_p=0.2)
+    inputs = leaves(case.inputs(dtype))
+    wanted = [x for x in inputs.values() if x.requires_grad]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (threads, 1):
+            torch.set_num_threads(count)
+            results.append(torch.autograd.grad(case.run(inputs, backend)["output"].sin().sum(), wanted))
+    finally:
+        torch.set_num_threads(threads)
+    for ours, alone in zip(*results, strict=True):
+        assert torch.equal(ours, alone)
 
 
 @st.composite

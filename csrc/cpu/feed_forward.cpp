@@ -1,10 +1,12 @@
 // The Transformer's feed-forward layer, forward: see bigmodel/feed_forward.h for the formulas.
 //
-// Tokens go through in blocks of rows: the first product leaves a block's hidden units, bias, activation, gate and
-// dropout applied, in the workspace, and the second reads them back from cache. Workspace: that block (and the gated
-// input), at most most_rows rows in the tensors' dtype, and what gemm.h needs.
+// Tokens go through both products in blocks that a core keeps in its caches (row_products.h), or, where rows are few or
+// wide, in larger blocks: the first product then leaves a block's hidden units, bias, activation, gate and dropout
+// applied, in the workspace, and the second reads them back from cache. Workspace: that block (and the gated input), at
+// most most_rows rows in the tensors' dtype, and what gemm.h needs.
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/row_products.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
@@ -18,7 +20,22 @@ struct FeedForward {
   float *b1, *b2, *b_gate;
   T *hidden, *gated;
   Gemm<T> gate{}, up{}, down{};
+  RowProducts<T> both{};  // up and down at once, where they are
 };
+
+template <class T>
+bool plan_both(const FeedForwardForwardArgs& args, FeedForward<T>& ff, Arena& arena) {
+  const auto input = matrix<const T>(args.input), w2 = matrix<const T>(args.weights.w2);
+  Gemm<T>&up = ff.both.first, &down = ff.both.second;
+  up.products = args.gate == Gate::hidden ? 2 : 1;
+  up.product[0] = {input, transposed(matrix<const T>(args.weights.w1)), args.packed_w1};
+  up.product[1] = {input, transposed(matrix<const T>(args.weights.w_gate)), args.packed_w_gate};
+  down.products = 1;
+  down.product[0] = {{}, transposed(w2), args.packed_w2};
+  if (!choose_row_products(ff.both, 1)) return false;
+  plan_row_products(ff.both, arena);
+  return true;
+}
 
 template <class T>
 FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
@@ -30,6 +47,7 @@ FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
   ff.b1 = take<float>(arena, round_up(hidden, lanes));
   ff.b2 = take<float>(arena, round_up(weights.w2.size[0], lanes));
   ff.b_gate = take<float>(arena, round_up(weights.w_gate.size[0], lanes));
+  if (args.gate != Gate::input && plan_both(args, ff, arena)) return ff;
   ff.hidden = take<T>(arena, ff.rows * hidden);
   ff.gated = args.gate == Gate::input ? take<T>(arena, ff.rows * width) : nullptr;
 
@@ -40,6 +58,9 @@ FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
   ff.up.product[0] = {args.gate == Gate::input ? readable(row_major(ff.gated, ff.rows, width)) : input,
                       transposed(matrix<const T>(weights.w1)), args.packed_w1};
   ff.up.product[1] = {input, w_gate, args.packed_w_gate};
+  ff.down.products = 1;
+  ff.down.product[0] = {readable(row_major(ff.hidden, ff.rows, hidden)), transposed(matrix<const T>(weights.w2)),
+                        args.packed_w2};
   plan(ff.up, arena);
   if (args.gate == Gate::input) {
     arena.used = kept;
@@ -48,11 +69,38 @@ FeedForward<T> plan_forward(const FeedForwardForwardArgs& args, Arena& arena) {
     plan(ff.gate, arena);
   }
   arena.used = kept;
-  ff.down.products = 1;
-  ff.down.product[0] = {readable(row_major(ff.hidden, ff.rows, hidden)), transposed(matrix<const T>(weights.w2)),
-                        args.packed_w2};
   plan(ff.down, arena);
   return ff;
+}
+
+// The epilogue of the first product: write_hidden(place, hidden units) for every vector of a block of rows, counted
+// from token `first`.
+template <class T, class Write>
+BIGMODEL_INLINE void finish_hidden(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first,
+                                   const Block& block, Write write_hidden) {
+  const std::int64_t rows = args.input.size[0] - first;
+  const auto preactivation = rows_of(matrix<T>(args.preactivation), first, rows);
+  const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, rows);
+  const bool drops = args.dropout.p > 0;
+  float factors[most_epilogue_columns];
+  with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      if (drops) dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);
+      for_each_vector_of(block, i, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+        const F32 z = load(block.sums[0] + place.offset) + load(ff.b1 + place.column);
+        write_if_there(preactivation, place, z);
+        F32 unit;
+        if (args.gate == Gate::hidden) {
+          const F32 g = load(block.sums[1] + place.offset) + load(ff.b_gate + place.column);
+          write_if_there(gate_preactivation, place, g);
+          unit = z * value_for<T>(formula, g);
+        } else {
+          unit = value_for<T>(formula, z);
+        }
+        write_hidden(place, drops ? unit * load(factors + place.column - block.column) : unit);
+      });
+    }
+  });
 }
 
 // The first product of a block of tokens that begins at token `first`: hidden units, ready for the second.
@@ -61,27 +109,9 @@ void compute_hidden(const FeedForwardForwardArgs& args, const FeedForward<T>& ff
   const auto preactivation = rows_of(matrix<T>(args.preactivation), first, ff.rows);
   const auto gate_preactivation = rows_of(matrix<T>(args.gate_preactivation), first, ff.rows);
   const auto hidden = row_major(ff.hidden, ff.rows, args.weights.w1.size[0]);
-  const bool drops = args.dropout.p > 0;
   run(ff.up, touching(hidden, preactivation, gate_preactivation), [&](const Block& block) {
-    float factors[most_epilogue_columns];
-    with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
-      for (std::int64_t i = 0; i < block.rows; ++i) {
-        if (drops) dropout_row(args.dropout, first + block.row + i, block.column, factors, block.columns);
-        for_each_vector_of(block, i, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
-          const F32 z = load(block.sums[0] + place.offset) + load(ff.b1 + place.column);
-          write_if_there(preactivation, place, z);
-          F32 unit;
-          if (args.gate == Gate::hidden) {
-            const F32 g = load(block.sums[1] + place.offset) + load(ff.b_gate + place.column);
-            write_if_there(gate_preactivation, place, g);
-            unit = z * value(formula, g);
-          } else {
-            unit = value(formula, z);
-          }
-          write(hidden, place, drops ? unit * load(factors + place.column - block.column) : unit);
-        });
-      }
-    });
+    finish_hidden(args, ff, first, block,
+                  [&](const Place& place, F32 units) BIGMODEL_INLINE_LAMBDA { write(hidden, place, units); });
   });
 }
 
@@ -101,15 +131,33 @@ void compute_gated(const FeedForwardForwardArgs& args, const FeedForward<T>& ff,
 }
 
 template <class T>
+BIGMODEL_INLINE void finish_output(const FeedForward<T>& ff, const Block& block, Matrix<T> output,
+                                   Matrix<const T> residual) {
+  for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
+    const F32 y = load(block.sums[0] + place.offset) + load(ff.b2 + place.column);
+    write(output, place, residual.data ? y + read(residual, place) : y);
+  });
+}
+
+template <class T>
 void compute_output(const FeedForwardForwardArgs& args, const FeedForward<T>& ff, std::int64_t first) {
   const auto output = rows_of(matrix<T>(args.output), first, ff.rows);
   const auto residual = rows_of(matrix<const T>(args.residual), first, ff.rows);
-  run(ff.down, touching(output, residual), [&](const Block& block) {
-    for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
-      const F32 y = load(block.sums[0] + place.offset) + load(ff.b2 + place.column);
-      write(output, place, residual.data ? y + read(residual, place) : y);
-    });
-  });
+  run(ff.down, touching(output, residual), [&](const Block& block) { finish_output(ff, block, output, residual); });
+}
+
+template <class T>
+void compute_both(const FeedForwardForwardArgs& args, const FeedForward<T>& ff) {
+  const auto preactivation = matrix<T>(args.preactivation), gate_preactivation = matrix<T>(args.gate_preactivation);
+  const auto output = matrix<T>(args.output);
+  const auto residual = matrix<const T>(args.residual);
+  run_row_products(
+      ff.both, touching(preactivation, gate_preactivation),
+      [&](const Block& block, const Between<T>& hidden) {
+        finish_hidden(args, ff, 0, block,
+                      [&](const Place& place, F32 units) BIGMODEL_INLINE_LAMBDA { hidden.write(place, units); });
+      },
+      touching(output, residual), [&](const Block& block) { finish_output(ff, block, output, residual); });
 }
 
 template <class T>
@@ -120,6 +168,7 @@ void run_forward(const FeedForwardForwardArgs& args) {
   load_bias<T>(ff.b1, weights.b1, weights.w1.size[0]);
   load_bias<T>(ff.b2, weights.b2, weights.w2.size[0]);
   if (args.gate != Gate::none) load_bias<T>(ff.b_gate, weights.b_gate, weights.w_gate.size[0]);
+  if (ff.both.rows_at_once > 0) return compute_both(args, ff);
   const std::int64_t tokens = args.input.size[0];
   for (std::int64_t first = 0; first < tokens; first += ff.rows) {
     const std::int64_t rows = least(ff.rows, tokens - first);

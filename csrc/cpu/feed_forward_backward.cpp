@@ -5,12 +5,17 @@
 // themselves, rebuilt from their preactivations. Preactivations that were not saved are further products of that same
 // pass and exist only as its blocks of sums. The other products then read what it left.
 //
+// Without a gate, and with the preactivation saved, that pass and the product with w1 go together over blocks of rows
+// (row_products.h), and what the weights' gradients read is written as the packed rhs of their products: grad_w1 is
+// formed as (input^T grad_up)^T.
+//
 // Workspace, in the tensors' dtype: [rows, hidden] for each of the gradient of w1's output, the hidden units (if
-// grad_w2 is wanted) and the gradient of w_gate's output ([rows, width] for Gate::input, as is the gated input); and
-// what gemm.h needs.
+// grad_w2 is wanted) and the gradient of w_gate's output ([rows, width] for Gate::input, as is the gated input), those
+// that are packed in the element that the target multiplies; and what gemm.h needs.
 #include "cpu/column_sums.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/row_products.h"
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 namespace {
@@ -30,7 +35,10 @@ struct FeedForwardBackward {
   Gemm<T> through_gate{};  // Gate::input: grad_gate w_gate
   Gemm<T> w1_product{}, w2_product{}, w_gate_product{};
   float* sums = nullptr;
-  std::int64_t kept;  // workspace before the products
+  std::int64_t kept;      // workspace before the products
+  RowProducts<T> both{};  // grad_output w2 and the product with w1, where they go together; and what they leave:
+  Panels<T> hidden_panels, grad_up_panels;
+  float* grad_up_sums = nullptr;  // of every `summed_together` rows
 };
 
 struct Wanted {
@@ -89,6 +97,43 @@ void plan_passes(const FeedForwardBackwardArgs& args, FeedForwardBackward<T>& ba
   }
 }
 
+// A product of which the rhs, `panels`, is written before it runs.
+template <class T>
+void plan_with_panels(Gemm<T>& gemm, Arena& arena, std::int64_t from, Matrix<const T> lhs, const Panels<T>& panels,
+                      std::int64_t columns) {
+  arena.used = from;
+  gemm.products = 1;
+  // While the workspace is only counted, any address says that the rhs will be there.
+  const void* const rhs = arena.base ? static_cast<const void*>(panels.data) : &gemm;
+  gemm.product[0] = {lhs, {nullptr, panels.rows, columns, 0, 1}, rhs};
+  plan(gemm, arena);
+}
+
+// The whole backward pass where the products with w2 and w1 go together, or false.
+template <class T>
+bool plan_both(const FeedForwardBackwardArgs& args, FeedForwardBackward<T>& back, Arena& arena) {
+  if (args.gate != Gate::none || !args.preactivation.data || !args.grad_input.data) return false;
+  back.both.first.products = back.both.second.products = 1;
+  back.both.first.product[0] = {back.grad_output, back.w2};
+  back.both.second.product[0] = {{}, back.w1};
+  if (!choose_row_products(back.both, summed_together)) return false;
+  const std::int64_t rows = back.input.rows, hidden = back.w1.rows, groups = parts_of(rows, summed_together);
+  back.hidden_panels = take_panels<T>(arena, args.grad_w2.data, rows, hidden);
+  back.grad_up_panels = take_panels<T>(arena, args.grad_w1.data, rows, hidden);
+  if (args.grad_b1.data) back.grad_up_sums = take<float>(arena, groups * round_up(hidden, lanes));
+  back.kept = arena.used;
+  plan_row_products(back.both, arena);
+  if (args.grad_w1.data) {
+    plan_with_panels(back.w1_product, arena, back.kept, transposed(back.input), back.grad_up_panels, hidden);
+  }
+  if (args.grad_w2.data) {
+    plan_with_panels(back.w2_product, arena, back.kept, transposed(back.grad_output), back.hidden_panels, hidden);
+  }
+  arena.used = back.kept;
+  back.sums = take<float>(arena, column_sums_floats(rows, back.w2.rows));
+  return true;
+}
+
 template <class T>
 FeedForwardBackward<T> plan_backward(const FeedForwardBackwardArgs& args, Arena& arena) {
   FeedForwardBackward<T> back;
@@ -100,6 +145,7 @@ FeedForwardBackward<T> plan_backward(const FeedForwardBackwardArgs& args, Arena&
   back.w1 = matrix<const T>(weights.w1);
   back.w2 = matrix<const T>(weights.w2);
   back.w_gate = matrix<const T>(weights.w_gate);
+  if (plan_both(args, back, arena)) return back;
   back.hidden = take_matrix<T>(arena, wanted.hidden, rows, hidden);
   back.grad_up = take_matrix<T>(arena, wanted.up, rows, hidden);
   back.grad_gate = take_matrix<T>(arena, wanted.gate, rows, args.gate == Gate::input ? width : hidden);
@@ -168,12 +214,12 @@ BIGMODEL_INLINE void differentiate_row(const FeedForwardBackwardArgs& args, cons
     F32 unit;
     if (args.gate == Gate::hidden) {
       const F32 g = preactivation_at(block, place, gate_preactivation, back.gate_product, back.b_gate);
-      const ValueAndSlope gate = value_and_slope(formula, g);
+      const ValueAndSlope gate = value_and_slope_for<T>(formula, g);
       write_if_there(back.grad_gate, place, gate.slope * z * grad);
       write_if_there(back.grad_up, place, gate.value * grad);
       unit = z * gate.value;
     } else {
-      const ValueAndSlope up = value_and_slope(formula, z);
+      const ValueAndSlope up = value_and_slope_for<T>(formula, z);
       write_if_there(back.grad_up, place, up.slope * grad);
       unit = up.value;
     }
@@ -227,10 +273,76 @@ void compute_grad_input_gated(const FeedForwardBackwardArgs& args, const FeedFor
   });
 }
 
+// The epilogue of grad_output w2 where the product with w1 follows at once.
+template <class T, class Formula>
+BIGMODEL_INLINE void differentiate(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back,
+                                   const Block& block, const Between<T>& grad_up, Formula formula) {
+  const auto preactivation = matrix<const T>(args.preactivation);
+  const std::int64_t stride = round_up(back.w1.rows, lanes);
+  const bool drops = args.dropout.p > 0;
+  float factors[2][most_epilogue_columns], unwanted[most_epilogue_columns];
+  for (std::int64_t i = 0; i < block.rows; i += 2) {
+    const std::int64_t row = block.row + i, count = least(2, block.rows - i);
+    for (std::int64_t r = 0; r < count && drops; ++r) {
+      dropout_row(args.dropout, row + r, block.column, factors[r], block.columns);
+    }
+    float* const sums =
+        back.grad_up_sums ? back.grad_up_sums + row / summed_together * stride + block.column : unwanted;
+    const bool begins = row % summed_together == 0;
+    for_each_vector_of(block, i, [&](const Place& first) BIGMODEL_INLINE_LAMBDA {
+      F32 grads[2] = {zero(), zero()}, units[2] = {zero(), zero()};
+#pragma GCC unroll 2
+      for (std::int64_t r = 0; r < 2; ++r) {
+        if (r >= count) break;
+        const Place place{first.row + r, first.column, first.left, first.offset + r * block.stride};
+        const ValueAndSlope up = value_and_slope_for<T>(formula, read(preactivation, place));
+        const F32 factor = drops ? load(factors[r] + place.column - block.column) : set1(1.0f);
+        grads[r] = up.slope * (load(block.sums[0] + place.offset) * factor);
+        units[r] = up.value * factor;
+        grad_up.write(place, grads[r]);
+      }
+      back.grad_up_panels.write(row, first.column, grads[0], grads[1]);
+      back.hidden_panels.write(row, first.column, units[0], units[1]);
+      float* const sum = sums + first.column - block.column;
+      const F32 before = begins ? zero() : load(sum);
+      store(sum, before + as_stored<T>(grads[0]) + as_stored<T>(grads[1]));
+    });
+  }
+}
+
+template <class T>
+void compute_both(const FeedForwardBackwardArgs& args, const FeedForwardBackward<T>& back) {
+  const auto preactivation = matrix<const T>(args.preactivation);
+  const auto grad_input = matrix<T>(args.grad_input);
+  run_row_products(
+      back.both, touching(preactivation),
+      [&](const Block& block, const Between<T>& grad_up) {
+        with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
+          differentiate(args, back, block, grad_up, formula);
+        });
+      },
+      touching(grad_input), [&](const Block& block) { store_block(block, grad_input); });
+  if (args.grad_w1.data) {
+    const auto grad_w1 = matrix<T>(args.grad_w1);
+    run(back.w1_product, {}, [&](const Block& block) {
+      copy_out_transposed(block.rows, block.columns, block.sums[0], block.stride, at(grad_w1, block.column, block.row),
+                          grad_w1.row_stride);
+    });
+  }
+  if (args.grad_w2.data) run_and_store(back.w2_product, matrix<T>(args.grad_w2));
+  if (args.grad_b1.data) {
+    const std::int64_t groups = parts_of(back.input.rows, summed_together), hidden = back.w1.rows;
+    const Matrix<const float> sums{back.grad_up_sums, groups, hidden, round_up(hidden, lanes), 1};
+    column_sums_of_groups(sums, static_cast<T*>(args.grad_b1.data));
+  }
+  if (args.grad_b2.data) column_sums(back.grad_output, static_cast<T*>(args.grad_b2.data), back.sums);
+}
+
 template <class T>
 void run_backward(const FeedForwardBackwardArgs& args) {
   Arena arena{static_cast<char*>(args.workspace)};
   const FeedForwardBackward<T> back = plan_backward<T>(args, arena);
+  if (back.both.rows_at_once > 0) return compute_both(args, back);
   load_bias<T>(back.b1, args.weights.b1, back.w1.rows);
   if (args.gate != Gate::none) load_bias<T>(back.b_gate, args.weights.b_gate, back.w_gate.rows);
   if (args.gate == Gate::input) compute_gated(args, back);

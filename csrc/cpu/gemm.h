@@ -63,10 +63,10 @@ BIGMODEL_INLINE std::int64_t even_part(std::int64_t size, std::int64_t most, std
   return part > step ? part : step;
 }
 
-// k is worked off in equal parts, each of whole packed lhs rows.
+// k is worked off in equal parts, each of whole packed lhs rows and whole panels of another product's result.
 template <class T>
 BIGMODEL_INLINE std::int64_t depth_for(std::int64_t k) {
-  return even_part(k, most_depth<ElementOf<T>>, lhs_width<ElementOf<T>>(1));
+  return even_part(k, most_depth<ElementOf<T>>, tile_columns);
 }
 
 // How products are computed: in blocks, or one of two ways for few rows.
@@ -201,6 +201,14 @@ static void pack_chunk(int workers, Matrix<const T> rhs, std::int64_t column, st
   });
 }
 
+// The same of each product whose rhs was not packed before.
+template <class T>
+static void pack_chunks(const Gemm<T>& gemm, std::int64_t column, std::int64_t columns) {
+  for (int p = 0; p < gemm.products; ++p) {
+    if (gemm.chunk[p]) pack_chunk<T>(gemm.workers, gemm.product[p].rhs, column, columns, gemm.chunk[p]);
+  }
+}
+
 // Columns [first, first + columns) of a block.
 template <class T>
 BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t first, std::int64_t columns) {
@@ -215,35 +223,44 @@ BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t 
 template <class T>
 inline constexpr std::int64_t rows_at_a_time = ElementLayout<T>::rows == 32 ? most_block_rows : ElementLayout<T>::rows;
 
-// block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column. Of the last
-// product, the columns that are complete are handed on before the next are begun.
+// block.sums[p] (+)= lhs rhs over `depth` of k, of which panel and lhs hold the first: a block of packed rows. Where
+// that completes the block, the columns that are done are handed on before the next are begun.
+template <class T, class Epilogue>
+BIGMODEL_INLINE void multiply_pass(const Gemm<T>& gemm, int p, const Block& block, std::int64_t depth,
+                                   Rows<ElementOf<T>> lhs, const Lane<T>* panel, bool accumulate, bool completes,
+                                   const Touched& touched, Epilogue epilogue) {
+  constexpr std::int64_t step = rows_at_a_time<T>;
+  const std::int64_t panel_size = panel_lanes<T>(gemm.product[p].rhs.rows);
+  for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
+    const std::int64_t columns = least(tile_columns, block.columns - j);
+    for (std::int64_t i = 0; i < block.rows; i += step) {
+      const std::int64_t rows = least(step, block.rows - i);
+      if (completes) ask_for(touched, block.row + i, rows, block.column + j, columns);
+      multiply_by_rows<SumsIn::l2>(rows, columns, packed_k<ElementOf<T>>(depth), lhs.data + i * lhs.stride, lhs.stride,
+                                   panel, tile_columns, block.sums[p] + i * block.stride + j, block.stride, accumulate);
+    }
+    const std::int64_t end = j + columns, begin = j / gemm.epilogue_columns * gemm.epilogue_columns;
+    if (completes && (end == block.columns || end == begin + gemm.epilogue_columns)) {
+      epilogue(columns_of(gemm, block, begin, end - begin));
+    }
+  }
+}
+
+// block.sums[p] = lhs rhs for one product and one block: rhs panels begin at the block's first column. The last product
+// hands it on.
 template <class T, class Epilogue>
 BIGMODEL_INLINE void multiply_block(const Gemm<T>& gemm, int p, const Block& block, const Lane<T>* panels,
                                     ElementOf<T>* lhs_block, const Touched& touched, Epilogue epilogue) {
-  constexpr std::int64_t step = rows_at_a_time<T>;
   const Product<T>& product = gemm.product[p];
-  const std::int64_t k = product.lhs.columns, panel_size = panel_lanes<T>(k);
+  const std::int64_t k = product.lhs.columns;
   std::int64_t first = 0;
   do {
     const std::int64_t depth = least(gemm.depth[p], k - first);
-    const bool completes = p == gemm.products - 1 && first + depth >= k;
     pack_lhs(block.rows, depth, at(product.lhs, block.row, first), product.lhs.row_stride, product.lhs.column_stride,
              lhs_block, gemm.lhs_stride);
-    const Lane<T>* panel = panels + first / ElementLayout<T>::group * tile_columns;
-    for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
-      const std::int64_t columns = least(tile_columns, block.columns - j);
-      for (std::int64_t i = 0; i < block.rows; i += step) {
-        const std::int64_t rows = least(step, block.rows - i);
-        if (completes) ask_for(touched, block.row + i, rows, block.column + j, columns);
-        multiply_by_rows<SumsIn::l2>(rows, columns, packed_k<ElementOf<T>>(depth), lhs_block + i * gemm.lhs_stride,
-                                     gemm.lhs_stride, panel, tile_columns, block.sums[p] + i * block.stride + j,
-                                     block.stride, first > 0);
-      }
-      const std::int64_t end = j + columns, begin = j / gemm.epilogue_columns * gemm.epilogue_columns;
-      if (completes && (end == block.columns || end == begin + gemm.epilogue_columns)) {
-        epilogue(columns_of(gemm, block, begin, end - begin));
-      }
-    }
+    multiply_pass(gemm, p, block, depth, {lhs_block, gemm.lhs_stride},
+                  panels + first / ElementLayout<T>::group * tile_columns, first > 0,
+                  p == gemm.products - 1 && first + depth >= k, touched, epilogue);
     first += depth;
   } while (first < k);
 }
@@ -286,9 +303,7 @@ static void run(const Gemm<T>& gemm, const Touched& touched, Epilogue epilogue) 
   }
   for (std::int64_t column = 0; column < gemm.n; column += gemm.chunk_columns) {
     const std::int64_t columns = least(gemm.chunk_columns, gemm.n - column);
-    for (int p = 0; p < gemm.products; ++p) {
-      if (gemm.chunk[p]) pack_chunk<T>(gemm.workers, gemm.product[p].rhs, column, columns, gemm.chunk[p]);
-    }
+    pack_chunks(gemm, column, columns);
     multiply_chunk(gemm, column, columns, touched, epilogue);
   }
 }
@@ -302,14 +317,17 @@ static void plan_product(Gemm<T>& gemm, Arena& arena, std::int64_t from, Matrix<
   plan(gemm, arena);
 }
 
-// result = the product, as it is.
+// A block of the result = the sums, as they are.
+template <class T>
+BIGMODEL_INLINE void store_block(const Block& block, Matrix<T> result) {
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    store_row(at(result, block.row + i, block.column), block.sums[0] + i * block.stride, block.columns);
+  }
+}
+
 template <class T>
 static void run_and_store(const Gemm<T>& gemm, Matrix<T> result) {
-  run(gemm, touching(result), [&](const Block& block) {
-    for (std::int64_t i = 0; i < block.rows; ++i) {
-      store_row(at(result, block.row + i, block.column), block.sums[0] + i * block.stride, block.columns);
-    }
-  });
+  run(gemm, touching(result), [&](const Block& block) { store_block(block, result); });
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

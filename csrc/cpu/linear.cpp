@@ -39,7 +39,7 @@ void run_forward(const LinearForwardArgs& args) {
       for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
         const F32 z = load(block.sums[0] + place.offset) + load(forward.bias + place.column);
         write_if_there(preactivation, place, z);
-        const F32 y = value(formula, z);
+        const F32 y = value_for<T>(formula, z);
         write(output, place, residual.data ? y + read(residual, place) : y);
       });
     });
@@ -86,7 +86,7 @@ void form_gradient(const LinearBackwardArgs& args, const LinearBackward<T>& back
   const auto formed = row_major(backward.formed, backward.grad.rows, backward.grad.columns);
   with_activation(args.activation, [&](auto formula) BIGMODEL_INLINE_LAMBDA {
     for_each_vector(block, [&](const Place& place) BIGMODEL_INLINE_LAMBDA {
-      write(formed, place, value_and_slope(formula, z(place)).slope * read(grad_output, place));
+      write(formed, place, value_and_slope_for<T>(formula, z(place)).slope * read(grad_output, place));
     });
   });
 }

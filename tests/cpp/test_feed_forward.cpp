@@ -252,6 +252,12 @@ void check_cases() {
       dropped.forward();
       dropped.backward();
     }
+    // Rows that one job takes through both products, on targets that do so.
+    FeedForwardTest<T> many({383, 12, 70, 11, Activation::gelu, gate, 0.25, false, true});
+    many.forward();
+    if (gate == Gate::none) many.backward();
+    FeedForwardTest<T> deep({97, 20, 1091, 11, Activation::silu, gate, 0.0, true, false});
+    deep.forward();
   }
 }
 

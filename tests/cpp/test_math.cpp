@@ -1,6 +1,6 @@
 // csrc/cpu/isa/vec_math.h against double, in units in the last place of the right answer (or of 1).
 #include "check.h"
-#include "cpu/isa/vec_math.h"
+#include "cpu/activation.h"
 #include "numbers.h"
 #include "vocabulary.h"
 
@@ -69,7 +69,8 @@ void check_ulps(const char* name, Ours ours, Truth truth, float low, float high,
 void check_special() {
   const float nan = NAN, inf = INFINITY;
   check(std::isnan(first(exp2(set1(nan)))) && std::isnan(first(exp(set1(nan)))) && std::isnan(first(tanh(set1(nan)))) &&
-            std::isnan(first(normal_distribution(set1(nan)))) && std::isnan(first(log(set1(nan)))),
+            std::isnan(first(normal_distribution(set1(nan)))) &&
+            std::isnan(first(rough_normal_distribution(set1(nan)))) && std::isnan(first(log(set1(nan)))),
         "NaN in, NaN out");
   const float odd_nan = float_of(0x7fc00001u);  // whose low bits must not be shifted into a number
   check(std::isnan(first(exp2(set1(odd_nan)))) && std::isnan(first(exp(set1(odd_nan)))), "NaN with a payload");
@@ -81,6 +82,8 @@ void check_special() {
   check(first(exp(set1(88.73f))) == inf && first(exp(set1(-87.4f))) == 0.0f, "exp past its range");
   check(first(tanh(set1(inf))) == 1.0f && first(tanh(set1(-inf))) == -1.0f, "tanh");
   check(std::signbit(first(tanh(set1(-0.0f)))), "tanh of -0");
+  check(first(rough_normal_distribution(set1(-inf))) == 0.0f && first(rough_normal_distribution(set1(inf))) == 1.0f,
+        "rough_normal_distribution");
   check(first(normal_distribution(set1(-inf))) == 0.0f && first(normal_distribution(set1(0.0f))) == 0.5f,
         "normal_distribution");
   check(first(log(set1(inf))) == inf && first(log(set1(0.0f))) == -inf && first(log(set1(1.0f))) == 0.0f, "log");
@@ -100,6 +103,12 @@ void test_math() {
   check_ulps("normal_distribution", normal_distribution, below, -1.0f, inf, 6);
   check_ulps("normal_distribution", normal_distribution, below, -5.5f, -1.0f, 60);
   check_error("normal_distribution", normal_distribution, below, -inf, -5.5f, 0.01, [](double) { return 0x1p-24; });
+  check_error("rough_normal_distribution", rough_normal_distribution, below, -4.5f, inf, 0x1p-12,
+              [](double value) { return value; });
+  check_error("rough_normal_distribution", rough_normal_distribution, below, -6.0f, -4.5f, 0x1p-6,
+              [](double value) { return value; });
+  check_error("rough_normal_distribution", rough_normal_distribution, below, -inf, -6.0f, 0.02,
+              [](double) { return 0x1p-24; });
   check_ulps(
       "log", [](F32 x) { return log(x); }, [](double x) { return std::log(x); }, 0x1p-126f, 0x1.fffffep127f, 1.5);
   check_special();
