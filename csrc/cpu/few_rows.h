@@ -43,14 +43,6 @@ BIGMODEL_INLINE bool takes_few_rows(const Product<T>& product) {
   return m <= few_rows_at_once || k >= m * lanes || k * n * std::int64_t{sizeof(T)} > few_rows_cached;
 }
 
-template <class T>
-BIGMODEL_INLINE bool takes_few_rows(const Product<T>* product, int products) {
-  for (int p = 0; p < products; ++p) {
-    if (!takes_few_rows(product[p])) return false;
-  }
-  return true;
-}
-
 // Rows of the lhs an odd number of cache lines apart do not compete for the same lines of L1.
 template <class Element>
 constexpr std::int64_t few_rows_stride(std::int64_t k) {

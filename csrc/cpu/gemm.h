@@ -29,7 +29,7 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // AVX-512 takes fourteen rows at a time, so few passes over a panel that it may come from L2 each time: 2 KB of depth
 // save half of the sums' way there and back in fp32, three quarters in bf16 (Zen 4: 1 to 2 %, 2 to 5 %).
 template <class Element>
-inline constexpr std::int64_t most_depth = Layout<Element>::rows == 14 ? 2048 / sizeof(Element) : 256;
+inline constexpr std::int64_t most_depth = fills_avx512<Element> ? 2048 / sizeof(Element) : 256;
 inline constexpr std::int64_t most_block_rows = 96;
 inline constexpr std::int64_t most_block_columns = 1024;
 // Columns of a block that are handed to the epilogue at a time, while the next are not begun: its reading and writing
@@ -74,8 +74,8 @@ enum class Route { blocked, few_rows, swapped };
 
 template <class T>
 BIGMODEL_INLINE Route route_of(const Product<T>* product, int products) {
-  if (takes_swapped(product, products)) return Route::swapped;
-  return takes_few_rows(product, products) ? Route::few_rows : Route::blocked;
+  if (all_of(product, products, takes_swapped<T>)) return Route::swapped;
+  return all_of(product, products, takes_few_rows<T>) ? Route::few_rows : Route::blocked;
 }
 
 template <class T>
@@ -221,7 +221,7 @@ BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t 
 // Rows whose lines of memory are asked for at a time: a tile's, but a whole panel's where each call of the micro-kernel
 // sets the processor's tiles up (AMX).
 template <class T>
-inline constexpr std::int64_t rows_at_a_time = ElementLayout<T>::rows == 32 ? most_block_rows : ElementLayout<T>::rows;
+inline constexpr std::int64_t rows_at_a_time = ElementLayout<T>::amx ? most_block_rows : ElementLayout<T>::rows;
 
 // block.sums[p] (+)= lhs rhs over `depth` of k, of which panel and lhs hold the first: a block of packed rows. Where
 // that completes the block, the columns that are done are handed on before the next are begun.

@@ -17,6 +17,14 @@ struct Product {
   const void* packed_rhs = nullptr;
 };
 
+template <class T>
+BIGMODEL_INLINE bool all_of(const Product<T>* product, int products, bool (*fits)(const Product<T>&)) {
+  for (int p = 0; p < products; ++p) {
+    if (!fits(product[p])) return false;
+  }
+  return true;
+}
+
 // Sums of rows [row, row + rows) and columns [column, column + columns): element (i, j) of product p at
 // sums[p][i * stride + j]. Rows are whole vectors long, so an epilogue may work on them in fp32 past `columns`.
 struct Block {

@@ -39,7 +39,7 @@ BIGMODEL_INLINE std::int64_t packed_bytes_on_the_way(const Gemm<T>& gemm) {
 // How many rows a job takes, a multiple of `step`; 0 where that would be too few, or workers would wait for the last.
 template <class T>
 static std::int64_t choose_rows_at_once(const Gemm<T>& first, const Gemm<T>& second, int workers, std::int64_t step) {
-  if (ElementLayout<T>::rows != 14) return 0;  // slower with AVX2, not measured elsewhere
+  if (!fills_avx512<ElementOf<T>>) return 0;  // slower with AVX2, not measured elsewhere
   const std::int64_t rows = first.product[0].lhs.rows, between = second.product[0].rhs.rows;
   const std::int64_t unpacked = packed_bytes_on_the_way(first) + packed_bytes_on_the_way(second);
   if (unpacked > 2 * chunk_bytes || (unpacked > 0 && rows < least_rows_unpacked)) return 0;

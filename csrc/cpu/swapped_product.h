@@ -1,7 +1,7 @@
-// Products of a few rows with a rhs whose columns are contiguous (a weight as it lies), with the operands swapped: rhs^T
-// lhs^T. The weight is then the operand that the micro-kernel reads where it lies, and only the few rows are packed; the
-// sums come out transposed. That takes less than adding up lanes (few_rows.h) where the rows fill their vectors, and
-// packing the weight in every call (gemm.h) would take as long as multiplying it.
+// Products of a few rows with a rhs whose columns are contiguous (a weight as it lies), with the operands swapped:
+// rhs^T lhs^T. The weight is then the operand that the micro-kernel reads where it lies, and only the few rows are
+// packed; the sums come out transposed. That takes less than adding up lanes (few_rows.h) where the rows fill their
+// vectors, and packing the weight in every call (gemm.h) would take as long as multiplying it.
 #pragma once
 
 #include "cpu/isa/pack.h"
@@ -12,11 +12,11 @@
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
 // Of one job: a multiple of vectors and, but for the last few, of what is multiplied at once.
-inline constexpr std::int64_t swapped_columns = tile_rows == 14 ? 112 : 96;
+inline constexpr std::int64_t swapped_columns = lanes == 16 ? 112 : 96;
 // At once so few columns that L1 holds a line of each, though they often lie whole pages apart and then share its eight
 // ways. AMX takes a line once only.
 template <class Element>
-inline constexpr std::int64_t columns_at_once = Layout<Element>::rows == 14 ? 7 : swapped_columns;
+inline constexpr std::int64_t columns_at_once = fills_avx512<Element> ? 7 : swapped_columns;
 
 // As many rows as fill their vectors; fewer idle lanes than a quarter of one.
 BIGMODEL_INLINE bool fill_lanes(std::int64_t m) { return m > 8 && m <= 32 && 4 * (round_up(m, lanes) - m) < lanes; }
@@ -26,14 +26,6 @@ BIGMODEL_INLINE bool takes_swapped(const Product<T>& product) {
   const Matrix<const T>& rhs = product.rhs;
   const bool in_place = is_same<T, ElementOf<T>> && rhs.row_stride == 1 && packed_k<ElementOf<T>>(rhs.rows) == rhs.rows;
   return in_place && !product.packed_rhs && fill_lanes(product.lhs.rows);
-}
-
-template <class T>
-BIGMODEL_INLINE bool takes_swapped(const Product<T>* product, int products) {
-  for (int p = 0; p < products; ++p) {
-    if (!takes_swapped(product[p])) return false;
-  }
-  return true;
 }
 
 // Of one worker: transposed sums of a job, and the sums of each product.

@@ -45,7 +45,12 @@ struct Layout<float> {
   static constexpr int group = 1;         // consecutive k in one lane
   static constexpr int k_step = 1;        // k is padded to a multiple of it
   static constexpr int rows = tile_rows;  // of C in a register tile
+  static constexpr bool amx = false;      // whether AMX's tiles hold it, not vector registers
 };
+
+// Whether a register tile fills AVX-512's vector registers.
+template <class Element>
+inline constexpr bool fills_avx512 = lanes == 16 && !Layout<Element>::amx;
 
 // A vector of lhs or rhs lanes of Element float; tile_gemm_bf16.h has the same three for bfloat16.
 BIGMODEL_INLINE F32 broadcast(const float* p) { return set1(*p); }

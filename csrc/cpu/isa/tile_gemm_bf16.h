@@ -20,8 +20,10 @@ struct Layout<bfloat16> {
   static constexpr int group = 2;
 #if defined(__AMX_BF16__)
   static constexpr int k_step = 32, rows = 32;
+  static constexpr bool amx = true;
 #else
   static constexpr int k_step = 2, rows = tile_rows;
+  static constexpr bool amx = false;
 #endif
 };
 
