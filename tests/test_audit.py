@@ -110,7 +110,8 @@ OPTIONS = {
     ("sm_100", "bf16"): ("forward softcap d128", "grad_query alibi d128"),
     ("sm_120", "bf16"): ("forward additive mask d128",),
     ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d256"),
-    ("sm_120", "tf32"): ("grad_query causal d256", "grad_mask d128"),
+    ("sm_90", "tf32"): ("grad_mask d64",),
+    ("sm_120", "tf32"): ("grad_key_value causal d128", "grad_query causal d256", "grad_mask d128"),
 }
 # Dropout's random numbers take the most: every pass where its launch is dropout's own, and some of the others.
 _PASSES_OF_DROPOUT = tuple(f"{each} causal dropout" for each in ("forward", "grad_key_value", "grad_query"))
