@@ -109,7 +109,7 @@ OPTIONS = {
     ("sm_86", "bf16"): ("grad_key_value additive mask d128",),
     ("sm_100", "bf16"): ("forward softcap d128", "grad_query alibi d128"),
     ("sm_120", "bf16"): ("forward additive mask d128",),
-    ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d256"),
+    ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d64", "grad_mask d256"),
     ("sm_90", "tf32"): ("grad_mask d64",),
     ("sm_120", "tf32"): ("grad_key_value causal d128", "grad_query causal d256", "grad_mask d128"),
 }

@@ -128,8 +128,11 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
-# As many queries at a time as this family's instructions multiply: 32 spilled 23 instructions.
-_TF32_BY_FAMILY = {"sm_90": {"grad_mask": ((64, 64, 8, 1), *_TF32["grad_mask"][1:])}}
+# Where four warps for 32 x 32 scores spill, with dropout or without; sm_90 and sm_100 multiply 64 rows at a time.
+_TF32_BY_FAMILY = {
+    name: {"grad_mask": (blocks, *_TF32["grad_mask"][1:])}
+    for name, blocks in (("sm_86", (32, 64, 8, 1)), ("sm_90", (64, 64, 8, 1)), ("sm_100", (64, 64, 8, 1)))
+}
 # By family, arithmetic, pass and features: instead of the tables' where there is a mask or dropout, whose tile of
 # numbers is in registers beside the scores. Half as many of these at a time spill nothing, causal or not.
 _WITH_OPTIONS = {
