@@ -109,8 +109,9 @@ OPTIONS = {
     ("sm_86", "bf16"): ("grad_key_value additive mask d128",),
     ("sm_100", "bf16"): ("forward softcap d128", "grad_query alibi d128"),
     ("sm_120", "bf16"): ("forward additive mask d128",),
-    ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d256"),
-    ("sm_120", "tf32"): ("grad_query causal d256", "grad_mask d128"),
+    ("sm_86", "tf32"): ("forward causal d128", "grad_key_value causal d256", "grad_mask d64", "grad_mask d256"),
+    ("sm_90", "tf32"): ("grad_mask d64",),
+    ("sm_120", "tf32"): ("grad_key_value causal d128", "grad_query causal d256", "grad_mask d128"),
 }
 # Dropout's random numbers take the most: every pass where its launch is dropout's own, and some of the others.
 _PASSES_OF_DROPOUT = tuple(f"{each} causal dropout" for each in ("forward", "grad_key_value", "grad_query"))
@@ -433,6 +434,17 @@ def test_the_page_has_the_rows_of_its_command():
         assert rows[arch] == [row for row in expected if row not in left_out], arch
         assert all(arch == "sm_75" and op in ("attention", "attention_weights") for op, *_ in left_out), left_out
         assert {op for op, *_ in rows[arch]} == set(backends.OPS), arch
+
+
+def test_the_page_of_fp32_has_the_rows_of_its_command():
+    """Of sm_75 it may say that it has none."""
+    options, rows = page_of("audit-fp32.md")
+    assert options.pop("--markdown") == ["docs/audit-fp32.md"] and options.pop("--backend") == ["triton"]
+    archs, dtypes, ops = (options.pop(name, ARCHITECTURES) for name in ("--arch", "--dtype", "--op"))
+    assert not options and dtypes == ["fp32", "tf32"] and list(rows) == list(archs)
+    assert set(archs) | {"sm_75"} == set(ARCHITECTURES)
+    for arch in archs:
+        assert rows[arch] == [(case.op, case.name, case.dtype) for case in cases(arch, tuple(ops), tuple(dtypes))], arch
 
 
 def test_the_long_list_holds_the_short_one():

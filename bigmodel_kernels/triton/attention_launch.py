@@ -128,6 +128,11 @@ _TF32 = {
     "grad_mask": ((32, 32, 4, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "weights": ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
 }
+# Where four warps for 32 x 32 scores spill, with dropout or without; sm_90 and sm_100 multiply 64 rows at a time.
+_TF32_BY_FAMILY = {
+    name: {"grad_mask": (blocks, *_TF32["grad_mask"][1:])}
+    for name, blocks in (("sm_86", (32, 64, 8, 1)), ("sm_90", (64, 64, 8, 1)), ("sm_100", (64, 64, 8, 1)))
+}
 # By family, arithmetic, pass and features: instead of the tables' where there is a mask or dropout, whose tile of
 # numbers is in registers beside the scores. Half as many of these at a time spill nothing, causal or not.
 _WITH_OPTIONS = {
@@ -274,7 +279,7 @@ def table_launch(
     elif arithmetic == "ieee" or table == "sm_75":
         rows = _IEEE | _IEEE_BY_FAMILY.get(table, {})
     else:
-        rows = _TF32
+        rows = _TF32 | _TF32_BY_FAMILY.get(table, {})
     return _with_enough_terms(name, Launch(*rows[name][size.bit_length() - 7]))
 
 
@@ -293,7 +298,9 @@ def max_registers(name: str, device: Device, features: int, arithmetic: str, cro
     needs, to have two blocks at a time; None: as many as it thinks best."""
     in_parts = name in ("grad_key_value", "grad_query") and features_at_a_time(device, features, arithmetic) > 0
     of_many = name in ("grad_query", "grad_mask") and crowded
-    return 255 if in_parts or of_many or (name == "forward" and arithmetic == "tf32") else None
+    # For which shared memory holds one block, whatever the registers.
+    large = name == "grad_key_value" and family(device.capability) == "sm_120" and 64 < features <= 128
+    return 255 if in_parts or of_many or (arithmetic == "tf32" and (name == "forward" or large)) else None
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
