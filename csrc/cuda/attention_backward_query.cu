@@ -45,11 +45,15 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
 
   const int first_row = block_row + 16 * warp_id();
   QueryRow row[2];
+  const auto find_rows = [&](int first) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) row[half] = QueryRow(in, b, h, first + lane_id() / 4 + 8 * half);
+  };
+  find_rows(first_row);
   RowTerms terms[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = first_row + lane_id() / 4 + 8 * half;
-    row[half] = QueryRow(in, b, h, r);
     terms[half] = r < in.q_len ? p.terms.at(in, b, h)[r] : RowTerms{INFINITY, 0.0f};
   }
   Accumulators<Head> result;
@@ -63,6 +67,8 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
     if constexpr (!Plain) clear_terms(factors, slope);
     multiply<T, Head>(s, key,
                       [&](std::uint32_t (&a)[4], int step) { load_left(a, query, 0, step_depth<T> * step); });  // Q K^T
+    // Of agreed() the compiler cannot know that it gives the same each time.
+    if constexpr (!keeps_query_rows<Head, Plain>) find_rows(agreed(first_row));
     make_probabilities<T, Plain>(
         in, tile >= full_begin && tile < full_end, s, slope,
         [&](int half, int) -> const QueryRow& { return row[half]; },

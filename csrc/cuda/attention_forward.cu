@@ -39,11 +39,6 @@ constexpr int tile_keys = (Head > 128 ? 32 : 64) / (sizeof(T) / 2);
 template <int Head, bool Plain>
 constexpr bool queries_in_registers = Head <= (Plain ? 128 : 64);
 
-// Of the largest heads, scores with options need so many registers that what is known of a lane's queries is found anew
-// for each tile of keys.
-template <int Head, bool Plain>
-constexpr bool keeps_query_rows = Plain || Head < 256;
-
 // Large tiles have eight warps, where two such blocks, or one of large heads, fill a multiprocessor's registers; at 64
 // features three blocks of four warps do so better.
 template <int Head>

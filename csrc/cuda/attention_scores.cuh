@@ -27,6 +27,11 @@ struct QueryRow {
   }
 };
 
+// Of the largest heads, scores with options need so many registers that what is known of a lane's queries is found anew
+// for each tile of keys.
+template <int Head, bool Plain>
+constexpr bool keeps_query_rows = Plain || Head < 256;
+
 // Adds, or removes by, one kind of mask. query_of(half, column) gives a QueryRow, key_of(half, column) a key.
 template <class M, int Columns, class QueryOf, class KeyOf>
 __device__ void apply_mask(const ScoreRules& rules, int last_key, Accumulators<Columns>& s, QueryOf query_of,

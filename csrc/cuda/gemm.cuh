@@ -99,9 +99,9 @@ struct GemmParams {
 struct TilePlace {
   std::int64_t row, column;
 
-  __device__ TilePlace(int row_tiles, int column_tiles) {
+  __device__ TilePlace(int block, int row_tiles, int column_tiles) {
     constexpr int together = 8;
-    const int block = static_cast<int>(blockIdx.x), group = block / (together * column_tiles);
+    const int group = block / (together * column_tiles);
     const int first = group * together, height = min(together, row_tiles - first);
     const int within = block - first * column_tiles;
     row = first + within % height;
@@ -184,7 +184,7 @@ __global__ __launch_bounds__(Shape::threads, ptx::is_sm_75&& Shape::threads == 1
   constexpr int row_blocks = Shape::warp_rows / 16;
   extern __shared__ __align__(128) unsigned char shared[];
   const std::uint32_t ring = ptx::shared_address(shared);
-  const TilePlace tile(p.row_tiles, p.column_tiles);
+  const TilePlace tile(static_cast<int>(blockIdx.x), p.row_tiles, p.column_tiles);
   const std::int64_t first_row = tile.row * Shape::rows, first_column = tile.column * Shape::columns;
   const int warp_row = warp_id() / Shape::warps_across * Shape::warp_rows;
   const int warp_column = warp_id() % Shape::warps_across * Shape::warp_columns;
@@ -239,8 +239,11 @@ __global__ __launch_bounds__(Shape::threads, ptx::is_sm_75&& Shape::threads == 1
 
   ptx::wait_for_copies<0>();
   __syncthreads();  // the ring becomes room to turn accumulators into rows
-  finish_tile<Shape>(p, c, reinterpret_cast<float*>(shared), first_row + warp_row,
-                     static_cast<int>(first_column) + warp_column);
+  // Where the tile lies is found again: over the loop it would take registers. Of agreed() the compiler cannot know
+  // that it gives the same.
+  const TilePlace done(agreed(static_cast<int>(blockIdx.x)), p.row_tiles, p.column_tiles);
+  finish_tile<Shape>(p, c, reinterpret_cast<float*>(shared), done.row * Shape::rows + warp_row,
+                     static_cast<int>(done.column * Shape::columns) + warp_column);
 }
 
 }  // namespace bigmodel::cuda
