@@ -437,12 +437,11 @@ def test_the_page_has_the_rows_of_its_command():
 
 
 def test_the_page_of_fp32_has_the_rows_of_its_command():
-    """Of sm_75 it may say that it has none."""
     options, rows = page_of("audit-fp32.md")
     assert options.pop("--markdown") == ["docs/audit-fp32.md"] and options.pop("--backend") == ["triton"]
     archs, dtypes, ops = (options.pop(name, ARCHITECTURES) for name in ("--arch", "--dtype", "--op"))
     assert not options and dtypes == ["fp32", "tf32"] and list(rows) == list(archs)
-    assert set(archs) | {"sm_75"} == set(ARCHITECTURES)
+    assert set(archs) == set(ARCHITECTURES)
     for arch in archs:
         assert rows[arch] == [(case.op, case.name, case.dtype) for case in cases(arch, tuple(ops), tuple(dtypes))], arch
 

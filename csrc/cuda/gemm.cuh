@@ -239,9 +239,10 @@ __global__ __launch_bounds__(Shape::threads, ptx::is_sm_75&& Shape::threads == 1
 
   ptx::wait_for_copies<0>();
   __syncthreads();  // the ring becomes room to turn accumulators into rows
-  // Where the tile lies is found again: over the loop it would take registers. Of agreed() the compiler cannot know
-  // that it gives the same.
-  const TilePlace done(agreed(static_cast<int>(blockIdx.x)), p.row_tiles, p.column_tiles);
+  // Where a large tile lies is found again: over the loop it would take registers. Of agreed() the compiler cannot know
+  // that it gives the same. A small tile's kernel is short of registers here instead (sm_80).
+  const int block = static_cast<int>(blockIdx.x);
+  const TilePlace done = Shape::threads > 128 ? TilePlace(agreed(block), p.row_tiles, p.column_tiles) : tile;
   finish_tile<Shape>(p, c, reinterpret_cast<float*>(shared), done.row * Shape::rows + warp_row,
                      static_cast<int>(done.column * Shape::columns) + warp_column);
 }
