@@ -170,6 +170,21 @@ def test_autocast_gives_torch_s_dtype(residual_dtype, backend):
 
 
 @pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("rows", [3, 12, 16, 24, 32, 40])
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "positive"])
+def test_long_sums(signed, rows, dtype, backend):
+    """However many rows there are, and so whichever way the product goes: rounding errors do not pile up along k."""
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(size, 14336, generator=generator) for size in (rows, 112))
+    x, weight = (value if signed else value.abs() for value in (x.to(dtype), weight.to(dtype)))
+    output = bmk.linear(x, weight, backend=backend)
+    reference = bmk.linear(x, weight, backend="reference")
+    truth = bmk.linear(x.double(), weight.double())
+    assert_as_exact("output", output, reference, truth, FORWARD, dtype)
+
+
+@pytest.mark.parametrize("backend", CPU_DISPATCHES, ids=lambda dispatch: dispatch[1], indirect=True)
 class TestPackedWeights:
     """The cache of packed weights is invisible: right results whatever happens to the weight."""
 

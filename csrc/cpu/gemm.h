@@ -26,10 +26,6 @@ namespace bigmodel::cpu::BIGMODEL_TARGET {
 // For 32 KB of L1 and 512 KB of L2 (Zen 3): a panel of 256 x 16 fp32 fills half of L1, a block of 96 x 256 a fifth of
 // L2. Measured there: blocks of 192 rows are no faster; narrower blocks are slower, since each packs its lhs anew (256
 // columns: 8 % less than 512), although the sums of 96 x 1024 leave L2; prefetching panels or the lhs gains nothing.
-// AVX-512 takes fourteen rows at a time, so few passes over a panel that it may come from L2 each time: 2 KB of depth
-// save half of the sums' way there and back in fp32, three quarters in bf16 (Zen 4: 1 to 2 %, 2 to 5 %).
-template <class Element>
-inline constexpr std::int64_t most_depth = fills_avx512<Element> ? 2048 / sizeof(Element) : 256;
 inline constexpr std::int64_t most_block_rows = 96;
 inline constexpr std::int64_t most_block_columns = 1024;
 // Columns of a block that are handed to the epilogue at a time, while the next are not begun: its reading and writing
@@ -54,19 +50,6 @@ BIGMODEL_INLINE std::int64_t panel_lanes(std::int64_t k) {
 template <class T>
 BIGMODEL_INLINE std::int64_t packed_lanes(std::int64_t k, std::int64_t n) {
   return round_up(n, tile_columns) / tile_columns * panel_lanes<T>(k);
-}
-
-// Splits `size` into equal parts of at most `most`, each a multiple of `step`.
-BIGMODEL_INLINE std::int64_t even_part(std::int64_t size, std::int64_t most, std::int64_t step) {
-  const std::int64_t parts = size <= most ? 1 : (size + most - 1) / most;
-  const std::int64_t part = round_up((size + parts - 1) / parts, step);
-  return part > step ? part : step;
-}
-
-// k is worked off in equal parts, each of whole packed lhs rows and whole panels of another product's result.
-template <class T>
-BIGMODEL_INLINE std::int64_t depth_for(std::int64_t k) {
-  return even_part(k, most_depth<ElementOf<T>>, tile_columns);
 }
 
 // How products are computed: in blocks, or one of two ways for few rows.
@@ -148,6 +131,7 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.route = route_of(gemm.product, gemm.products);
   if (gemm.route != Route::blocked) {
     gemm.workers = workers_for(gemm.m * gemm.n * gemm.product[0].lhs.columns, product_worth_a_thread);
+    gemm.block_columns = gemm.route == Route::swapped ? swapped_columns(gemm.n, gemm.workers) : few_rows_columns;
     gemm.lhs_blocks = nullptr;
     gemm.sums =
         take<float>(arena, gemm.route == Route::swapped ? swapped_floats(gemm.product, gemm.products, gemm.workers)
@@ -169,12 +153,6 @@ static void plan(Gemm<T>& gemm, Arena& arena) {
   gemm.sums_stride = gemm.block_columns + line / std::int64_t{sizeof(float)};
   gemm.lhs_blocks = take<ElementOf<T>>(arena, gemm.workers * lhs_block_size(gemm));
   gemm.sums = take<float>(arena, gemm.workers * sums_size(gemm));
-}
-
-template <class T>
-BIGMODEL_INLINE std::int64_t columns_of_job(const Gemm<T>& gemm) {
-  if (gemm.route == Route::blocked) return gemm.block_columns;
-  return gemm.route == Route::few_rows ? few_rows_columns : swapped_columns;
 }
 
 // Packs rows [k_first, k_first + k) of columns [column, column + columns) of an rhs into panels that hold all k.
@@ -299,7 +277,7 @@ static void run(const Gemm<T>& gemm, const Touched& touched, Epilogue epilogue) 
     return multiply_few_rows(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
   }
   if (gemm.route == Route::swapped) {
-    return multiply_swapped(gemm.product, gemm.products, gemm.workers, gemm.sums, epilogue);
+    return multiply_swapped(gemm.product, gemm.products, gemm.workers, gemm.block_columns, gemm.sums, epilogue);
   }
   for (std::int64_t column = 0; column < gemm.n; column += gemm.chunk_columns) {
     const std::int64_t columns = least(gemm.chunk_columns, gemm.n - column);

@@ -41,7 +41,7 @@ Forward<T> plan_forward(const LinearCrossEntropyForwardArgs& args, Arena& arena)
   forward.gemm.product[0] = {matrix<const T>(args.hidden), transposed(matrix<const T>(args.weight))};
   plan(forward.gemm, arena);
   forward.chunk = forward.gemm.route == Route::blocked ? forward.gemm.chunk_columns : vocabulary;
-  forward.block = columns_of_job(forward.gemm);
+  forward.block = forward.gemm.block_columns;
   forward.parts_of_chunk = parts_of(forward.chunk, forward.block);
   forward.parts = parts_of(vocabulary, forward.chunk) * forward.parts_of_chunk;
   forward.part = take<PartOfRow>(arena, rows * forward.parts);

@@ -41,6 +41,7 @@ template <class T>
 static std::int64_t choose_rows_at_once(const Gemm<T>& first, const Gemm<T>& second, int workers, std::int64_t step) {
   if (!fills_avx512<ElementOf<T>>) return 0;  // slower with AVX2, not measured elsewhere
   const std::int64_t rows = first.product[0].lhs.rows, between = second.product[0].rhs.rows;
+  if (rows < least_rows_at_once) return 0;
   const std::int64_t unpacked = packed_bytes_on_the_way(first) + packed_bytes_on_the_way(second);
   if (unpacked > 2 * chunk_bytes || (unpacked > 0 && rows < least_rows_unpacked)) return 0;
   const std::int64_t bytes_of_row =
