@@ -56,12 +56,13 @@ __device__ QueryRow column_query(const AttentionTensors<T>& in, QueryRow head_ro
 // A warp's sixteen rows of dK or dV, if it is wanted.
 template <class T, int Head>
 __device__ void store_gradient(Accumulators<Head>& sums, float scale, const View<T>& gradient,
-                               const AttentionTensors<T>& in, const KeyWork& work, int width, bool packed, T* room) {
+                               const AttentionTensors<T>& in, const KeyWork& work, int start, int width, bool packed,
+                               T* room) {
   if (!gradient.data) return;
   const int first_key = work.first_key + 16 * warp_id();
   sums.for_each([&](float& x, int, int) { x *= scale; });
   store_rows(sums, room, width, packed, [&](int i) -> T* {
-    return first_key + i < in.kv_len ? gradient.at(work.b, work.kv_head, in.first_key + first_key + i) : nullptr;
+    return first_key + i < in.kv_len ? gradient.at(work.b, work.kv_head, start + first_key + i) : nullptr;
   });
 }
 
@@ -107,14 +108,14 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
   for (int item = 0; item < work.items(in.group); ++item, walk.advance(work)) {
     const int slot = pipeline.step(fetch), h = walk.head, first_query = walk.query(work);
     const Tile query(ring + 2 * slot * Tile::elements), grad_output(ring + (2 * slot + 1) * Tile::elements);
+    // Of two neighbouring queries at a time: {lse, delta, lse, delta}.
+    const float4* const terms = reinterpret_cast<const float4*>(p.terms.at(in, work.b, h) + first_query);
     const QueryRow head_row(in, work.b, h, 0);
     Accumulators<queries> s, grad, factors, slope;
     s.clear();
     if constexpr (!Plain) clear_terms(factors, slope);
     multiply<T, Head>(s, query,
                       [&](std::uint32_t (&a)[4], int step) { load_left(a, key, 0, step_depth<T> * step); });  // K Q^T
-    // Of two neighbouring queries at a time: {lse, delta, lse, delta}.
-    const float4* const terms = reinterpret_cast<const float4*>(p.terms.at(in, work.b, h) + first_query);
     make_probabilities<T, Plain>(
         in, work.full(first_query), s, slope,
         [&](int, int column) { return column_query(in, head_row, first_query + column); },
@@ -141,14 +142,13 @@ __global__ __launch_bounds__(gradient_warps* warp_size,
 
   ptx::wait_for_copies<0>();
   __syncthreads();
-  // Where the keys lie is looked up again: over the loop it would take registers.
-  AttentionTensors<T> out = p.in;
-  const KeyWork done(p, out, rows, queries);
+  // Where the sequence starts is read again: over the loop it would take a register.
+  const int start = in.key_starts.data ? in.key_starts[work.b] : 0;
   if constexpr (Keys) {
-    store_gradient(grad_key, out.rules.scale, p.grad_key, out, done, p.head_dim, p.packed_key, my_rows);
+    store_gradient(grad_key, in.rules.scale, p.grad_key, in, work, start, p.head_dim, p.packed_key, my_rows);
   }
   if constexpr (Values) {
-    store_gradient(grad_value, 1.0f, p.grad_value, out, done, p.value_dim, p.packed_value, my_rows);
+    store_gradient(grad_value, 1.0f, p.grad_value, in, work, start, p.value_dim, p.packed_value, my_rows);
   }
 }
 
