@@ -9,6 +9,7 @@ import bigmodel_kernels as bmk
 from bigmodel_kernels import nn as ours
 from bigmodel_kernels.functional import small_layers
 from bigmodel_kernels.nn.attention import JOINT_PARAMETERS
+from bigmodel_kernels.nn.fusion import LINEAR, is_plain
 from bigmodel_kernels.nn.members import plain_members
 
 pytestmark = pytest.mark.skipif(small_layers._self_attention is None, reason="this torch lacks what direct calls need")
@@ -124,6 +125,7 @@ def test_a_submodule_that_is_not_plain_is_left_to_the_ops(how):
     assert answered(attention, x) is not None
     handle = TOUCHED[how](attention.out_proj)
     try:
+        assert not is_plain(attention.out_proj, *LINEAR)  # one question, answered in Python and in C
         assert plain_members(attention, JOINT_PARAMETERS) is None
         assert answered(attention, x) is None
     finally:

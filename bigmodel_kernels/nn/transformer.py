@@ -26,15 +26,16 @@ from bigmodel_kernels.nn.members import plain_members
 # The methods that one call for all of an encoder layer leaves out.
 _ENCODER_METHODS = frozenset(("_attention", "_feed_forward", "_sa_block", "_ff_block"))
 
-# What such a call needs of the submodules.
-_NORM = (LayerNorm, torch.nn.LayerNorm), ("normalized_shape", "eps", "weight", "bias")
-_LINEAR = LINEAR, ("weight", "bias")
-_DROPOUT = (torch.nn.Dropout,), ("training", "p")
-_ENCODER_PARTS = (
+# What such a call needs of the submodules: settings, and the parameters in its order.
+_NORM = (LayerNorm, torch.nn.LayerNorm)
+_ENCODER_SETTINGS = (
     ("self_attn", (MultiheadAttention,), ()),
-    *((name, *_NORM) for name in ("norm1", "norm2")),
-    *((name, *_LINEAR) for name in ("linear1", "linear2")),
-    *((name, *_DROPOUT) for name in ("dropout", "dropout1", "dropout2")),
+    *((name, _NORM, ("normalized_shape", "eps")) for name in ("norm1", "norm2")),
+    *((name, (torch.nn.Dropout,), ("training", "p")) for name in ("dropout", "dropout1", "dropout2")),
+)
+_ENCODER_PARAMETERS = tuple(
+    (name, classes, ("weight", "bias"))
+    for name, classes in (("norm1", _NORM), ("linear1", LINEAR), ("linear2", LINEAR), ("norm2", _NORM))
 )
 
 # A sublayer's output and the residual still to be added to it, None when the sublayer's last op has added it already.
@@ -116,25 +117,20 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
 
     def _in_one_call(self, x: Tensor) -> Tensor | None:
         """The whole layer of a small x, None where a part of it expects to be called or the kernels refuse."""
-        members = plain_members(self, _ENCODER_PARTS)
-        if members is None or not keeps(_ENCODER_METHODS, self, TransformerEncoderLayer):
+        settings, learned = plain_members(self, _ENCODER_SETTINGS), plain_members(self, _ENCODER_PARAMETERS)
+        if settings is None or learned is None or not keeps(_ENCODER_METHODS, self, TransformerEncoderLayer):
             return None
-        shape1, eps1, *norm1, shape2, eps2, norm2_weight, norm2_bias = members[:8]
-        linear1, linear2, dropouts = members[8:10], members[10:12], members[12:]
+        shape1, eps1, shape2, eps2, *dropouts = settings
         attention, activation = self._modules["self_attn"], activation_name(self.activation)
         drops = any(training and p > 0.0 for training, p in zip(dropouts[::2], dropouts[1::2], strict=True))
         usual = activation is not None and not drops and shape1 == shape2 == (attention.embed_dim,)
-        learned = plain_members(attention, JOINT_PARAMETERS) if usual and attention._is_usual(x) else None
-        if learned is None:
+        joint = plain_members(attention, JOINT_PARAMETERS) if usual and attention._is_usual(x) else None
+        if joint is None:
             return None
         return small_layers.encoder_layer(
             x,
+            *joint,
             *learned,
-            *norm1,
-            *linear1,
-            *linear2,
-            norm2_weight,
-            norm2_bias,
             heads=attention.num_heads,
             activation=activation,
             eps1=eps1,
