@@ -3,7 +3,8 @@
 torch's profiler records every allocation and release that goes through torch's CPU allocator, with its size and time.
 The running sum of these, from the start of the call, has a highest point: the most bytes that were held beyond what was
 held before the call. Outputs and gradients are in it, and so is the workspace of our kernels, which the binding takes
-from the same allocator. Not in it: what a library below torch (oneDNN, MKL) takes by malloc for itself.
+from the same allocator; what it keeps of one from call to call is given back before. Not in it: what a library below
+torch (oneDNN, MKL) takes by malloc for itself.
 """
 
 import contextlib
@@ -13,9 +14,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import bigmodel_kernels as bmk
+
 
 def peak_extra_bytes(call: Callable[[], object]) -> int:
     """Runs `call` once and returns the most bytes that it held at any time beyond those held at its start."""
+    bmk.release_workspace()
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _silent_stderr():
         profiler.start()

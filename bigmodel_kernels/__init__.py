@@ -47,10 +47,18 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = ["functional", "integrations", "models", "nn"]
 
 cpu_target = _C.cpu_target
+release_workspace = _C.release_workspace
 set_cpu_target = _C.set_cpu_target
 supported_cpu_targets = _C.supported_cpu_targets
 
-__all__ = [*sorted(_HOME_OF), *_SUBMODULES, "cpu_target", "set_cpu_target", "supported_cpu_targets"]
+__all__ = [
+    *sorted(_HOME_OF),
+    *_SUBMODULES,
+    "cpu_target",
+    "release_workspace",
+    "set_cpu_target",
+    "supported_cpu_targets",
+]
 
 
 def __getattr__(name):

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <memory>
 #include <utility>
 
 namespace bigmodel::binding {
@@ -39,10 +37,6 @@ Tensor empty_strided(Sizes sizes, Sizes strides, std::int32_t dtype, std::int32_
                                                          strides.data(), dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
 
 bool matches(Sizes sizes, Sizes expected) {
   return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end(),
@@ -276,23 +270,6 @@ void Call::fail_shape(const char* name, const Operand& tensor, Sizes expected) c
 
 void Call::fail_dtype(const char* name, const Operand& tensor, const char* expected) const {
   fail(name, " has dtype ", dtype_name(tensor), ", expected ", expected);
-}
-
-Workspace::Workspace(const Call& call, std::int64_t bytes) {
-  if (bytes <= 0) return;
-  constexpr std::int64_t line = 64, most_small = 512 * 1024;
-  if (bytes > most_small) {
-    // torch aligns fresh CPU memory to lines already; the spare one makes sure with any allocator.
-    large_ = call.bytes(bytes + line);
-    const auto address = reinterpret_cast<std::uintptr_t>(large_->mutable_data_ptr());
-    data_ = reinterpret_cast<void*>((address + line - 1) / line * line);
-    return;
-  }
-  // Kept for the thread's next call, whose kernel finds it in the cache. Calls do not nest within a thread.
-  static thread_local std::unique_ptr<void, Free> kept;
-  if (!kept) kept.reset(std::aligned_alloc(line, most_small));
-  data_ = kept.get();
-  call.check(data_, "needs a workspace of ", bytes, " bytes, which the system does not give");
 }
 
 }  // namespace bigmodel::binding

@@ -118,21 +118,6 @@ class Call {
   std::int32_t device_type_, device_index_;
 };
 
-// Bytes for a kernel's workspace, aligned to cache lines: nothing is allocated where nothing is needed. Large ones are
-// torch's, whose profiler then sees them; small ones come from the C library, since a tensor takes longer than a small
-// kernel's loops.
-class Workspace {
- public:
-  Workspace(const Call& call, std::int64_t bytes);
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  void* data() const { return data_; }
-
- private:
-  OptionalTensor large_;
-  void* data_ = nullptr;
-};
-
 // The sizes of `tensor` with another last dimension.
 class WithFeatures {
  public:

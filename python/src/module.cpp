@@ -8,6 +8,7 @@
 #include "direct.h"
 #include "machine_peak.h"
 #include "packed_weight.h"
+#include "workspace.h"
 
 namespace {
 
@@ -53,6 +54,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("LEAST_PACKED_ELEMENTS") = bigmodel::binding::least_packed_elements;
   module.def("has_cuda", [] { return has_cuda; }, "Whether this build has CUDA kernels.");
   module.def("build_info", &build_info, "Compiler, torch headers, stable ABI version and CPU targets of this build.");
+  module.def("release_workspace", &bigmodel::binding::release_workspace,
+             "Gives the memory that CPU kernels keep from call to call, at most 64 MiB, back to the system.");
   bigmodel::define_machine_peak(module);
   bigmodel::binding::direct::define(
       module

@@ -9,6 +9,7 @@
 #include "cuda/cuda.h"
 #include "cuda_place.h"
 #endif
+#include "workspace.h"
 
 namespace bigmodel::binding {
 
