@@ -21,8 +21,9 @@ static float quantize_query(std::int64_t stride, const float* row, std::int16_t*
   }
   const float unit = reduce_max(largest) / largest_int16 + reduce_add(unbounded);
   for (std::int64_t p = 0; p < stride; p += lanes) {
-    float whole[lanes];
-    store(whole, unit > 0 ? round(load(row + p) / set1(unit)) : zero());
+    std::int32_t whole[lanes];
+    const I32 rounded = unit > 0 ? to_int(round(load(row + p) / set1(unit))) : set1_int(0);
+    __builtin_memcpy(whole, &rounded.v, sizeof whole);
     for (int i = 0; i < lanes; ++i) integers[p + i] = std::int16_t(whole[i]);
   }
   return unit;
@@ -112,30 +113,39 @@ static __attribute__((noinline)) void quantize_weights(std::int64_t keys, const 
   }
 }
 
-// output[query][column ...] = keep[query] * itself + unit[query] * sum of pairs * values, for one pair of vectors of
+// output[query][column ...] = keep[query] * itself + unit[query] * sum of pairs * values, for some pairs of vectors of
 // columns. value has an even number of rows.
-template <int queries, class Load>
+template <int queries, int together, class Load>
 BIGMODEL_INLINE void add_int8_columns(std::int64_t keys, const std::int32_t* pairs, const float* unit,
                                       const std::int8_t* const* value, std::int64_t column, Load load_two,
                                       const float* keep, float* output, std::int64_t stride) {
-  I32 sums[queries][2];
+  I32 sums[queries][2 * together];
 #pragma GCC unroll 4
-  for (int q = 0; q < queries; ++q) sums[q][0] = sums[q][1] = set1_int(0);
+  for (int q = 0; q < queries; ++q) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * together; ++v) sums[q][v] = set1_int(0);
+  }
   for (std::int64_t key = 0; key < keys; key += 2, pairs += tile_queries) {
-    I16 first, second;
-    load_two(value[key] + column, value[key + 1] + column, first, second);
+    I16 values[2 * together];
+#pragma GCC unroll 2
+    for (int v = 0; v < 2 * together; v += 2) {
+      const std::int64_t at = column + v * lanes;
+      load_two(value[key] + at, value[key + 1] + at, values[v], values[v + 1]);
+    }
 #pragma GCC unroll 4
     for (int q = 0; q < queries; ++q) {
       I16 weights = set1_pair(pairs[q]);
       keep_in_register(weights);
-      sums[q][0] = dot_pairs(weights, first, sums[q][0]);
-      sums[q][1] = dot_pairs(weights, second, sums[q][1]);
+#pragma GCC unroll 4
+      for (int v = 0; v < 2 * together; ++v) sums[q][v] = dot_pairs(weights, values[v], sums[q][v]);
     }
   }
 #pragma GCC unroll 4
   for (int q = 0; q < queries; ++q) {
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
+    for (int v = 0; v < 2 * together; v += 2) put_in_order(sums[q][v], sums[q][v + 1]);
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * together; ++v) {
       float* to = output + q * stride + column + v * lanes;
       store(to, fma(to_float(sums[q][v]), set1(unit[q]), load(to) * set1(keep[q])));
     }
@@ -146,28 +156,29 @@ template <int queries>
 static __attribute__((noinline)) void add_int8_tile(std::int64_t keys, std::int64_t value_dim, const float* weights,
                                                     const std::int8_t* const* value, const float* keep, float* output,
                                                     std::int64_t stride, Prefetch<std::int8_t>& prefetch) {
+  // Four vectors of every query's sums, beside the values they are added from, where there are registers for them.
+  constexpr int most_together = lanes == 16 ? 2 : 1;
   std::int32_t pairs[32 * tile_queries];
   float unit[tile_queries];
   quantize_weights(keys, weights, pairs, unit);
   std::int64_t column = 0;
-  for (; column + pair_lanes <= value_dim; column += pair_lanes) {
-    prefetch.ask_for(column + pair_lanes, value_dim);
-    add_int8_columns<queries>(
-        keys, pairs, unit, value, column,
-        [](const std::int8_t* a, const std::int8_t* b, I16& first, I16& second)
-            BIGMODEL_INLINE_LAMBDA { load_interleaved(a, b, first, second); },
-        keep, output, stride);
-  }
+  const auto add = [&]<int together>(auto load_two) BIGMODEL_INLINE_LAMBDA {
+    prefetch.ask_for(column + together * pair_lanes, value_dim);
+    add_int8_columns<queries, together>(keys, pairs, unit, value, column, load_two, keep, output, stride);
+    column += together * pair_lanes;
+  };
+  const auto whole = [](const std::int8_t* a, const std::int8_t* b, I16& first, I16& second)
+                         BIGMODEL_INLINE_LAMBDA { load_interleaved(a, b, first, second); };
+  while (column + most_together * pair_lanes <= value_dim) add.template operator()<most_together>(whole);
+  while (column + pair_lanes <= value_dim) add.template operator()<1>(whole);
   if (column == value_dim) return;
-  prefetch.ask_for(value_dim, value_dim);
-  add_int8_columns<queries>(
-      keys, pairs, unit, value, column,
-      [&](const std::int8_t* a, const std::int8_t* b, I16& first, I16& second) BIGMODEL_INLINE_LAMBDA {
-        std::int8_t buffer[2][pair_lanes] = {};
-        for (std::int64_t i = 0; i < value_dim - column; ++i) buffer[0][i] = a[i], buffer[1][i] = b[i];
-        load_interleaved(buffer[0], buffer[1], first, second);
-      },
-      keep, output, stride);
+  const std::int64_t left = value_dim - column;
+  add.template operator()<1>([&](const std::int8_t* a, const std::int8_t* b, I16& first, I16& second)
+                                 BIGMODEL_INLINE_LAMBDA {
+                                   std::int8_t buffer[2][pair_lanes] = {};
+                                   for (std::int64_t i = 0; i < left; ++i) buffer[0][i] = a[i], buffer[1][i] = b[i];
+                                   load_interleaved(buffer[0], buffer[1], first, second);
+                                 });
 }
 
 }  // namespace bigmodel::cpu::BIGMODEL_TARGET

@@ -161,9 +161,10 @@ void check_int16_dots() {
     I16 half[2];
     load_interleaved(bytes[0], bytes[1], half[0], half[1]);
     const I16 pair = set1_pair((words[0] & 0xffff) | words[1] * 65536);
+    I32 sums[2] = {dot_pairs(pair, half[0], set1_int(0)), dot_pairs(pair, half[1], set1_int(0))};
+    put_in_order(sums[0], sums[1]);
     for (int h = 0; h < 2; ++h) {
-      const I32 sums = dot_pairs(pair, half[h], set1_int(0));
-      std::memcpy(got, &sums.v, sizeof got);
+      std::memcpy(got, &sums[h].v, sizeof got);
       for (int i = 0; i < lanes; ++i) {
         const int want = words[0] * bytes[0][h * lanes + i] + words[1] * bytes[1][h * lanes + i];
         check(got[i] == want, "interleaved pairs, half %d, lane %d: got %d, want %d", h, i, got[i], want);

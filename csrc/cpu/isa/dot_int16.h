@@ -1,6 +1,8 @@
 // Dot products of 16-bit integers: twice the products of an fp32 multiply-add in one instruction.
 //
 // I16 holds 2 * lanes of them. dot_pairs(a, b, sum) adds a[2i] b[2i] + a[2i + 1] b[2i + 1] to lane i of an I32.
+// load_interleaved makes such pairs of two rows, a column's from both; put_in_order brings the sums of its two halves
+// into the order of the columns.
 #pragma once
 
 #include "cpu/isa/vec.h"
@@ -22,14 +24,15 @@ BIGMODEL_INLINE I16 load_int16(const std::int8_t* p) {
 }
 BIGMODEL_INLINE I16 set1_pair(std::int32_t pair) { return {_mm512_set1_epi32(pair)}; }
 BIGMODEL_INLINE void load_interleaved(const std::int8_t* p, const std::int8_t* q, I16& first, I16& second) {
-  alignas(64) static constexpr std::uint16_t order[2][32] = {
-      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
-  const __m512i a = load_int16(p).v, b = load_int16(q).v;
-  first.v = _mm512_permutex2var_epi16(a, _mm512_load_si512(order[0]), b);
-  second.v = _mm512_permutex2var_epi16(a, _mm512_load_si512(order[1]), b);
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+  first = widened(_mm256_unpacklo_epi8(a, b));
+  second = widened(_mm256_unpackhi_epi8(a, b));
+}
+BIGMODEL_INLINE void put_in_order(I32& first, I32& second) {
+  const __m512i a = first.v, b = second.v;
+  first.v = _mm512_shuffle_i64x2(a, b, 0x44);
+  second.v = _mm512_shuffle_i64x2(a, b, 0xee);
 }
 #if defined(__AVX512VNNI__)
 // In place: GCC would copy every sum to another register and back.
@@ -63,6 +66,7 @@ BIGMODEL_INLINE void load_interleaved(const std::int8_t* p, const std::int8_t* q
   first = widened(_mm_unpacklo_epi8(a, b));
   second = widened(_mm_unpackhi_epi8(a, b));
 }
+BIGMODEL_INLINE void put_in_order(I32&, I32&) {}
 // Products are added at once and in this order: GCC would form them all first, and have no registers left for the sums.
 BIGMODEL_INLINE I32 dot_pairs(I16 a, I16 b, I32 sum) {
   sum = sum + I32{_mm256_madd_epi16(a.v, b.v)};
@@ -94,6 +98,7 @@ BIGMODEL_INLINE void load_interleaved(const std::int8_t* p, const std::int8_t* q
     second.v[2 * i] = p[lanes + i], second.v[2 * i + 1] = q[lanes + i];
   }
 }
+BIGMODEL_INLINE void put_in_order(I32&, I32&) {}
 BIGMODEL_INLINE I32 dot_pairs(const I16& a, const I16& b, I32 sum) {
   std::int32_t dots[lanes];
   for (int i = 0; i < lanes; ++i) dots[i] = a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1];
