@@ -320,6 +320,40 @@ def test_what_is_not_computed_is_refused():
         attend(indices=torch.zeros(2, 6, 3))
 
 
+# Models that take their mask from transformers' mask functions and compute attention by themselves: they would add our
+# boolean mask to their scores.
+OFF_THE_INTERFACE = {
+    "BloomForCausalLM": {"hidden_size": 32, "n_layer": 1, "n_head": 4},
+    "XGLMForCausalLM": {"d_model": 32, "ffn_dim": 48, "num_layers": 1, "attention_heads": 4},
+    "MPNetModel": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4},
+}
+
+
+@pytest.mark.parametrize("name", list(OFF_THE_INTERFACE))
+def test_models_off_the_attention_interface_are_refused(name):
+    model_class = getattr(transformers, name)
+    config = model_class.config_class(vocab_size=64, **OFF_THE_INTERFACE[name])
+    model = model_class._from_config(config, attn_implementation="bigmodel").eval()
+    for padded in (False, True):
+        attention_mask = torch.ones(2, 5, dtype=torch.long)
+        attention_mask[0, :2] = 0 if padded else 1
+        with pytest.raises(
+            ValueError, match=r"^\[transformers\] \w+ computes attention by itself.* expected attn_impl"
+        ):
+            model(input_ids=torch.arange(10).view(2, 5), attention_mask=attention_mask)
+    with pytest.raises(ValueError, match=r"^\[transformers\] \w+ computes attention by itself"):
+        torch.compile(model.forward, backend="eager")(input_ids=torch.arange(10).view(2, 5))
+
+
+def test_a_model_without_attention_layers_of_its_own_is_not_refused():
+    """PaliGemma's are Gemma's and SigLIP's."""
+    from bigmodel_kernels.integrations.transformers_masks import mask_for_attention
+
+    model_class = transformers.PaliGemmaForConditionalGeneration
+    config = model_class.config_class.__new__(model_class.config_class)
+    assert mask_for_attention(1, 4, 4, config=config).shape == (1, 1, 4, 4)
+
+
 def test_the_documented_table_is_what_is_tested():
     """`python tests/hugging_face.py` prints it."""
     import test_replace_hugging_face  # noqa: F401 (for the aspects that it tests)

@@ -38,7 +38,8 @@ def register() -> str:
     What eager attention computes is computed, with grouped keys, sliding windows, softcap (Gemma 2), sinks (gpt-oss),
     position bias (T5), padding on either side, packed sequences (`position_ids` or `cu_seq_lens_q`), every cache, and
     dropout in training. `output_attentions=True` returns the weights. A query that may see no key (padding) gives 0,
-    where eager attention averages over keys that it must not see. Sparse attention by index (DeepSeek V3.2) is refused.
+    where eager attention averages over keys that it must not see. Sparse attention by index (DeepSeek V3.2) is refused,
+    and so is the mask of a model that computes attention by itself (Bloom, MPNet).
 
     Returns: "bigmodel". Calling it again changes nothing.
 

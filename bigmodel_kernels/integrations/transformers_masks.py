@@ -8,12 +8,13 @@ transformers' "sdpa" would get.
 
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import masking_utils
+from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
 
 from bigmodel_kernels.integrations.deferred_mask import DeferredMask
 
@@ -44,7 +45,10 @@ def mask_for_attention(
     """A mask function of transformers' interface; arguments as `transformers.masking_utils.sdpa_mask`.
 
     Returns a DeferredMask, a boolean mask [batch, 1, q_len, kv_len], or None with the meaning that it has for "sdpa".
+
+    Raises ValueError for the mask of a model that attends by itself: it would add a boolean mask to its scores.
     """
+    _check_attends_by_interface(type(kwargs.get("config")))
     arguments = {
         "batch_size": batch_size,
         "q_length": q_length,
@@ -74,6 +78,32 @@ def mask_for_attention(
         functools.partial(masking_utils.sdpa_mask, **(arguments | never_none)),
         _starts(pattern.sequences.expand(batch_size, -1)) if packed else None,
     )
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _check_attends_by_interface(config_class: type) -> None:
+    """transformers itself asks the source of a model's module, but only where a model that exists is changed."""
+    models = [model for model in _subclasses(PreTrainedModel) if model.config_class is config_class]
+    modules = [sys.modules[name] for name in {model.__module__ for model in models} if name in sys.modules]
+    if modules and all(_attends_by_itself(module) for module in modules):
+        raise ValueError(
+            f"[transformers] {models[0].__name__} computes attention by itself, not by transformers' attention "
+            "interface, so that attn_implementation='bigmodel' has no part in it; expected attn_implementation='eager'"
+        )
+
+
+def _subclasses(of: type) -> Iterator[type]:
+    for one in of.__subclasses__():
+        yield one
+        yield from _subclasses(one)
+
+
+def _attends_by_itself(module) -> bool:
+    """Whether a module of models has attention layers of its own and does not know the interface."""
+    layers = (each for name, each in vars(module).items() if "Attention" in name and inspect.isclass(each))
+    own = any(issubclass(layer, nn.Module) and layer.__module__ == module.__name__ for layer in layers)
+    return own and not hasattr(module, "ALL_ATTENTION_FUNCTIONS")
 
 
 def _one_after_the_other(sequences: Tensor, attention_mask: Tensor | None, q_length: int, kv_length: int) -> bool:
