@@ -1,6 +1,9 @@
-"""`python -m tests.ptx_emulator attention --q 97 --k 133 ...`: one call of one's own on the emulated CUDA kernels."""
+"""`python -m tests.ptx_emulator attention --q 97 --k 133 ...`: one call of one's own on the emulated CUDA kernels.
+
+Exit status 0: it ran and nothing was found; 1: hazards; 2: it could not run, and one line on stderr says why."""
 
 import json
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigmodel_kernels.testing import AddNormCase, AttentionCase, FeedForwardCase, LinearCase
+from bigmodel_kernels.testing.layouts import LAYOUTS
 
 from . import comparing, planted
 from .measuring import CAPABILITIES, Measured, measure
@@ -39,9 +43,23 @@ class Norm(StrEnum):
     rms = "rms"
 
 
+class Mask(StrEnum):
+    """What AttentionCase can draw."""
+
+    bool = "bool"
+    bool_rows = "bool_rows"
+    float = "float"
+    float_query = "float_query"
+    float_inf = "float_inf"
+
+
+Layout = StrEnum("Layout", {name: name for name in LAYOUTS})
 Capability = StrEnum("Capability", {f"sm_{a}{b}": f"{a}.{b}" for a, b in CAPABILITIES})
+WIDTH = 120  # of tables that no terminal shows
 TORCH_DTYPES = {DType.fp32: torch.float32, DType.bf16: torch.bfloat16, DType.fp16: torch.float16}
 
+Count = Annotated[int, typer.Option(min=0)]
+Size = Annotated[int, typer.Option(min=1)]
 Type = Annotated[DType, typer.Option(help="Of the tensors.")]
 Backward = Annotated[bool, typer.Option("--backward", help="Also the backward pass: the worst of the gradients.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON: error, reference_error, hazards, counters.")]
@@ -61,6 +79,8 @@ def report(case, dtype: DType, backward: bool, as_json: bool, device: Capability
 
 def _print(measured: Measured, dtype: DType) -> None:
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(
         f"{measured.of}: largest error {measured.error:.3e}; the reference's in {dtype} {measured.reference_error:.3e}"
     )
@@ -71,10 +91,9 @@ def _print(measured: Measured, dtype: DType) -> None:
         table = Table(
             title=f"{kernel}: launches {counted['launches']}, blocks {counted['blocks']}", title_justify="left"
         )
-        for heading in ("instructions", "by warps", "by lanes", "bank passes", "without conflicts", "sectors", "bytes"):
-            table.add_column(
-                heading, justify="left" if heading == "instructions" else "right", no_wrap=heading == "instructions"
-            )
+        table.add_column("instructions", no_wrap=True)
+        for heading in ("by warps", "by lanes", "bank passes", "without conflicts", "sectors", "bytes"):
+            table.add_column(heading, justify="right", overflow="fold")
         for name, each in counted["classes"].items():
             figures = (each[key] for key in ("issued", "lanes", "wavefronts", "ideal_wavefronts", "sectors", "bytes"))
             table.add_row(name, *(f"{figure:,}" if figure else "" for figure in figures))
@@ -83,23 +102,24 @@ def _print(measured: Measured, dtype: DType) -> None:
 
 @app.command()
 def attention(
-    batch: int = 1,
-    heads: int = 4,
-    kv_heads: int | None = None,
-    q: Annotated[int, typer.Option("--q", help="Queries.")] = 64,
-    k: Annotated[int, typer.Option("--k", help="Keys.")] = 64,
-    head_dim: int = 64,
-    value_dim: int | None = None,
+    batch: Count = 1,
+    heads: Count = 4,
+    kv_heads: Annotated[int | None, typer.Option(min=0)] = None,
+    q: Annotated[int, typer.Option("--q", min=0, help="Queries.")] = 64,
+    k: Annotated[int, typer.Option("--k", min=0, help="Keys.")] = 64,
+    head_dim: Size = 64,
+    value_dim: Annotated[int | None, typer.Option(min=1)] = None,
     dtype: Type = DType.bf16,
     causal: Causal = Causal.none,
     window_left: int | None = None,
     window_right: int | None = None,
-    mask: Annotated[str | None, typer.Option(help="bool, bool_rows, float, float_query or float_inf.")] = None,
+    mask: Mask | None = None,
+    scale: float | None = None,
     softcap: float | None = None,
     alibi: bool = False,
     sinks: bool = False,
     dropout: float = 0.0,
-    layout: str = "contiguous",
+    layout: Layout = Layout.contiguous,
     backward: Backward = False,
     as_json: Json = False,
     device: Device = Capability["sm_80"],
@@ -114,23 +134,24 @@ def attention(
         kv_len=k,
         head_dim=head_dim,
         value_dim=value_dim,
-        mask=mask,
+        mask=mask and mask.value,
         causal=False if causal is Causal.none else causal.value,
         window=None if window_left is None and window_right is None else (window_left, window_right),
+        scale=scale,
         softcap=softcap,
         alibi="heads" if alibi else None,
         sinks=sinks,
         dropout_p=dropout,
-        layout=layout,
+        layout=layout.value,
     )
     report(case, dtype, backward, as_json, device)
 
 
 @app.command()
 def linear(
-    rows: int = 64,
-    in_features: int = 64,
-    out_features: int = 64,
+    rows: Count = 64,
+    in_features: Size = 64,
+    out_features: Size = 64,
     bias: bool = True,
     activation: str | None = None,
     residual: bool = False,
@@ -146,9 +167,9 @@ def linear(
 
 @app.command()
 def feed_forward(
-    rows: int = 64,
-    width: int = 64,
-    hidden: int = 128,
+    rows: Count = 64,
+    width: Size = 64,
+    hidden: Size = 128,
     activation: str = "relu",
     gate: Annotated[str | None, typer.Option(help="input or hidden.")] = None,
     bias: bool = True,
@@ -165,8 +186,8 @@ def feed_forward(
 
 @app.command()
 def add_norm(
-    rows: int = 64,
-    width: int = 64,
+    rows: Count = 64,
+    width: Size = 64,
     kind: Norm = Norm.layer,
     residual: bool = True,
     dtype: Type = DType.bf16,
@@ -200,5 +221,16 @@ def faults() -> None:
     print("\n".join(planted.table()))
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """What an op, the host code or the emulator refuses is one line, not a traceback."""
+    try:
+        app(arguments)
+    except (ValueError, RuntimeError) as error:
+        if not str(error).startswith("["):  # not one of ours: somebody has to see where it came from
+            raise
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

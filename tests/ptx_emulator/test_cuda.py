@@ -27,7 +27,7 @@ if building.nvcc() is None:
     pytest.skip(building.NO_NVCC, allow_module_level=True)
 
 from tests.ptx_emulator import emulated
-from tests.ptx_emulator.__main__ import app
+from tests.ptx_emulator.__main__ import app, main
 from tests.ptx_emulator.small_kernel import HEADER
 
 LOSSES = [
@@ -249,3 +249,29 @@ def test_command_of_attention():
         found = json.loads(run.output)
         assert found["hazards"] == [] and 0 < found["error"] <= 3 * found["reference_error"]
         assert all("mma" in kernel["classes"] for name, kernel in found["counters"].items() if "forward" in name)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("attention --heads 3 --kv-heads 2", "[attention] key has 2 heads, query 3: query heads must be a multiple"),
+        ("attention --device 7.5", "[attention] products of bfloat16 need compute capability 8.0 or more"),
+        ("attention --softcap -1", "[attention] softcap is -1.0; expected a finite number of at least 0"),
+        ("linear --activation sine", "[linear] activation is 'sine'; expected one of"),
+        ("attention --mask sine", "Invalid value for '--mask'"),
+        ("attention --layout sine", "Invalid value for '--layout'"),
+        ("attention --q -3", "Invalid value for '--q'"),
+        ("linear --in-features 0", "Invalid value for '--in-features'"),
+    ],
+)
+def test_command_refuses_in_words(arguments, words, emulator, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments.split())
+    output = capsys.readouterr()
+    assert left.value.code == 2 and words in output.err and not output.out
+    assert not words.startswith("[") or len(output.err.splitlines()) == 1
+
+
+def test_command_cuts_no_number(emulator):
+    run = CliRunner().invoke(app, ["attention", "--q", "97", "--k", "133", "--device", "8.9"])
+    assert run.exit_code == 0 and "…" not in run.output, run.output
