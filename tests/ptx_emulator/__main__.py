@@ -206,12 +206,12 @@ def counters(
     triton: Annotated[bool, typer.Option(help="Also the Triton kernels, as compiled for sm_80.")] = True,
 ) -> None:
     """Instructions, by warps, that the default kernels execute for the same calls on both backends; as Markdown."""
-    found = [
-        count
-        for name in comparing.names()
-        if not call or any(each in name for each in call)
-        for count in comparing.counts(name, triton)
-    ]
+    names = [name for name in comparing.names() if not call or any(each in name for each in call)]
+    if not names:
+        raise ValueError(
+            f"[counters] no call has such a name; expected a part of one of {', '.join(comparing.names())}"
+        )
+    found = [count for name in names for count in comparing.counts(name, triton)]
     print("\n".join(comparing.table(found)))
 
 

@@ -54,8 +54,10 @@ def test_other_files_have_what_is_left_to_them(file, names):
 def test_of_the_cuda_kernels():
     from tests.ptx_emulator import Emulator, emulated
 
-    emulated.namespace()
+    for name in emulated.NAMESPACES.values():
+        emulated.namespace(name)
     text = Emulator().registered_ptx()
+    assert {".target sm_75", ".target sm_80"} == set(re.findall(r"\.target \w+", text))
     assert "mma.sync" in text and "cp.async" in text
     assert missing(text) == set()
 

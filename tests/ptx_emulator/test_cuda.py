@@ -258,6 +258,7 @@ def test_command_of_attention():
         ("attention --device 7.5", "[attention] products of bfloat16 need compute capability 8.0 or more"),
         ("attention --softcap -1", "[attention] softcap is -1.0; expected a finite number of at least 0"),
         ("linear --activation sine", "[linear] activation is 'sine'; expected one of"),
+        ("counters --call sine", "[counters] no call has such a name; expected a part of one of attention forward d64"),
         ("attention --mask sine", "Invalid value for '--mask'"),
         ("attention --layout sine", "Invalid value for '--layout'"),
         ("attention --q -3", "Invalid value for '--q'"),
