@@ -48,9 +48,12 @@ test-triton: build
 test-emulator: build $(VENV)/.nvcc
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) $(EMULATOR_TESTS)
 
-# The same cases on a CUDA device, compiled.
-test-gpu: build
-	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k '(triton or cuda) and (case or repeats) or test_triton' $(TRITON_TESTS) $(OP_TESTS)
+# The same cases on a CUDA device, compiled by both backends, and what only a device can show. The package is built once
+# more, for one that was built before there was an nvcc has no CUDA kernels; nothing is compiled twice.
+test-gpu: $(VENV)/.nvcc build
+	$(BIN)/python setup.py -q build_ext --inplace
+	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k '(triton or cuda) and (case or repeats) or test_triton or test_gpu' \
+	    $(TRITON_TESTS) $(OP_TESTS) tests/test_gpu.py
 
 # The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
 # targets, since sanitized kernels compile slowly and every target has the same sources.
@@ -110,7 +113,7 @@ $(VENV)/.tools:
 	$(PIP) install -q 'setuptools>=77' 'cmake>=3.24' 'ninja>=1.11' 'pybind11>=2.13'
 	@touch $@
 
-# nvcc, which compiles what the emulator executes: from PyPI where the machine has none, and its packages exist.
+# nvcc, which compiles what the emulator or a device executes: from PyPI where the machine has none, and its packages exist.
 NVCC_PACKAGES := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl
 $(VENV)/.nvcc: $(VENV)/.tools
 	@command -v nvcc > /dev/null || test -x /usr/local/cuda/bin/nvcc \
