@@ -119,18 +119,22 @@ def test_command(tmp_path):
     assert page.read_text().startswith("# Audit of the CUDA C++ kernels\n")
 
 
-def test_the_page_shows_every_op():
-    """docs/audit-cuda.md, on each of its architectures; attention_varlen's kernels are attention's."""
+def test_the_page_shows_every_op_and_no_spills():
+    """docs/audit-cuda.md, on every architecture; attention_varlen's kernels are attention's."""
     page = (Path(__file__).resolve().parent.parent / "docs/audit-cuda.md").read_text()
     assert page.startswith("# Audit of the CUDA C++ kernels\n\nPredicted from machine code, not measured: ")
-    names = ["sm_75", "sm_80", "sm_90", "sm_120"]
+    names = [each.name for each in BY_CAPABILITY.values()]
     options = " ".join(f"--arch {name}" for name in names)
     assert f"\n    bigmodel audit --backend cuda {options} --markdown" in page and "attention_varlen" in page
     architectures = page.split("\n## ")[1:]
     assert [each.split()[0] for each in architectures] == names
-    for each in architectures:
-        rows = {line.split(" | ")[0] for line in each.splitlines() if line.startswith("| ")}
-        assert rows == {"| op", "| ---", *(f"| {op}" for op in OPS if op != "attention_varlen")}, each[:20]
+    for name, each in zip(names, architectures, strict=True):
+        heading, _, *rows = [line.strip("| ").split(" | ") for line in each.splitlines() if line.startswith("| ")]
+        assert {row[0] for row in rows} == {op for op in OPS if op != "attention_varlen"}, name
+        spills = {
+            (name, row[1]): int(row[heading.index("spills")]) for row in rows if row[heading.index("spills")] != "0"
+        }
+        assert spills == {row: count for row, count in SPILLS_ABOVE_128.items() if row[0] == name}
 
 
 def test_without_nvcc(monkeypatch, tmp_path):
