@@ -155,6 +155,8 @@ CONVERT = [
     row("cvt.u16.u32 {0}, {1};", "h", "r", (0x12345678, 0x5678)),
     row("cvt.s32.s8 {0}, {1};", "r", "r", (0x80, 0xFFFFFF80), (0x7F, 0x7F)),
     row("cvt.u32.u8 {0}, {1};", "r", "r", (0x1FF, 0xFF)),
+    row("cvt.s8.s32 {0}, {1};", "h", "r", (0x1FF, 0xFFFF), (0x17F, 0x7F)),
+    row("cvt.u64.u16 {0}, {1};", "d", "h", (0xFFFF, 0xFFFF)),
     row("cvt.u16.u8 {0}, {1};", "h", "h", (0x1FF, 0xFF)),
     row("cvt.s16.s8 {0}, {1};", "h", "h", (0x80, 0xFF80)),
     row("cvt.sat.u8.s32 {0}, {1};", "r", "r", (300, 255), (ONES, 0), (7, 7)),

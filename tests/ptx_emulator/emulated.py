@@ -13,7 +13,7 @@ from bigmodel_kernels import backends, ops
 from . import Emulator, building, library
 
 # Oldest device that each build's PTX is for, newest first.
-NAMESPACES = {(8, 0): "bigmodel_emulated", (7, 5): "bigmodel_emulated_sm_75"}
+NAMESPACES = {(12, 0): "bigmodel_emulated_sm_120", (8, 0): "bigmodel_emulated", (7, 5): "bigmodel_emulated_sm_75"}
 NAMESPACE = NAMESPACES[8, 0]
 
 
@@ -24,8 +24,8 @@ def _tensor_memory() -> ctypes.CDLL:
 
 @functools.cache
 def namespace(name: str = NAMESPACE):
-    """torch.ops.bigmodel_emulated (or its twin for sm_75), with gradients; from now on every new CPU tensor is the
-    device's memory."""
+    """torch.ops.bigmodel_emulated (or a twin for sm_75 or sm_120), with gradients; from now on every new CPU tensor is
+    the device's memory."""
     library()
     _tensor_memory().tensor_memory_on()
     torch.ops.load_library(building.checked(building.built(name)))

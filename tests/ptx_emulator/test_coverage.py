@@ -57,7 +57,7 @@ def test_of_the_cuda_kernels():
     for name in emulated.NAMESPACES.values():
         emulated.namespace(name)
     text = Emulator().registered_ptx()
-    assert {".target sm_75", ".target sm_80"} == set(re.findall(r"\.target \w+", text))
+    assert {".target sm_75", ".target sm_80", ".target sm_120"} == set(re.findall(r"\.target \w+", text))
     assert "mma.sync" in text and "cp.async" in text
     assert missing(text) == set()
 

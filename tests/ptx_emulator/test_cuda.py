@@ -141,14 +141,26 @@ def test_sm_75(op, name, dtype):
         assert ("mma" in classes) == (dtype == torch.float16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("op, case", NAMED)
+def test_sm_120(op, case, dtype):
+    """The PTX for Blackwell, which nvcc generates in another way."""
+    with emulated.cuda_backend((12, 0)) as emulator:
+        emulator.device(capability=(12, 0), multiprocessors=4, shared_bytes=99 << 10)
+        check_case(case, dtype, "cuda")
+        emulator.check()
+        needs_launch(case, dtype, emulator)
+
+
 @pytest.mark.parametrize("q_len", [70, 9])
-@pytest.mark.parametrize("capability", [(8, 0), (7, 5)], ids=["sm_80", "sm_75"])
+@pytest.mark.parametrize("capability", [(8, 0), (7, 5), (12, 0)], ids=["sm_80", "sm_75", "sm_120"])
 def test_every_option_of_the_largest_heads(capability, q_len):
     """For want of registers they find anew for each tile what is known of a query: of one head, or of a group's."""
     (everything,) = [case for case in ATTENTION_CASES if case.name == "everything"]
     case = replace(everything, batch=1, heads=2, kv_heads=1, q_len=q_len, head_dim=256, value_dim=200)
     with emulated.cuda_backend(capability) as emulator:
-        emulator.device(capability=capability, multiprocessors=1, shared_bytes=(163 if capability[0] > 7 else 64) << 10)
+        shared_bytes = {(8, 0): 163 << 10, (7, 5): 64 << 10, (12, 0): 99 << 10}[capability]
+        emulator.device(capability=capability, multiprocessors=1, shared_bytes=shared_bytes)
         check_case(case, torch.float16, "cuda")
         emulator.check()
 

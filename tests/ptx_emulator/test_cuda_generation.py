@@ -208,6 +208,15 @@ def test_decode_of_extreme_scores(emulator):
     torch.testing.assert_close(output, expected.expand_as(output))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("case", ATTENTION_DECODE_CASES, ids=lambda case: case.name)
+def test_decode_on_sm_120(case, dtype):
+    with emulated.cuda_backend((12, 0)) as emulator:
+        emulator.device(capability=(12, 0), multiprocessors=4, shared_bytes=99 << 10)
+        check_decode(case, dtype, "cuda")
+        emulator.check()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_name)
 @pytest.mark.parametrize(
     "case",

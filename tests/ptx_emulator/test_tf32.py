@@ -99,6 +99,15 @@ def test_other_devices(device, case, emulator):
     check(case, emulator)
 
 
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: f"{case.name}-{getattr(case, 'head_dim', '')}")
+def test_sm_120(case):
+    """The PTX for Blackwell, which nvcc generates in another way."""
+    with emulated.cuda_backend((12, 0)) as emulator:
+        emulator.device(capability=(12, 0), multiprocessors=1, shared_bytes=99 << 10)
+        emulator.counters()
+        check(case, emulator)
+
+
 def small_call(dtype: torch.dtype = torch.float32, op: str = "linear") -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(1, 1, size, 40, generator=generator).to(dtype) for size in (20, 24))

@@ -149,6 +149,18 @@ struct SumOfAbsoluteDifferences {
   }
 };
 
+// c + a0 b0 + a1 b1: a holds two numbers of 16 bits, b four of 8, of which two are taken, from First on.
+template <class A, class B, int First>
+struct DotOfPairs {
+  static std::uint32_t apply(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+    for (int i = 0; i < 2; ++i) {
+      const std::int32_t product = static_cast<A>(a >> 16 * i) * static_cast<B>(b >> 8 * (First + i));
+      c += static_cast<std::uint32_t>(product);
+    }
+    return c;
+  }
+};
+
 template <class F, class T>
 constexpr Handler same1 = &unary<F, T, T>;
 template <class F, class T>
@@ -330,12 +342,34 @@ void decode_sad(Decoder& decoder) {
   decoder.instruction.handler = BY_TYPE(decoder, type, same3, SumOfAbsoluteDifferences);
 }
 
+template <class A, class B>
+Handler dot_of_pairs(bool high) {
+  using U = std::uint32_t;
+  return high ? &ternary<DotOfPairs<A, B, 2>, U, U, U, U> : &ternary<DotOfPairs<A, B, 0>, U, U, U, U>;
+}
+
+template <class A>
+Handler dot_of_pairs_by(Type b, bool high) {
+  return is_signed(b) ? dot_of_pairs<A, std::int8_t>(high) : dot_of_pairs<A, std::uint8_t>(high);
+}
+
+void decode_dp2a(Decoder& decoder) {
+  const std::string part = decoder.form.take_one({"lo", "hi"});
+  if (part.empty()) decoder.fail("expected lo or hi");
+  const Type a = decoder.form.take_type(), b = decoder.form.take_type();
+  same_type_operands(decoder, Type::b32, 3);
+  decoder.instruction.type = Class::integer;
+  decoder.instruction.handler =
+      is_signed(a) ? dot_of_pairs_by<std::int16_t>(b, part == "hi") : dot_of_pairs_by<std::uint16_t>(b, part == "hi");
+}
+
 }  // namespace
 
 // add, sub, mul, ... themselves are decoded in arithmetic.cpp, which picks integer, float or half by the type.
 void add_integer(DecodeTable& table) {
   table["rem"] = decode_rem;
   table["sad"] = decode_sad;
+  table["dp2a"] = decode_dp2a;
 }
 
 }  // namespace ptx
