@@ -209,6 +209,7 @@ class AddNormCase:
     bias: bool = True
     float32_parameters: bool = False
     layout: str = "contiguous"
+    eps: float = 1e-5
 
     def inputs(self, dtype: torch.dtype) -> Tensors:
         generator = torch.Generator().manual_seed(20170612)
@@ -222,7 +223,7 @@ class AddNormCase:
         }
 
     def run(self, inputs: Tensors, backend: str | None = None) -> Tensors:
-        total, normed = functional.add_norm(**inputs, kind=self.kind, backend=backend)
+        total, normed = functional.add_norm(**inputs, kind=self.kind, eps=self.eps, backend=backend)
         return {"normed": normed} | ({"sum": total} if self.residual else {})
 
 
@@ -448,6 +449,7 @@ def _add_norm() -> list[AddNormCase]:
                 case("no_weight", weight=False),
                 case("no_parameters", weight=False, bias=False),
                 case("float32_parameters", float32_parameters=True),
+                case("eps", eps=0.3),
                 case("rows_257", leading=(257,), width=48),
                 case("three_dimensions", leading=(3, 5)),
                 case("one_dimension", leading=()),

@@ -1,8 +1,10 @@
 """The CUDA kernels, executed: every case of every op through the binding and the functional API, forward and backward,
 in every dtype, as exact as the tolerance rule asks and without a hazard."""
 
+import inspect
 import json
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from op_check import DTYPES, check_case, check_repeats, dtype_name, leaves
 from typer.testing import CliRunner
 
 import bigmodel_kernels as bmk
+from bigmodel_kernels import checks, reference
 from bigmodel_kernels.testing import (
     ADD_NORM_CASES,
     ATTENTION_CASES,
+    ATTENTION_DECODE_CASES,
     ATTENTION_VARLEN_CASES,
     ATTENTION_WEIGHTS_CASES,
     FEED_FORWARD_CASES,
@@ -48,6 +52,47 @@ CASES = {
     "linear_cross_entropy": LOSSES,
 }
 NAMED = [pytest.param(op, case, id=f"{op}-{case.name}") for op, cases in CASES.items() for case in cases]
+
+
+class Called(Exception):
+    """In place of a call: its arguments by name."""
+
+
+def arguments_of(op: str, case) -> dict:
+    signature = inspect.signature(getattr(reference, op))
+
+    def call(*arguments, **options):
+        bound = signature.bind(*arguments, **options)
+        raise Called(bound.arguments | bound.arguments.get("options", {}))
+
+    inputs = case.inputs(torch.float32)
+    with mock.patch.object(reference, op, call), pytest.raises(Called) as called:
+        case.run(inputs, "reference")
+    return called.value.args[0]
+
+
+# What no caller asks for: a CPU's packed weights, and what the gradient needs, which all cases with gradients keep.
+INTERNAL = {"packed_weight", "packed_w1", "packed_w2", "packed_w_gate", "save_preactivation"}
+# What an argument of a schema can say in words.
+WORDS = {"causal": set(checks.CAUSAL.values()), "activation": set(checks.ACTIVATIONS), "gate": set(checks.GATES)}
+
+
+@pytest.mark.parametrize("op", [*CASES, "attention_decode"])
+def test_every_option_has_a_case(op):
+    """And every case is run in every dtype, in both directions: test_case, test_decode."""
+    calls = [arguments_of(op, case) for case in (CASES | {"attention_decode": ATTENTION_DECODE_CASES})[op]]
+    for argument in getattr(torch.ops.bigmodel, op).default._schema.arguments:
+        values = [call[argument.name] for call in calls if argument.name in call]
+        if argument.name in INTERNAL:
+            continue
+        if argument.name in WORDS:
+            # feed_forward has no layer without an activation.
+            assert WORDS[argument.name] - ({"none"} if argument.default_value == "relu" else set()) <= set(values)
+        elif argument.name == "mask":
+            assert {torch.bool, torch.float32} <= {value.dtype for value in values if value is not None}
+        else:
+            default = argument.default_value if argument.has_default_value() else None
+            assert any(isinstance(value, torch.Tensor) or value != default for value in values), argument.name
 
 
 @pytest.fixture(scope="module")
