@@ -16,6 +16,7 @@ import torch
 
 import bigmodel_kernels
 from bigmodel_kernels import _C
+from bigmodel_kernels.audit.nvcc import NO_NVCC, nvcc
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -186,3 +187,32 @@ def test_metadata_does_not_import_torch(tmp_path, command):
         assert result.stdout.strip().endswith(bigmodel_kernels.__version__)
     else:
         assert "Name: bigmodel_kernels" in (tmp_path / "bigmodel_kernels.egg-info/PKG-INFO").read_text()
+
+
+def configured(folder: Path, *options: str) -> tuple[str, set[str]]:
+    """What cmake says of the CUDA kernels, and the code that nvcc is asked for."""
+    tools = Path(sys.executable).parent
+    cmake, ninja = (shutil.which(name, path=str(tools)) or shutil.which(name) for name in ("cmake", "ninja"))
+    options += (f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DBIGMODEL_TORCH_DIR={Path(torch.__file__).parent}")
+    command = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", "-DBIGMODEL_EXTENSION=OFF", *options]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    code = re.findall(r"--generate-code=arch=compute_\d+,code=\[([^]]*)\]", (folder / "build.ninja").read_text())
+    return next(iter(re.findall(r"CUDA kernels: (.*)", output)), ""), {
+        each for group in code for each in group.split(",")
+    }
+
+
+@pytest.mark.skipif(nvcc() is None, reason=NO_NVCC)
+def test_cuda_kernels_are_built_where_they_are_asked_for(tmp_path):
+    """Without a GPU, and beside a torch without CUDA."""
+    assert configured(tmp_path / "off", "-DBIGMODEL_CUDA=OFF") == ("", set())
+    named = configured(tmp_path / "named", "-DBIGMODEL_CUDA=ON", "-DBIGMODEL_CUDA_ARCHS=75;86")
+    assert named[0].startswith("on, ") and named[1] == {"sm_75", "sm_86"}
+    if not shutil.which("nvidia-smi"):  # else the default is what GPUs are present
+        _, code = configured(tmp_path / "default", "-DBIGMODEL_CUDA=ON")
+        assert code == {"sm_80", "sm_90", "compute_90", "sm_120", "compute_120"}
+    if torch.version.cuda is None:
+        assert configured(tmp_path / "auto") == (
+            "off, since the installed torch has no CUDA (BIGMODEL_CUDA=ON builds them all the same)",
+            set(),
+        )
