@@ -242,14 +242,17 @@ def audit(
         backend = backend or [each for each in auditing.BACKENDS if each not in left_out]
     names = tuple(op or auditing.OPS), tuple(dtype or auditing.DTYPES), every, tuple(backend or auditing.BACKENDS)
     selected = {each: auditing.cases(each, *names) for each in arch or auditing.ARCHITECTURES}
-    rows = []
+    rows, total = [], sum(map(len, selected.values()))
     with _progress(console) as progress:
-        task = progress.add_task("compiling", total=sum(map(len, selected.values())))
+        task = progress.add_task("compiling", total=total)
         for each, cases in selected.items():
             progress.update(task, description=f"compiling for {each}")
             for row in auditing.audit(each, cases):
                 rows.append(row)
                 progress.advance(task)
+                if not console.is_terminal:  # which shows no bar; a kernel may take minutes
+                    kernel = f"{row.arch} {row.kernel} {row.dtype}"
+                    typer.echo(f"{len(rows)}/{total} {kernel}: {row.spills} spills", err=True)
     report.print_rows(rows, console)
     if json:
         report.save(rows, json)

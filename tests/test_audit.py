@@ -394,9 +394,12 @@ def test_command(tmp_path):
     command = [sys.executable, "-m", "bigmodel_kernels.cli", "audit", "--arch", "sm_80", "--op", "add_norm"]
     command += ["--backend", "triton"]
     command += ["--dtype", "bf16", "--json", str(path), "--markdown", str(tmp_path / "audit.md")]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "Predicted from machine code, not measured" in output and "add_norm (rms 4096)" in output
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "Predicted from machine code, not measured" in result.stdout and "add_norm (rms 4096)" in result.stdout
     rows = json.loads(path.read_text())
+    assert result.stderr.splitlines() == [
+        f"{number}/{len(rows)} sm_80 {row['kernel']} bf16: 0 spills" for number, row in enumerate(rows, 1)
+    ]
     assert isinstance(rows, list)
     assert rows and all(row["arch"] == "sm_80" and row["backend"] == "triton" and row["spills"] == 0 for row in rows)
     page = (tmp_path / "audit.md").read_text()
