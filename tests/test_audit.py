@@ -154,6 +154,16 @@ COMBINED = {
         f"grad_query packed {_MASKED} d128",
     ),
     ("sm_100", "bf16"): ("grad_key_value causal grouped d64", f"grad_key_value packed {_MASKED} d128"),
+    ("sm_120", "bf16"): (
+        "forward few causal grouped dropout bool mask d64",
+        f"forward few {_MASKED} d64",
+        f"grad_mask {_MASKED} d128",
+    ),
+    ("sm_86", "bf16"): ("grad_mask d64", f"grad_mask packed {_MASKED} d64"),
+    ("sm_75", "fp16"): (f"grad_mask {_MASKED} d64", f"grad_key_value packed {_MASKED} d64"),
+    **dict.fromkeys(
+        (("sm_80", "tf32"), ("sm_120", "tf32")), tuple(f"grad_mask causal dropout d{size}" for size in (64, 128))
+    ),
 }
 
 

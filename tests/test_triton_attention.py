@@ -228,6 +228,29 @@ def test_mask_gradient_with_heads_far_apart(monkeypatch):
     assert near.abs().max() > 0.01 and torch.equal(far, near)
 
 
+# (head_dim, dropout_p, features at a time)
+PARTS = [(50, 0.3, 32), (64, 0.3, 32), (100, 0.3, 64), (140, 0, 64)]
+
+
+@pytest.mark.parametrize(("head_dim", "dropout_p", "part"), PARTS)
+@pytest.mark.parametrize("dims", ["hqk", "bk"])
+def test_mask_gradient_multiplies_a_part_of_each_row_at_a_time(dims, head_dim, dropout_p, part, monkeypatch):
+    """The last part may have features beyond the head's, which are none."""
+    calls = []
+
+    def noted(*given):
+        found = gradient_calls(*given)
+        calls.extend(found)
+        return found
+
+    monkeypatch.setattr("bigmodel_kernels.triton.attention_backward.gradient_calls", noted)
+    options = {"mask": "float", "mask_dims": dims, "dropout_p": dropout_p, "causal": "top_left"}
+    case = AttentionCase("parts", head_dim=head_dim, **options)
+    check_case(case, torch.bfloat16, "triton")
+    (call,) = [call for call in calls if call.name == "grad_mask"]
+    assert dict(zip(call.kernel.arg_names, call.arguments, strict=True))["FEATURES"].chunk == part
+
+
 def options_of(**changed) -> dict:
     plain = {"causal": "none", "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0, "dropout_p": 0.0}
     return plain | changed

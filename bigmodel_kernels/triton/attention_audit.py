@@ -37,8 +37,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
     gradient of an additive mask and, in a type of 16 bits, with each option (dropout at 64 too); fp16, where there is
     bf16, only attention of up to 128 features, because the code is all but the same; TF32 causal and with the gradient
     of an additive mask. Of attention_varlen in a type of 16 bits those of up to 128 features, causal. every: all of
-    these in every dtype and at every size, but for the options other than masks and TF32; and, in a type of 16 bits up
-    to 128 features, what takes the most registers at once."""
+    these in every dtype and at every size, but for the options other than masks and TF32; and what takes the most
+    registers at once, in a type of 16 bits up to 128 features and in TF32 with the gradient of a mask."""
     device = Device(arch, MULTIPROCESSORS[arch], _L2_BYTES)
     cases = []
     for name, dtype in _DTYPES.items():
@@ -72,6 +72,8 @@ def audit_cases(arch: int, every: bool = False) -> list[AuditCase]:
             if call.name != "row_terms"
         ]
         calls += _mask_gradient(torch.float32, head_dim, device, "tf32")
+        if every:
+            calls += _mask_gradient(torch.float32, head_dim, device, "tf32", "causal dropout")
         cases += [_case(op, f"{call.name} d{head_dim}", call, "tf32", head_dim) for op, call in calls]
     return cases
 
@@ -183,17 +185,20 @@ def _combined(dtype: torch.dtype, head_dim: int, device: Device) -> list[tuple[s
 
 
 def _mask_gradient(
-    dtype: torch.dtype, head_dim: int, device: Device, precision: str = "ieee"
+    dtype: torch.dtype, head_dim: int, device: Device, precision: str = "ieee", option: str | None = None
 ) -> list[tuple[str, Call]]:
-    """An additive mask that all batches share."""
+    """An additive mask that all batches share. option: of _OPTIONS."""
     x, lse = _empty(_BATCH, _HEADS, _LENGTH, head_dim, dtype=dtype), _empty(_BATCH, _HEADS, _LENGTH)
     mask = _empty(1, _HEADS, _LENGTH, _LENGTH, dtype=dtype)
-    inputs, features = _prepared(precision, "attention", x, x, x, mask, None, None, None, causal="none")
+    given = {"mask": mask, "causal": "none"} | (_OPTIONS[option]() if option else {})
+    tensors = [given.pop(name, None) for name in _TENSORS]
+    inputs, features = _prepared(precision, "attention", x, x, x, *tensors, **given)
     incoming = Incoming(Terms(lse, lse), view(x), view(None))
     grads = Gradients(mask=mask)
     parts = mask_parts(inputs, features, mask, device)
     calls = gradient_calls(inputs, features, incoming, "output", (x, x, lse, None), grads, parts, device)
-    return [("attention", call) for call in calls if call.name == "grad_mask"]
+    name = f"grad_mask {option}" if option else "grad_mask"
+    return [("attention", call._replace(name=name)) for call in calls if call.name == "grad_mask"]
 
 
 def _mask(dtype: torch.dtype) -> dict[str, Tensor]:

@@ -167,7 +167,7 @@ def gradient_calls(
 
     def add(name: str, kernel, grid: tuple, arguments: tuple, chosen: Launch) -> None:
         arguments += (chosen.block_m, chosen.block_n, *blocks)
-        registers = max_registers(name, device, max(blocks), arithmetic, crowded=crowded)
+        registers = max_registers(name, device, max(blocks), arithmetic, crowded, features.dropout)
         calls.append(Call(name, kernel, grid, arguments, chosen.num_warps, chosen.num_stages, registers))
 
     if grads.key is not None or (grads.value is not None and source == "output"):
@@ -194,7 +194,9 @@ def gradient_calls(
         matrices = grads.mask.shape[:2]
         q_len, kv_len = grads.mask.shape[2:] if features.packed else (sizes.q_len, sizes.kv_len)
         of_pass = inputs._replace(sizes=sizes._replace(q_len=q_len, kv_len=kv_len))
-        chunk = features_at_a_time(device, max(blocks), arithmetic, crowded=features.packed)
+        # Whole rows, offsets of sequences and random numbers take too many registers beside the sums of gradients.
+        many = features.packed or features.dropout or (arithmetic == "half" and max(blocks) == 256)
+        chunk = features_at_a_time(device, max(blocks), arithmetic, crowded=many)
         arguments = (of_pass, incoming, view(parts), *matrices, features._replace(chunk=chunk), source)
         arguments += _shared(inputs, grads.mask)
         tiles = triton.cdiv(q_len, chosen.block_m) * triton.cdiv(kv_len, chosen.block_n)

@@ -201,6 +201,10 @@ def _attention_forward_kernel(
     for phase in tl.static_range(0 if FEATURES.before else 1, 3):
         phase_first = first if phase == 0 else (full_first if phase == 1 else full_end)
         phase_end = full_first if phase == 0 else (full_end if phase == 1 else end)
+        if SPLIT and FEATURES.mask != "none":
+            # Else the mask would be read one element at a time, and the softmax be computed in the layout of these
+            # reads too. It is not so where there is no tile left.
+            phase_first = tl.multiple_of(phase_first, BLOCK_N)
         accumulator, maximum, total = _attend(
             accumulator,
             maximum,

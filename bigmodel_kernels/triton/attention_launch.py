@@ -69,7 +69,7 @@ _HALF = {
         "forward": ((128, 32, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2), (64, 16, 8, 1)),
         "grad_key_value": ((32, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
         "grad_query": ((64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 1)),
-        "grad_mask": ((32, 64, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
+        "grad_mask": ((64, 32, 8, 1), (32, 64, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1)),
         "weights": ((64, 64, 4, 1), (64, 64, 4, 1), (64, 32, 8, 1), (32, 32, 8, 1)),
     },
     "sm_86": {
@@ -131,7 +131,8 @@ _TF32 = {
 # Where four warps for 32 x 32 scores spill, with dropout or without; sm_90 and sm_100 multiply 64 rows at a time.
 _TF32_BY_FAMILY = {
     name: {"grad_mask": (blocks, *_TF32["grad_mask"][1:])}
-    for name, blocks in (("sm_86", (32, 64, 8, 1)), ("sm_90", (64, 64, 8, 1)), ("sm_100", (64, 64, 8, 1)))
+    for names, blocks in ((("sm_86", "sm_120"), (32, 64, 8, 1)), (("sm_90", "sm_100"), (64, 64, 8, 1)))
+    for name in names
 }
 # By family, arithmetic, pass and features: instead of the tables' where there is a mask or dropout, whose tile of
 # numbers is in registers beside the scores. Half as many of these at a time spill nothing, causal or not.
@@ -178,6 +179,7 @@ _PACKED_AND_GROUPED = {
 for _tables in (_WITH_BOTH, _CROWDED, _CROWDED_WITH_BOTH, _PACKED_AND_GROUPED):
     _tables |= dict.fromkeys((("sm_86", "half"), ("sm_120", "half")), _tables["sm_80", "half"])
 _CROWDED_WITH_BOTH["sm_120", "half"] = {"grad_key_value": {64: (32, 32, 4, 1), 128: (64, 16, 8, 2)}}
+_CROWDED_WITH_BOTH["sm_75", "half"] = {"grad_key_value": {64: (16, 32, 8, 1)}}
 # How many tiles may be loaded ahead where there is an additive mask: Triton loads all that feeds a product ahead, and
 # tiles of the mask take as much shared memory as those of keys and values, which the tables do not count with.
 _STAGES_WITH_MASK = {"sm_75": 1, "sm_80": 2, "sm_86": 1, "sm_90": 2, "sm_100": 2, "sm_120": 1}
@@ -285,22 +287,27 @@ def table_launch(
 
 def features_at_a_time(device: Device, features: int, arithmetic: str, crowded: bool = False) -> int:
     """How many features of a row the products of rows take at a time; 0: all. Without tensor cores a thread holds what
-    it multiplies, and whole rows of many features fill its registers; with them, where much else is in registers
-    (crowded)."""
-    if features <= 64:
+    it multiplies, and whole rows of many features fill its registers; so do rows of 64 and more features, with tensor
+    cores too, where much else is in registers (crowded)."""
+    if features < 64 or (features == 64 and (arithmetic == "ieee" or not crowded)):
         return 0
-    on_tensor_cores = arithmetic != "ieee" and family(device.capability) != "sm_75"
-    return (64 if crowded else 0) if on_tensor_cores else _CHUNK
+    if arithmetic == "ieee" or family(device.capability) == "sm_75":
+        return _CHUNK
+    return min(features // 2, 64) if crowded else 0
 
 
-def max_registers(name: str, device: Device, features: int, arithmetic: str, crowded: bool = False) -> int | None:
-    """As many registers as a thread can have where the compiler, left alone, would take 128 and spill a few of what it
-    needs, to have two blocks at a time; None: as many as it thinks best."""
+def max_registers(
+    name: str, device: Device, features: int, arithmetic: str, crowded: bool = False, dropout: bool = False
+) -> int | None:
+    """As many registers as a thread can have where the compiler, left alone, would take 80 or 128 and spill a few of
+    what it needs, to have more blocks at a time; None: as many as it thinks best."""
     in_parts = name in ("grad_key_value", "grad_query") and features_at_a_time(device, features, arithmetic) > 0
     of_many = name in ("grad_query", "grad_mask") and crowded
+    of_random = name == "grad_mask" and dropout and (arithmetic == "tf32" or (arithmetic == "half" and features > 256))
     # For which shared memory holds one block, whatever the registers.
     large = name == "grad_key_value" and family(device.capability) == "sm_120" and 64 < features <= 128
-    return 255 if in_parts or of_many or (arithmetic == "tf32" and (name == "forward" or large)) else None
+    in_tf32 = arithmetic == "tf32" and (name == "forward" or large)
+    return 255 if in_parts or of_many or of_random or in_tf32 else None
 
 
 def _with_enough_terms(name: str, launch: Launch) -> Launch:
