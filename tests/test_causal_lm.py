@@ -170,6 +170,25 @@ def test_tokens_are_streamed():
     assert streamed == result and any(result)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_every_module_keeps_its_mode(beams):
+    """Also where generation is interrupted: a layer frozen in eval mode inside a model that trains, and the reverse."""
+    model = make("gpt")
+    modes = {name: index % 3 == 0 for index, (name, _) in enumerate(model.named_modules())}
+    for name, module in model.named_modules():
+        module.training = modes[name]
+    during = []
+    model.norm.register_forward_hook(lambda *_: during.append([module.training for module in model.modules()]))
+    model.generate([[1]], 1, beams=beams)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert len(during) == 1 and not any(during[0])
+
+    model.norm.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.generate([[1]], 1, beams=beams)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 def test_repetition_penalty_forbids_when_large():
     model = make("gpt", torch.float64)
     plain, penalised = (model.generate([[1, 2, 3]], 20, repetition_penalty=penalty)[0] for penalty in (1.0, 1e9))

@@ -1,7 +1,8 @@
 """Text from a CausalLM: greedy, sampled or by beam search, many prompts at a time."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +122,7 @@ def generate(
     """Continues each prompt; returns its new tokens.
 
     Args:
-        model: a CausalLM; its training mode is restored at the end, and dropout is off meanwhile.
+        model: a CausalLM; dropout is off meanwhile, and at the end every module is in the mode that it was in.
         prompts: sequences of tokens, of any lengths of at least 1, or int64 [batch, length].
         max_new_tokens: at most so many for each prompt.
         temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
@@ -145,15 +146,24 @@ def generate(
         return [[] for _ in prompts]
     tokens, lengths = right_padded(prompts, model.embedding.weight.device)
     stop = torch.tensor(sorted({int(token) for token in stop}), dtype=torch.int64, device=tokens.device)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if beams > 1:
             return _search(model, tokens, lengths, max_new_tokens, sampling, beams, length_penalty, stop, use_cache)
         decoder = Decoder(model, tokens, lengths, max_new_tokens, use_cache)
         return _sample(decoder, max_new_tokens, sampling, stop, on_token, generator)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; afterwards each module is in its own mode again, as train() would not have
+    it: that puts all of them into one."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def right_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
