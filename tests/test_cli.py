@@ -103,6 +103,12 @@ def test_compare_prints_both_and_draws(record, tmp_path):
         (["train", "--inputs", "sounds"], "[train] inputs is 'sounds': expected one of patches, pixels"),
         (["train", "--resume", "--checkpoint", "none.safetensors"], "[train] there is no checkpoint none.safetensors"),
         (["train", "--heads", "7"], "[train] heads is 7: expected a divisor of width"),
+        (["train", "--dropout", "2"], "[train] dropout is 2.0: expected 0 or more, below 1"),
+        (["train", "--width", "-8"], "[train] width is -8: expected at least 1"),
+        (["train", "--batch", "0"], "[train] batch is 0: expected at least 1"),
+        (["train", "--split-seed", str(1 << 64)], "[train] split_seed is 18446744073709551616: expected -"),
+        (["train", "--task", "text", "--dropout", "2"], "[CausalLM] dropout is 2.0: expected 0 or more, below 1"),
+        (["train", "--task", "text", "--steps", "1", "--hidden", "0"], "[CausalLM] hidden is 0: expected at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_one(arguments, message, tmp_path, monkeypatch, capsys):
@@ -249,7 +255,15 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(tmp_path, monkeypat
         ({"samples": 5000}, "samples is 5000"),
         ({"inputs": "pixels", "vocabulary": 16}, "vocabulary is 16"),
         ({"decay": 0.0}, "0 < decay"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
         ({"learning_rate": float("nan")}, "learning_rate > 0"),
+        ({"learning_rate": float("inf")}, "learning_rate > 0"),
+        ({"distortion": float("inf")}, "distortion >= 0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616"),
+        ({"split_seed": -(1 << 63) - 1}, "split_seed is -9223372036854775809"),
     ],
 )
 def test_bad_options_are_refused(change, message):

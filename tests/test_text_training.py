@@ -141,6 +141,9 @@ def test_other_options_and_other_tasks_are_refused(tmp_path):
         ({"accumulate": 0}, "accumulate is 0"),
         ({"length": 1}, "length is 1"),
         ({"clip": -1.0}, "clip >= 0"),
+        ({"learning_rate": float("inf")}, "learning_rate > 0"),
+        ({"weight_decay": float("inf")}, "weight_decay >= 0"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616"),
     ],
 )
 def test_bad_options_are_refused(change, message):

@@ -71,7 +71,7 @@ class CausalLMConfig:
         for name in ("vocabulary", "width", "layers", "heads", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"[CausalLM] {name} is {getattr(self, name)}: expected at least 1")
-        for name in ("kv_heads", "head_dim"):
+        for name in ("kv_heads", "head_dim", "hidden"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"[CausalLM] {name} is {value}: expected at least 1")

@@ -1,10 +1,12 @@
 """Everything that decides how a training run goes."""
 
+import math
 from dataclasses import dataclass, fields
 
 INPUTS = ("patches", "pixels")
 PATCHES = ("1x8", "2x2", "2x4", "4x4")
 DTYPES = ("fp32", "bf16")
+LEAST_SEED, MOST_SEED = -(1 << 63), (1 << 64) - 1  # a torch.Generator's
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,24 @@ class TrainingOptions:
             raise ValueError(f"[train] vocabulary is {self.vocabulary}: expected at least 17, the pixels' intensities")
         if not 10 <= self.samples <= 1797:
             raise ValueError(f"[train] samples is {self.samples}: expected 10 to 1797")
-        if not (self.learning_rate > 0 and 0 < self.decay <= 1 and self.warmup >= 0 and self.distortion >= 0):
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"[train] dropout is {self.dropout}: expected 0 or more, below 1")
+        for name in ("seed", "split_seed"):
+            check_seed("train", name, getattr(self, name))
+        rate, distortion = self.learning_rate, self.distortion
+        if not (0 < rate < math.inf and 0 < self.decay <= 1 and self.warmup >= 0 and 0 <= distortion < math.inf):
             raise ValueError(
-                "[train] expected learning_rate > 0, 0 < decay <= 1, warmup >= 0 and distortion >= 0, got "
-                f"{self.learning_rate}, {self.decay}, {self.warmup} and {self.distortion}"
+                "[train] expected learning_rate > 0, 0 < decay <= 1, warmup >= 0 and distortion >= 0, none infinite, "
+                f"got {rate}, {self.decay}, {self.warmup} and {distortion}"
             )
 
     def differences(self, other: "TrainingOptions") -> list[str]:
         """Names of the options that make `other` another run; the number of epochs does not."""
         names = [field.name for field in fields(self) if field.name != "epochs"]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def check_seed(op: str, name: str, seed: int) -> None:
+    """Raises ValueError for what no torch.Generator takes."""
+    if not LEAST_SEED <= seed <= MOST_SEED:
+        raise ValueError(f"[{op}] {name} is {seed}: expected {LEAST_SEED} to {MOST_SEED}")

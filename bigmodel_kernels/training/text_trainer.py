@@ -15,6 +15,7 @@ import torch
 from bigmodel_kernels.models import CausalLM, CausalLMConfig
 
 from .checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint, tensors_of
+from .options import check_seed
 from .steps import Stopped, autocast, interrupt_asked
 from .text import VOCABULARY, load_text, windows
 
@@ -71,10 +72,12 @@ class TextOptions:
                 raise ValueError(f"[train] {name} is {getattr(self, name)}: expected at least 1")
         if not 2 <= self.length <= 8192:
             raise ValueError(f"[train] length is {self.length}: expected 2 to 8192")
-        if not (self.learning_rate > 0 and self.warmup >= 0 and self.clip >= 0 and self.weight_decay >= 0):
+        check_seed("train", "seed", self.seed)
+        rate, decay = self.learning_rate, self.weight_decay
+        if not (0 < rate < math.inf and self.warmup >= 0 and self.clip >= 0 and 0 <= decay < math.inf):
             raise ValueError(
-                "[train] expected learning_rate > 0, warmup >= 0, clip >= 0 and weight_decay >= 0, got "
-                f"{self.learning_rate}, {self.warmup}, {self.clip} and {self.weight_decay}"
+                "[train] expected a finite learning_rate > 0, warmup >= 0, clip >= 0 and a finite weight_decay >= 0, "
+                f"got {rate}, {self.warmup}, {self.clip} and {decay}"
             )
 
     @property
