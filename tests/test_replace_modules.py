@@ -128,6 +128,40 @@ def test_what_may_compute_something_else_is_left():
     assert type(model.encoder.norm) is torch.nn.LayerNorm
 
 
+class WithItsName(torch.nn.MultiheadAttention):
+    """A subclass that computes as torch's does, with torch's forward."""
+
+    name = "attention"
+
+
+class CallsProjection(torch.nn.MultiheadAttention):
+    """A subclass whose forward calls out_proj."""
+
+    def forward(self, x):
+        return self.out_proj(x)
+
+
+@pytest.mark.parametrize("row", [None, linear_choice.Row("wherever")])
+def test_torchs_class_of_out_proj_is_a_plain_linear_layer(row, monkeypatch):
+    """Torch's attention reads its parameters; where anything else may call it, the table of linear layers decides."""
+    monkeypatch.setattr(linear_choice, "row_for", lambda *call: row)
+    monkeypatch.setattr(linear_choice, "why_unmeasured", lambda *call: None)
+    model = torch.nn.ModuleDict({"kept": WithItsName(8, 2), "own": CallsProjection(8, 2)})
+    model["alone"] = copy.deepcopy(model["own"].out_proj)
+    x = torch.randn(3, 8)
+    expected = model["own"](x), model["alone"](x), *model["kept"](x, x, x)
+    report = bmk.replace_modules(model)
+    assert report.left["kept.out_proj"] == "kept reads its parameters and does not call it"
+    for name in ("own.out_proj", "alone"):
+        if row is None:
+            assert report.left[name] == "ours is not faster in float32"
+        else:
+            assert report.swapped[name] == "Linear" and report.why[name] == "wherever"
+    assert not any("out_proj" in name and "subclass" in reason for name, reason in report.left.items())
+    for ours_, theirs in zip((model["own"](x), model["alone"](x), *model["kept"](x, x, x)), expected, strict=True):
+        torch.testing.assert_close(ours_, theirs)
+
+
 def test_refuses_what_is_no_model():
     with pytest.raises(TypeError, match=r"^\[replace_modules\] model is a dict"):
         bmk.replace_modules({})

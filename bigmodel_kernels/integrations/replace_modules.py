@@ -10,7 +10,7 @@ from bigmodel_kernels.integrations import hugging_face
 from bigmodel_kernels.integrations.hugging_face_layers import Computed, is_conv1d
 from bigmodel_kernels.nn.counterparts import COUNTERPARTS, adopt
 from bigmodel_kernels.nn.feed_forward import FeedForward
-from bigmodel_kernels.nn.fusion import LINEAR, is_plain
+from bigmodel_kernels.nn.fusion import LINEAR, is_plain, overrides
 from bigmodel_kernels.nn.linear import Linear
 
 
@@ -69,16 +69,23 @@ def replace_modules(model: torch.nn.Module) -> ReplacementReport:
     report = ReplacementReport(no_counterpart=Counter())
     ours = {*COUNTERPARTS.values(), Linear, FeedForward}
     computed_by: dict[torch.nn.Module, str] = {}
+    read_by: dict[torch.nn.Module, str] = {}
     for path, module in model.named_modules():  # parents before their children
         name = path or "(model)"
         if type(module) in ours or isinstance(module, Computed):
             report.already[name] = type(module).__name__
         elif module in computed_by:
             report.inside[name] = computed_by[module]
+        elif module in read_by:
+            report.left[name] = f"{read_by[module]} reads its parameters and does not call it"
         else:
             _swap(name, module, report)
         if name in report.swapped or name in report.already:
             computed_by |= dict.fromkeys(_linears_of(module), name)
+        elif isinstance(module, torch.nn.MultiheadAttention) and not overrides(
+            module, "forward", torch.nn.MultiheadAttention
+        ):
+            read_by[module.out_proj] = name
     return report
 
 
@@ -87,7 +94,7 @@ def _swap(name: str, module: torch.nn.Module, report: ReplacementReport) -> None
     layer = hugging_face.recognised(module)
     reason = _reason_to_leave(module) if layer is None else hugging_face.reason_to_leave(module, layer)
     faster = None
-    if reason is None and (type(module) is torch.nn.Linear or is_conv1d(module)):
+    if reason is None and (type(module) in LINEAR or is_conv1d(module)):
         faster, why = linear_choice.choice(module.weight, transposed=is_conv1d(module))
         reason = None if faster else why
     if reason is not None:
@@ -120,9 +127,10 @@ def _reason_to_leave(module: torch.nn.Module) -> str | None:
         if not isinstance(module, torch_class) or type(module) is our_class:
             continue
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        plain = LINEAR if torch_class is torch.nn.Linear else (torch_class,)
         if torch.nn.utils.parametrize.is_parametrized(module):
             return f"a parametrized torch.nn.{torch_class.__name__}"
-        if type(module) is not torch_class:
+        if type(module) not in plain:
             return f"{kind} is a subclass of torch.nn.{torch_class.__name__} and may compute something else"
         if "forward" in module.__dict__:
             return f"its forward was replaced on the torch.nn.{torch_class.__name__} itself"
