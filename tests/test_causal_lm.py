@@ -214,6 +214,27 @@ def test_probabilities_after_top_k_and_top_p():
     torch.testing.assert_close(first, torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]))
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature):
+    model = make("gpt")
+    assert model.generate(PROMPTS, 10, temperature=temperature) == model.generate(PROMPTS, 10)
+    equal = Sampling(temperature=temperature).probabilities(torch.tensor([[-3.0, 1.0, 1.0, 0.0]]))
+    assert torch.equal(equal, torch.tensor([[0.0, 0.5, 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_top_p_of_all_tokens_needs_no_temperature(beams):
+    model = make("gpt")
+    assert model.generate(PROMPTS, 3, beams=beams, top_p=1.0) == model.generate(PROMPTS, 3, beams=beams)
+
+
+def test_prompts_may_be_tensors():
+    model = make("gpt")
+    expected = model.generate([[5, 3], [7, 1]], 6)
+    assert model.generate(torch.tensor([[5, 3], [7, 1]], dtype=torch.int32), 6) == expected
+    assert model.generate([torch.tensor([5, 3]), (7, 1)], 6) == expected
+
+
 def test_samples_follow_the_models_probabilities():
     model = make("gpt")
     with torch.no_grad():
@@ -301,10 +322,26 @@ BAD = {
     "expected at most the model's length, 40": lambda model: model.generate([[1] * 38], 3),
     "temperature is -1": lambda model: model.generate([[1]], 3, temperature=-1),
     "top_k is 0": lambda model: model.generate([[1]], 3, top_k=0),
+    "top_k is 2.5": lambda model: model.generate([[1]], 3, temperature=1.0, top_k=2.5),
+    "top_k is 5 and the temperature 0": lambda model: model.generate([[1]], 3, top_k=5),
+    "top_p is 0.9 and the temperature 0": lambda model: model.generate([[1]], 3, top_p=0.9),
     "top_p is 2": lambda model: model.generate([[1]], 3, top_p=2),
     "repetition_penalty is 0": lambda model: model.generate([[1]], 3, repetition_penalty=0),
     "beams is 0": lambda model: model.generate([[1]], 3, beams=0),
-    "neither a temperature nor on_token": lambda model: model.generate([[1]], 3, beams=2, temperature=1.0),
+    "beams is 62": lambda model: model.generate([[1]], 3, beams=62),
+    "expected no temperature": lambda model: model.generate([[1]], 3, beams=2, temperature=1.0),
+    "expected no temperature, top_k": lambda model: model.generate([[1]], 3, beams=2, top_k=3),
+    "top_p or on_token": lambda model: model.generate([[1]], 3, beams=2, on_token=print),
+    "length_penalty is nan": lambda model: model.generate([[1]], 3, beams=2, length_penalty=float("nan")),
+    "length_penalty is inf": lambda model: model.generate([[1]], 3, beams=2, length_penalty=float("inf")),
+    "max_new_tokens is -1": lambda model: model.generate([[1]], -1),
+    "max_new_tokens is 2.0": lambda model: model.generate([[1]], 2.0),
+    "prompt 0 is 1: expected a sequence of whole numbers": lambda model: model.generate([1, 2, 3], 3),
+    "prompt 1 is [2, 1.5]": lambda model: model.generate([[1], [2, 1.5]], 3),
+    "prompt 0 is 'text'": lambda model: model.generate(["text"], 3),
+    "prompt 0 is tensor([1., 2.])": lambda model: model.generate(torch.tensor([[1.0, 2.0]]), 3),
+    "prompts has shape [3]": lambda model: model.generate(torch.tensor([1, 2, 3]), 3),
+    "prompts is 1: expected a sequence of tokens for each": lambda model: model.generate(1, 3),
     "the sequence has length 41": lambda model: model(torch.zeros(1, 41, dtype=torch.int64)),
     "heads is 5": lambda model: CausalLMConfig(width=32, heads=5),
     "kv_heads is 3": lambda model: CausalLMConfig(width=32, heads=4, kv_heads=3),

@@ -1,6 +1,8 @@
 """Text from a CausalLM: greedy, sampled or by beam search, many prompts at a time."""
 
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +26,18 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"[generate] temperature is {self.temperature}: expected 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"[generate] top_k is {self.top_k}: expected at least 1")
+        if self.top_k is not None:
+            _check_whole("top_k", self.top_k, 1)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"[generate] top_p is {self.top_p}: expected a number above 0 and at most 1")
         if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
             raise ValueError(f"[generate] repetition_penalty is {self.repetition_penalty}: expected a positive number")
+        for name, value in (("top_k", self.top_k), ("top_p", self.top_p)):
+            if self.temperature == 0 and value is not None and (name, value) != ("top_p", 1):
+                raise ValueError(
+                    f"[generate] {name} is {value} and the temperature 0, which takes the likeliest token: expected a "
+                    "temperature above 0 (1: the model's own probabilities) to draw by"
+                )
 
     def penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """logits [batch, vocabulary], those of tokens seen divided by the penalty, or multiplied if negative."""
@@ -40,7 +48,8 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of each token [batch, vocabulary], after temperature, top-k and top-p; temperature must not be 0."""
-        logits = logits / self.temperature
+        # Below the highest, which stays 0 however small the temperature; and no reciprocal of it overflows.
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, torch.finfo(logits.dtype).tiny)
         if self.top_k is not None and self.top_k < logits.size(-1):
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -math.inf)
@@ -105,7 +114,7 @@ class Decoder:
 @torch.no_grad()
 def generate(
     model,
-    prompts: Sequence[Sequence[int]] | Tensor,
+    prompts: Iterable[Iterable[int] | Tensor] | Tensor,
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
@@ -123,11 +132,12 @@ def generate(
 
     Args:
         model: a CausalLM; dropout is off meanwhile, and at the end every module is in the mode that it was in.
-        prompts: sequences of tokens, of any lengths of at least 1, or int64 [batch, length].
+        prompts: sequences of tokens, of any lengths of at least 1, or a tensor [batch, length] of whole numbers. A
+            single prompt is one of them, too: [[1, 2, 3]].
         max_new_tokens: at most so many for each prompt.
         temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
-        top_k: draws from the k likeliest tokens only (Fan et al., 2018).
-        top_p: draws from the fewest tokens whose probabilities reach top_p (Holtzman et al., 2020).
+        top_k: draws from the k likeliest tokens only (Fan et al., 2018); not without a temperature.
+        top_p: draws from the fewest tokens whose probabilities reach top_p (Holtzman et al., 2020); likewise.
         repetition_penalty: divides the positive and multiplies the negative logits of tokens that the sequence holds
             already (Keskar et al., "CTRL", 2019).
         beams: above 1: beam search, which keeps so many sequences of highest probability; not with a temperature.
@@ -139,9 +149,12 @@ def generate(
 
     Raises ValueError for an empty prompt, options that do not fit, or a sequence longer than the config's length.
     """
+    _check_beams(
+        model.config, beams, length_penalty, drawing=temperature or top_k or top_p not in (None, 1), streaming=on_token
+    )
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    prompts = [list(map(int, prompt)) for prompt in prompts]
-    _check(model, prompts, max_new_tokens, beams, sampling, on_token)
+    prompts = _as_lists(prompts)
+    _check_lengths(model.config, prompts, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     tokens, lengths = right_padded(prompts, model.embedding.weight.device)
@@ -258,22 +271,49 @@ def _computing_dtype(model) -> torch.dtype:
     return weight.dtype
 
 
-def _check(model, prompts, max_new_tokens: int, beams: int, sampling: Sampling, on_token) -> None:
-    config = model.config
+def _as_lists(prompts) -> list[list[int]]:
+    if isinstance(prompts, Tensor) and prompts.dim() != 2:
+        raise ValueError(f"[generate] prompts has shape {list(prompts.shape)}: expected [batch, length]")
+    try:
+        each = list(prompts)
+    except TypeError:
+        raise ValueError(f"[generate] prompts is {prompts!r}: expected a sequence of tokens for each prompt") from None
+    return [_whole_numbers(f"prompt {index}", prompt) for index, prompt in enumerate(each)]
+
+
+def _whole_numbers(name: str, tokens) -> list[int]:
+    """Tokens as a list; ValueError says what is none."""
+    try:
+        return [operator.index(token) for token in (tokens.tolist() if isinstance(tokens, Tensor) else tokens)]
+    except TypeError:
+        raise ValueError(f"[generate] {name} is {reprlib.repr(tokens)}: expected a sequence of whole numbers") from None
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"[generate] {name} is {value!r}: expected a whole number of at least {least}")
+
+
+def _check_beams(config, beams: int, length_penalty: float, drawing, streaming) -> None:
+    _check_whole("beams", beams, 1)
+    if beams > config.vocabulary:
+        raise ValueError(f"[generate] beams is {beams}: expected at most the vocabulary's {config.vocabulary}")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"[generate] length_penalty is {length_penalty}: expected a finite number")
+    if beams > 1 and (drawing or streaming is not None):
+        raise ValueError("[generate] beams above 1 search: expected no temperature, top_k, top_p or on_token")
+
+
+def _check_lengths(config, prompts: list[list[int]], max_new_tokens: int) -> None:
+    _check_whole("max_new_tokens", max_new_tokens, 0)
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"[generate] prompt {index} is empty: expected at least one token")
         if not all(0 <= token < config.vocabulary for token in prompt):
             raise ValueError(f"[generate] prompt {index} holds a token outside the vocabulary of {config.vocabulary}")
-    if max_new_tokens < 0:
-        raise ValueError(f"[generate] max_new_tokens is {max_new_tokens}: expected 0 or more")
     longest = max(map(len, prompts), default=0) + max_new_tokens
     if longest > config.length:
         raise ValueError(
             f"[generate] the longest prompt and {max_new_tokens} new tokens are {longest}: expected at most the "
             f"model's length, {config.length}"
         )
-    if beams < 1 or beams > config.vocabulary:
-        raise ValueError(f"[generate] beams is {beams}: expected 1 to the vocabulary's {config.vocabulary}")
-    if beams > 1 and (sampling.temperature > 0 or on_token is not None):
-        raise ValueError("[generate] beams above 1 search: expected neither a temperature nor on_token")
