@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import bigmodel_kernels as bmk
 from bigmodel_kernels.models import CausalLM, CausalLMConfig, kv_cache
 from bigmodel_kernels.models.generation import Sampling
+from bigmodel_kernels.models.stop_runs import StopRuns
 
 SMALL = {"vocabulary": 61, "width": 32, "layers": 2, "heads": 4, "hidden": 48, "length": 40}
 CONFIGS = {
@@ -160,6 +161,59 @@ def test_stop_tokens_end_a_sequence_and_are_not_returned():
     stop = whole[0][3]
     for ours, tokens in zip(model.generate(PROMPTS, 20, stop=[stop]), whole, strict=True):
         assert ours == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
+
+
+def cut(tokens, runs):
+    """The definition: up to the first place where a run ends, without the run; the longest if several end there."""
+    for end in range(1, len(tokens) + 1):
+        lengths = [len(run) for run in runs if tokens[:end][-len(run) :] == run]
+        if lengths:
+            return tokens[: end - max(lengths)]
+    return tokens
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_runs_of_tokens_stop(beams):
+    """Inside, at the end and at the beginning of what is generated; a run of which only a part is there does not."""
+    model = make("gpt", torch.float64)
+    whole = model.generate(PROMPTS, 12, beams=beams)
+    first, second = whole[0], whole[3]
+    runs = [first[2:5], second[10:], [second[4], 60, 60], [first[0], first[2]]]
+    streamed = [[] for _ in PROMPTS]
+    options = {"beams": beams} if beams > 1 else {"on_token": lambda row, token: streamed[row].append(token)}
+    result = model.generate(PROMPTS, 12, stop=runs, **options)
+    if beams == 1:
+        assert result == streamed == [cut(tokens, runs) for tokens in whole]
+        assert len(result[0]) < 12 and len(result[3]) < 12
+    for tokens in result:
+        assert cut(tokens, runs) == tokens
+    assert result != whole
+    starting = model.generate(PROMPTS[:1], 12, beams=beams, stop=[whole[0][:2]])
+    assert starting == [[]] if beams == 1 else starting[0][:2] != whole[0][:2]
+
+
+def test_a_run_does_not_reach_into_the_prompt():
+    model = make("gpt", torch.float64)
+    for beams in (1, 2):
+        whole = model.generate([[5, 3]], 6, beams=beams)
+        assert model.generate([[5, 3]], 6, beams=beams, stop=[[3, whole[0][0]]]) == whole
+
+
+def test_a_token_may_be_the_beginning_of_several_runs():
+    stops = StopRuns.of([torch.tensor([1, 1, 2]), [1, 3], torch.tensor(9)])
+    assert stops.runs == [[1, 1, 2], [1, 3], [9]]
+    assert [stops.begun(tokens) for tokens in ([], [1], [2, 1, 1], [1, 1, 1], [1, 2], [1, 1, 2])] == [0, 1, 2, 2, 0, 0]
+    assert [stops.ended(tokens) for tokens in ([1], [1, 1, 2], [5, 1, 3], [9], [])] == [0, 3, 2, 1, 0]
+    rows = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 0], [7, 7, 7, 0], [1, 1, 0, 0]])
+    ended = stops.ended_rows(rows, torch.tensor([3, 2, 3, 2]), torch.tensor([2, 1, 3, 1]), torch.tensor([2, 3, 9, 2]))
+    assert ended.tolist() == [3, 2, 1, 0]  # the last one's begins in its prompt
+
+
+def test_one_stop_token_may_stand_alone():
+    model = make("gpt")
+    stop = model.generate([[5, 3]], 8)[0][5]
+    expected = model.generate([[5, 3]], 8, stop=[stop])
+    assert model.generate([[5, 3]], 8, stop=stop) == expected == model.generate([[5, 3]], 8, stop=torch.tensor(stop))
 
 
 def test_tokens_are_streamed():
@@ -343,6 +397,9 @@ BAD = {
     "prompts has shape [3]": lambda model: model.generate(torch.tensor([1, 2, 3]), 3),
     "prompts is 1: expected a sequence of tokens for each": lambda model: model.generate(1, 3),
     "the sequence has length 41": lambda model: model(torch.zeros(1, 41, dtype=torch.int64)),
+    "stop is None": lambda model: model.generate([[1]], 3, stop=None),
+    "stop is 'a'": lambda model: model.generate([[1]], 3, stop=["a"]),
+    "stop holds an empty sequence": lambda model: model.generate([[1]], 3, stop=[1, []]),
     "heads is 5": lambda model: CausalLMConfig(width=32, heads=5),
     "kv_heads is 3": lambda model: CausalLMConfig(width=32, heads=4, kv_heads=3),
     "norm is 'batch'": lambda model: CausalLMConfig(norm="batch"),

@@ -1,8 +1,6 @@
 """Text from a CausalLM: greedy, sampled or by beam search, many prompts at a time."""
 
 import math
-import operator
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigmodel_kernels.models.kv_cache import KVCache
+from bigmodel_kernels.models.prompts import as_lists
+from bigmodel_kernels.models.stop_runs import StopRuns
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def generate(
     repetition_penalty: float = 1.0,
     beams: int = 1,
     length_penalty: float = 1.0,
-    stop: Iterable[int] = (),
+    stop: int | Iterable[int | Sequence[int]] | Tensor = (),
     on_token: Callable[[int, int], None] | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
@@ -142,8 +142,9 @@ def generate(
             already (Keskar et al., "CTRL", 2019).
         beams: above 1: beam search, which keeps so many sequences of highest probability; not with a temperature.
         length_penalty: beam search's result is the sequence with the highest log-probability / length^length_penalty.
-        stop: tokens that end a sequence; they are not returned.
-        on_token: called with (index of the prompt, token) as soon as a token is chosen; not with beams.
+        stop: a token, or tokens and runs of tokens, each of which ends a sequence; they are not returned.
+        on_token: called with (index of the prompt, token) as soon as a token is chosen and cannot be the beginning of
+            a run of `stop` any more; not with beams.
         generator: of the draws; None: torch's default one.
         use_cache: False computes every step from all tokens anew: the same tokens, slowly.
 
@@ -153,17 +154,16 @@ def generate(
         model.config, beams, length_penalty, drawing=temperature or top_k or top_p not in (None, 1), streaming=on_token
     )
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    prompts = _as_lists(prompts)
+    prompts, stops = as_lists(prompts), StopRuns.of(stop)
     _check_lengths(model.config, prompts, max_new_tokens)
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     tokens, lengths = right_padded(prompts, model.embedding.weight.device)
-    stop = torch.tensor(sorted({int(token) for token in stop}), dtype=torch.int64, device=tokens.device)
     with evaluating(model):
         if beams > 1:
-            return _search(model, tokens, lengths, max_new_tokens, sampling, beams, length_penalty, stop, use_cache)
+            return _search(model, tokens, lengths, max_new_tokens, sampling, beams, length_penalty, stops, use_cache)
         decoder = Decoder(model, tokens, lengths, max_new_tokens, use_cache)
-        return _sample(decoder, max_new_tokens, sampling, stop, on_token, generator)
+        return _sample(decoder, max_new_tokens, sampling, stops, on_token, generator)
 
 
 @contextmanager
@@ -186,22 +186,28 @@ def right_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
 
 
-def _sample(decoder: Decoder, steps: int, sampling: Sampling, stop: Tensor, on_token, generator) -> list[list[int]]:
+def _sample(decoder: Decoder, steps: int, sampling: Sampling, stops: StopRuns, on_token, generator) -> list[list[int]]:
     batch = decoder.tokens.size(0)
     results: list[list[int]] = [[] for _ in range(batch)]
-    going = [True] * batch
+    going, told = [True] * batch, [0] * batch
     logits = decoder.first()
     seen = _seen(decoder, sampling, logits)
     for step in range(steps):
         chosen = sampling.choose(sampling.penalised(logits, seen), generator)
-        stopped = torch.isin(chosen, stop).tolist()
         for row, token in enumerate(chosen.tolist()):
-            going[row] = going[row] and not stopped[row]
-            if going[row]:
-                results[row].append(token)
-                if on_token is not None:
-                    on_token(row, token)
-        if not any(going) or step == steps - 1:
+            if not going[row]:
+                continue
+            tokens = results[row]
+            tokens.append(token)
+            if ended := stops.ended(tokens):
+                del tokens[-ended:]
+            going[row] = not ended and step < steps - 1
+            if on_token is not None:
+                certain = len(tokens) - (stops.begun(tokens) if going[row] else 0)
+                for known in tokens[told[row] : certain]:
+                    on_token(row, known)
+                told[row] = certain
+        if not any(going):
             break
         if seen is not None:
             seen.scatter_(-1, chosen[:, None], True)
@@ -211,7 +217,7 @@ def _sample(decoder: Decoder, steps: int, sampling: Sampling, stop: Tensor, on_t
 
 def _search(
     model, prompts: Tensor, lengths: Tensor, steps: int, sampling: Sampling, beams: int, length_penalty: float,
-    stop: Tensor, use_cache: bool,
+    stops: StopRuns, use_cache: bool,
 ) -> list[list[int]]:  # fmt: skip
     """Beam search. A beam that has stopped stays among the others with its score, and goes on by one token of
     probability 1, which its length does not count."""
@@ -237,8 +243,9 @@ def _search(
         parents, chosen = (base + index // vocabulary).flatten(), (index % vocabulary).flatten()
         decoder.select(parents)
         added, going = added[parents], going[parents]
-        going = going & ~torch.isin(chosen, stop)
-        added = added + going
+        ended = stops.ended_rows(decoder.tokens, decoder.lengths, added, chosen)
+        added = added + going * (1 - ended)
+        going = going & (ended == 0)
         if seen is not None:
             seen = seen[parents].scatter(-1, chosen[:, None], True)
         if not going.any() or step == steps - 1:
@@ -269,24 +276,6 @@ def _computing_dtype(model) -> torch.dtype:
     if torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
     return weight.dtype
-
-
-def _as_lists(prompts) -> list[list[int]]:
-    if isinstance(prompts, Tensor) and prompts.dim() != 2:
-        raise ValueError(f"[generate] prompts has shape {list(prompts.shape)}: expected [batch, length]")
-    try:
-        each = list(prompts)
-    except TypeError:
-        raise ValueError(f"[generate] prompts is {prompts!r}: expected a sequence of tokens for each prompt") from None
-    return [_whole_numbers(f"prompt {index}", prompt) for index, prompt in enumerate(each)]
-
-
-def _whole_numbers(name: str, tokens) -> list[int]:
-    """Tokens as a list; ValueError says what is none."""
-    try:
-        return [operator.index(token) for token in (tokens.tolist() if isinstance(tokens, Tensor) else tokens)]
-    except TypeError:
-        raise ValueError(f"[generate] {name} is {reprlib.repr(tokens)}: expected a sequence of whole numbers") from None
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
