@@ -4,12 +4,14 @@ import dataclasses
 import math
 import re
 import signal
+import sys
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from bigmodel_kernels import cli
+from bigmodel_kernels.models import CausalLM
 from bigmodel_kernels.training.checkpoint import load_checkpoint
 from bigmodel_kernels.training.text import load_text, windows
 from bigmodel_kernels.training.text_trainer import Stopped, TextOptions, TextTrainer, load_model
@@ -165,6 +167,64 @@ def test_train_and_generate_from_the_command_line(tmp_path):
     assert re.search(r"8 tokens in \d+\.\d\d s: \d+ per second", output)
     code, output = run("generate", "def", "--tokens", 8, "--checkpoint", path, "--temperature", 0, "--beams", 3)
     assert code == 0 and "8 tokens in" in output
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "c.safetensors"
+    trained(dataclasses.replace(SMALL, steps=1), path)
+    return path
+
+
+def spell(monkeypatch, words):
+    """Makes any CausalLM write these bytes behind a prompt of three."""
+
+    def hidden(self, tokens, cache):  # how many tokens there are
+        counts = torch.arange(cache.longest + 1, cache.longest + tokens.size(1) + 1)
+        cache.advance(tokens.size(1))
+        return counts[:, None].expand(len(tokens), -1, 1)
+
+    def logits(self, counts):
+        return 100.0 * torch.nn.functional.one_hot(torch.tensor(list(words))[counts[..., 0] - 3], 256)
+
+    monkeypatch.setattr(CausalLM, "hidden", hidden)
+    monkeypatch.setattr(CausalLM, "logits", logits)
+
+
+@pytest.mark.parametrize("beams", ["1", "2"])
+def test_generate_stops_before_a_text(beams, checkpoint, monkeypatch):
+    """Of one byte or several; a text of which the model writes only the beginning does not stop it."""
+    spell(monkeypatch, " naïve text".encode())
+
+    def written(*arguments):
+        options = ["--checkpoint", checkpoint, "--tokens", "12", "--temperature", "0", "--beams", beams, *arguments]
+        return CliRunner().invoke(cli.app, ["generate", "def", *map(str, options)], catch_exceptions=False).stdout
+
+    assert written() == "def naïve text\n"
+    assert written("--stop", "x") == "def naïve te\n"
+    assert written("--stop", "ïve", "--stop", "none") == "def na\n"
+    assert written("--stop", " ") == "def\n"
+    assert written("--stop", "texts", "--stop", "def") == "def naïve text\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-p", "2"], "[generate] top_p is 2.0"),
+        (["--temperature", "0", "--top-k", "3"], "[generate] top_k is 3 and the temperature 0"),
+        (["--beams", "2"], "[generate] beams above 1 search"),
+        (["--stop", ""], "[generate] stop holds an empty sequence"),
+        (["--tokens", "100"], "[generate] the longest prompt and 100 new tokens are 103"),
+        (["--seed", str(1 << 64)], "[generate] seed is 18446744073709551616"),
+    ],
+)
+def test_a_mistake_in_generating_is_one_line_and_nothing_on_stdout(arguments, message, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bigmodel", "generate", "def", "--checkpoint", str(checkpoint), *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == "" and message in " ".join(err.split())
 
 
 def test_resuming_takes_the_options_that_the_command_line_leaves_open(tmp_path):

@@ -74,25 +74,31 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw from those that reach this probability.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid bytes that were there.")] = 1.0,
     beams: Annotated[int, typer.Option(help="Above 1: beam search; with --temperature 0.")] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text, if the model writes it; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for kernels and torch.")] = None,
 ) -> None:
     """Continues a text with a model that `bigmodel train --task text` has trained."""
     import torch
 
+    from .options import check_seed
     from .text_trainer import load_model
 
+    check_seed("generate", "seed", seed)
     if threads:
         torch.set_num_threads(threads)
     model = load_model(checkpoint)
     start = list(prompt.encode())
     count = tokens or max(1, model.config.length - len(start))
     written = codecs.getincrementaldecoder("utf-8")("replace")
-    sys.stdout.write(prompt)
+    unwritten = [prompt]  # until there is a token: then the options are known to fit
 
     def show(row: int, token: int) -> None:
-        sys.stdout.write(written.decode(bytes([token])))
+        sys.stdout.write("".join([*unwritten, written.decode(bytes([token]))]))
         sys.stdout.flush()
+        unwritten.clear()
 
     before = time.perf_counter()
     (found,) = model.generate(
@@ -103,14 +109,15 @@ def generate(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         beams=beams,
+        stop=[text.encode() for text in stop or ()],
         on_token=show if beams == 1 else None,
         generator=torch.Generator().manual_seed(seed),
     )
     seconds = time.perf_counter() - before
     if beams > 1:
-        sys.stdout.write(written.decode(bytes(found)))
+        unwritten.append(written.decode(bytes(found)))
     # What is left is a character that was begun.
-    sys.stdout.write(written.decode(b"", final=True) + "\n")
+    sys.stdout.write("".join([*unwritten, written.decode(b"", final=True), "\n"]))
     sys.stdout.flush()
     console = Console(stderr=True)
     console.print(f"{len(found)} tokens in {seconds:.2f} s: {len(found) / seconds:.0f} per second", highlight=False)
