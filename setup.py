@@ -70,7 +70,10 @@ class CMakeBuild(build_ext):
                 sys.exit("bigmodel_kernels could not be built: the reason stands above.")
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(build / "python/src" / target.name, target)
+        # In one step: a process that has the old one loaded would crash where the file changed under it.
+        beside = target.with_name(f"{target.name}.new")
+        shutil.copy(build / "python/src" / target.name, beside)
+        os.replace(beside, target)
 
 
 setup(
