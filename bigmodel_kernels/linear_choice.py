@@ -90,7 +90,8 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
     if not recorded and row.least_rows == 1 and row.most_rows == ANY and row.least_products == 0:
         return True  # whatever the size, which takes a small call long to ask for
     rows = x.numel() // weight.shape[0 if transposed else 1]
-    if recorded and rows < row.least_recorded_rows:
+    # torch.jit.trace, for which sizes are tensors, makes one graph for all grad modes.
+    if recorded and type(rows) is not Tensor and rows < row.least_recorded_rows:
         return False
     products = rows * weight.numel()
     by_rows = row.least_rows <= rows <= row.most_rows and products >= row.least_products
@@ -98,7 +99,7 @@ def ours_is_faster(x: Tensor, weight: Tensor, transposed: bool = False) -> bool:
 
 
 def _recorded(x: Tensor, weight: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
 
 
 def row_for(device: str, dtype: torch.dtype, transposed: bool = False) -> Row | None:

@@ -145,6 +145,35 @@ def test_exports(name):
     torch.testing.assert_close(first(exported.module()(*[x.clone() for x in inputs])), first(mine(*inputs)))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("traced_with_grad", [True, False])
+def test_traces(name, traced_with_grad):
+    """With torch's own checks of the trace, to a graph of ops that can be saved and serves training and inference."""
+    _, mine = make_pair(name, *MODULES[name][0], dtype=torch.float32, training=False)
+    with torch.set_grad_enabled(traced_with_grad):
+        traced = torch.jit.trace(mine, tuple(inputs_of(name)))
+    assert "bigmodel::" in str(traced.inlined_graph)
+    torch.jit.save(traced, io.BytesIO())
+    other = [torch.randn(7, 2, 8)] * MODULES[name][1]
+    for with_grad in (True, False):
+        expected, expected_gradients = run(mine, other, {}, with_grad)
+        actual, gradients = run(traced, other, {}, with_grad)
+        torch.testing.assert_close(actual, expected)
+        assert gradients.keys() == expected_gradients.keys()
+        for key, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("traced_with_grad", [True, False])
+def test_linear_traces(traced_with_grad):
+    """Whether its product is ours or torch's is for the grad mode otherwise."""
+    linear, x = ours.Linear(8, 5), torch.randn(3, 8)
+    with torch.set_grad_enabled(traced_with_grad):
+        traced = torch.jit.trace(linear, x)
+    assert_same(linear, traced, [x], rtol=1e-5, atol=1e-6)
+
+
 def test_compiles_and_exports_for_any_length():
     torch.manual_seed(0)
     layer = ours.TransformerEncoderLayer(8, 2, 16, batch_first=True)

@@ -55,6 +55,8 @@ def _call_dispatched(op: Callable, inputs: Sequence[Tensor | None], options: dic
     # The dispatcher would choose another device's function, or the fake, for all of them.
     if any(tensor.is_cpu != inputs[0].is_cpu for tensor in _given(inputs)):
         raise ValueError(f"[{op.__name__}] the tensors are on several devices; expected one device")
+    if torch._C._is_tracing():  # one graph for all grad modes: torch compares it with that of a trace without gradients
+        return op(*inputs, **options)
     if needs_gradient(inputs):
         return gradients.call(op, inputs, options, returned)
     with torch._C._AutoDispatchBelowAutograd():
@@ -71,6 +73,14 @@ def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+def saves_for_gradient(tensors: Sequence[Tensor | None], straight: bool) -> bool:
+    """Whether an op also returns what its backward pass needs: always in what torch.jit.trace makes, one graph for all
+    grad modes. straight: the call goes straight to the kernels, and is not traced."""
+    if straight or torch.compiler.is_compiling():
+        return needs_gradient(tensors)
+    return torch._C._is_tracing() or needs_gradient(tensors)
 
 
 def packed_weights_of(ops, x: Tensor, *weights: Tensor | None) -> Sequence[Tensor | None]:

@@ -6,7 +6,7 @@ from torch.compiler import is_dynamo_compiling
 from .. import backends, checks
 from ..ops import direct, repeats, shortcut
 from .autocast import autocast_linear
-from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
+from .calls import call, packed_weights_of, saves_for_gradient, straight_to_kernels
 
 _PLAIN = (
     shortcut.Option("activation", tuple((name, name) for name in checks.ACTIVATIONS[1:])),
@@ -92,7 +92,7 @@ def _feed_forward(x, w1, b1, w2, b2, w_gate, b_gate, residual, backend, *, activ
         "activation": activation,
         "gate": gate,
         "dropout_p": dropout_p,
-        "save_preactivation": needs_gradient(learned),
+        "save_preactivation": saves_for_gradient(learned, straight),
     }
     output, *_ = call(ops, ops.feed_forward, (*learned, residual, *packed, dropout_seed), options)
     return output if added_after is None else output + added_after

@@ -7,7 +7,7 @@ from .. import backends, checks
 from ..ops import direct, repeats, shortcut
 from ..ops.linear import plain
 from .autocast import autocast_linear
-from .calls import call, needs_gradient, packed_weights_of, straight_to_kernels
+from .calls import call, packed_weights_of, saves_for_gradient, straight_to_kernels
 
 _PLAIN = (
     shortcut.Option("activation", ((None, "none"), *((name, name) for name in checks.ACTIVATIONS))),
@@ -58,7 +58,7 @@ def _linear(x, weight, bias, activation, residual, backend):
         options = {"activation": "none", "save_preactivation": False}
     else:
         checks.choice("linear", "activation", activation, checks.ACTIVATIONS)
-        options = {"activation": activation, "save_preactivation": needs_gradient((x, weight, bias))}
+        options = {"activation": activation, "save_preactivation": saves_for_gradient((x, weight, bias), straight)}
     ops = direct.OPS if straight else backends.resolve_for("linear", x, backend)
     output, *_ = call(ops, ops.linear, (x, weight, bias, residual, *packed_weights_of(ops, x, weight)), options)
     return output if added_after is None else output + added_after
