@@ -5,6 +5,7 @@ wrong type is a TypeError.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 GATES = ("none", "input", "hidden")
 NORM_KINDS = ("layer", "rms")
+_REAL = (float, int, numbers.Real)  # the abstract class last, which takes long to ask
 CAUSAL = {False: "none", True: "top_left", None: "none", "top_left": "top_left", "bottom_right": "bottom_right"}
 
 
@@ -234,8 +236,8 @@ def window(op: str, value: Sequence[int | None] | None) -> tuple[int, int]:
 
 
 def finite(op: str, name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf) -> float:
-    """A finite number that is not below a minimum or above a maximum."""
-    number = isinstance(value, int | float) and not isinstance(value, Tensor)
+    """A finite real number, numpy's too, that is not below a minimum or above a maximum."""
+    number = isinstance(value, _REAL) and not isinstance(value, bool)
     # Compared, not math.isfinite: torch.compile(dynamic=True) can trace a comparison.
     if not number or not -math.inf < value < math.inf or value < minimum or value > maximum:
         at_least = "" if minimum == -math.inf else f" of at least {minimum:g}"

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,6 +228,23 @@ def test_scaled_dot_product_attention_broadcasts(shapes, backend):
     leading = torch.broadcast_shapes(*(shape[:-2] for shape in shapes))
     theirs = F.scaled_dot_product_attention(*(x.expand(*leading, *x.shape[-2:]) for x in (query, key, value)))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_scaled_dot_product_attention_drops_everything(backend):
+    query = torch.randn(2, 6, 9, 8, requires_grad=True)
+    key, value = torch.randn(2, 6, 11, 8), torch.randn(2, 6, 11, 5, requires_grad=True)
+    with bmk.use_backend(backend):
+        output = bmk.scaled_dot_product_attention(query, key, value, dropout_p=1.0)
+        grads = torch.autograd.grad(output.sum(), (query, value))
+    assert output.shape == F.scaled_dot_product_attention(query, key, value, dropout_p=1.0).shape
+    assert not any(x.any() for x in (output, *grads))
+
+
+def test_scale_is_any_real_number():
+    query, key, value = torch.randn(2, 6, 9, 8), torch.randn(2, 6, 11, 8), torch.randn(2, 6, 11, 5)
+    for scale in (numpy.float32(0.3), numpy.float16(0.3), numpy.int64(2), Fraction(1, 3)):
+        expected = bmk.attention(query, key, value, scale=float(scale))
+        assert torch.equal(bmk.attention(query, key, value, scale=scale), expected)
 
 
 def test_opcheck(backend):

@@ -22,7 +22,7 @@ def scaled_dot_product_attention(
 
     Shapes as there: query [..., heads, q_len, head_dim]; key and value likewise, their leading dimensions broadcast;
     with enable_gqa their heads divide the query's. is_causal aligns at the top left. Rows whose mask removes every key
-    give 0.
+    give 0, and so do all with dropout_p=1.
 
     Raises: ValueError if attn_mask and is_causal are both given, and what `attention` raises.
     """
@@ -39,7 +39,10 @@ def scaled_dot_product_attention(
         same_heads = False
     if not same_heads and dims > 2:
         query, key, value = _broadcast_leading(op, query, key, value, enable_gqa)
-    return attention(query, key, value, mask=attn_mask, causal=is_causal, scale=scale, dropout_p=dropout_p)
+    options = {"mask": attn_mask, "causal": is_causal, "scale": scale}
+    if dropout_p == 1:  # the ops scale by 1 / (1 - p)
+        return attention(query, key, value, **options) * 0.0
+    return attention(query, key, value, **options, dropout_p=dropout_p)
 
 
 def _broadcast_leading(op: str, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool):
