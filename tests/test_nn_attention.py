@@ -189,6 +189,7 @@ BAD_INPUTS = {  # of a call with x [2, 5, 8] and two heads
     "wrong key width": lambda x: [x, x[..., :7], x[..., :7]],
     "value longer than key": lambda x: [x, x, torch.cat([x, x], 1)],
     "other batch": lambda x: [x, x[:1], x[:1]],
+    "float64 key": lambda x: [x, x.double(), x.double()],
 }
 BAD_OPTIONS = {
     "integer attn_mask": {"attn_mask": torch.ones(5, 5, dtype=torch.int64)},
@@ -200,6 +201,9 @@ BAD_OPTIONS = {
     "padding of other length": {"key_padding_mask": torch.zeros(2, 6)},
     "padding of other batch": {"key_padding_mask": torch.zeros(3, 5)},
     "hint without mask": {"is_causal": True},
+    "float64 attn_mask": {"attn_mask": torch.zeros(5, 5, dtype=torch.float64)},
+    "float16 attn_mask": {"attn_mask": torch.zeros(5, 5, dtype=torch.float16), "need_weights": False},
+    "bfloat16 padding": {"key_padding_mask": torch.zeros(2, 5, dtype=torch.bfloat16)},
 }
 
 

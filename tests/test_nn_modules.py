@@ -216,6 +216,42 @@ def test_norms(cls, shape, affine):
             module(torch.randn(4, 2, 3, 7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_dtypes_that_do_not_fit_raise_what_torch_raises(name, dtype, weights, training):
+    theirs, mine = make_pair(name, *MODULES[name][0], dtype=weights, training=training)
+    inputs = [torch.ones(5, 3, 8).to(dtype)] * MODULES[name][1]
+    try:
+        expected = first(theirs(*inputs))
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            mine(*inputs)
+    else:  # bfloat16 on bfloat16, and what the norms mix
+        assert dtype is weights or name.endswith("Norm")
+        torch.testing.assert_close(first(mine(*inputs)), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("part", ["self_attn", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"])
+def test_a_part_of_another_dtype_raises_what_torch_raises(part, norm_first):
+    x = torch.randn(5, 3, 8)
+    for module in make_pair("TransformerEncoderLayer", 8, 2, 16, 0.0, norm_first=norm_first, dtype=torch.float32):
+        module.get_submodule(part).double()
+        with pytest.raises(RuntimeError, match="dtype"):
+            module(x)
+
+
+def test_linear_raises_what_torch_raises():
+    linear = ours.Linear(8, 8).requires_grad_(False)
+    for x in (torch.randn(3, 7), torch.randn(3, 8).double(), torch.ones(3, 8, dtype=torch.int64), torch.randn(())):
+        with pytest.raises(RuntimeError):
+            linear(x)
+    linear.bias = torch.nn.Parameter(linear.bias.double())
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(3, 8))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gate", [None, "hidden", "input"])
 @pytest.mark.parametrize("bias", [True, False])

@@ -6,7 +6,9 @@ nothing but the computation. They differ from torch.nn in what follows, and in n
 - a query that may attend to no key gives zero weights and a zero attention output, where torch.nn gives NaN;
 - training and eval compute the same function: ``is_causal=True`` without ``attn_mask`` raises in both (torch.nn ignores
   it in eval), padded positions of an encoder keep their computed values (torch.nn's eval writes zeros there), and
-  ``GELU(approximate="tanh")`` is that everywhere (torch.nn's eval takes it for the exact one);
+  ``GELU(approximate="tanh")`` is that everywhere (torch.nn's eval takes it for the exact one), and a floating mask is
+  float32 or of the query's dtype (torch.nn's encoder layers take others in eval, its MultiheadAttention refuses float32
+  beside a query of 16 bits with ``need_weights``);
 - ``is_causal=True`` is believed also beside ``key_padding_mask`` and ``need_weights``, when the mask is square;
 - dropout draws other random numbers, of the same distribution, from the same ``torch.manual_seed``;
 - hooks on ``MultiheadAttention.out_proj`` run;
@@ -14,7 +16,8 @@ nothing but the computation. They differ from torch.nn in what follows, and in n
   make_fx and torch.jit.trace do);
 - torch.func's transforms and forward-mode derivatives raise errors, unless the reference is named (`use_backend`).
 
-Nested tensors take torch.nn's own path.
+Nested tensors, and dtypes that only torch.nn mixes, take torch.nn's own path; FeedForward calls its parts for nested
+tensors.
 """
 
 from bigmodel_kernels.nn.add_norm import LayerNorm, RMSNorm

@@ -139,7 +139,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _projected(self, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Sequence[Tensor]:
         """One projection [..., parts * embed_dim] as views [..., num_heads, head_dim], one per part."""
-        packed = functional.linear(x, weight, bias)
+        try:
+            packed = functional.linear(x, weight, bias)
+        except ValueError:  # dtypes, say, that do not fit each other: torch's error is raised by torch
+            packed = torch.nn.functional.linear(x, weight, bias)
         return packed.view(*packed.shape[:-1], parts, self.num_heads, self.head_dim).unbind(-3)
 
     def _heads_first(self, x: Tensor) -> Tensor:
@@ -171,11 +174,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if self.training and self.dropout > 0.0 and not drops_all:
             seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=q.device)
             options |= {"dropout_p": self.dropout, "dropout_seed": seed}
-        elif need_weights and not drops_all:
-            both = attention_with_weights(q, k, v, average_heads=average, **options)
-            if both is not None:
-                return both
-        output, lse = functional.attention(q, k, v, return_lse=True, **options)
+        try:
+            if need_weights and not drops_all and "dropout_p" not in options:
+                both = attention_with_weights(q, k, v, average_heads=average, **options)
+                if both is not None:
+                    return both
+            output, lse = functional.attention(q, k, v, return_lse=True, **options)
+        except ValueError as error:  # the mask's dtype
+            raise RuntimeError(*error.args) from None
         weights = functional.attention_weights(q, k, lse, average_heads=average, **options) if need_weights else None
         if drops_all:
             output, weights = output * 0.0, None if weights is None else weights * 0.0

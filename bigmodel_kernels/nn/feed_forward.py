@@ -69,9 +69,16 @@ class FeedForward(torch.nn.Module):
         """x [..., width] to [..., width], plus `residual` of the output's shape if given; one dtype for all."""
         linears = [linear for linear in (self.linear1, self.linear2, self.gate_proj) if linear is not None]
         fusable = is_plain(self.dropout, torch.nn.Dropout) and dropout_p(self.dropout) < 1.0
-        if not (fusable and all(is_plain(linear, *LINEAR) for linear in linears)):
-            output = self.unfused(x)
-            return output if residual is None else residual + output
+        if fusable and all(is_plain(linear, *LINEAR) for linear in linears):
+            try:
+                return self._fused(x, residual)
+            except ValueError:
+                if not x.is_nested:
+                    raise
+        output = self.unfused(x)
+        return output if residual is None else residual + output
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         gate = self.gate_proj
         return functional.feed_forward(
             x,
@@ -88,7 +95,7 @@ class FeedForward(torch.nn.Module):
         )
 
     def unfused(self, x: Tensor) -> Tensor:
-        """The same maths as a chain of the submodules, each called, for hooks and replaced submodules."""
+        """The same maths as a chain of the submodules, each called: for hooks, replaced submodules, nested tensors."""
         activate = ACTIVATIONS[self.activation]
         if self.gate == "input":
             hidden = activate(self.linear1(x * self.gate_proj(x).sigmoid()))

@@ -81,10 +81,13 @@ def passes_through(dropout: torch.nn.Module) -> bool:
 
 def apply_linear(linear: torch.nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """linear(x) + residual, in one op where the module allows it."""
-    if not is_plain(linear, *LINEAR):
-        out = linear(x)
-        return out if residual is None else residual + out
-    return functional.linear(x, linear.weight, linear.bias, residual=residual)
+    if is_plain(linear, *LINEAR):
+        try:
+            return functional.linear(x, linear.weight, linear.bias, residual=residual)
+        except ValueError:  # dtypes, say, that do not fit each other: torch's error is raised by torch
+            pass
+    out = linear(x)
+    return out if residual is None else residual + out
 
 
 def feed_forward(
@@ -104,15 +107,10 @@ def feed_forward(
         and is_plain(dropout, torch.nn.Dropout)
         and dropout_p(dropout) < 1.0  # the ops scale by 1 / (1 - p)
     )
-    if not fusable:
-        return apply_linear(linear2, dropout(activation(apply_linear(linear1, x))), residual)
-    return functional.feed_forward(
-        x,
-        linear1.weight,
-        linear1.bias,
-        linear2.weight,
-        linear2.bias,
-        activation=name,
-        residual=residual,
-        dropout_p=dropout_p(dropout),
-    )
+    if fusable:
+        options = {"activation": name, "residual": residual, "dropout_p": dropout_p(dropout)}
+        try:
+            return functional.feed_forward(x, linear1.weight, linear1.bias, linear2.weight, linear2.bias, **options)
+        except ValueError:  # as above
+            pass
+    return apply_linear(linear2, dropout(activation(apply_linear(linear1, x))), residual)
