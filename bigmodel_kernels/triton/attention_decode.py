@@ -19,7 +19,7 @@ from torch import Tensor
 from .attention_forward import _merge_kernel, _split_range
 from .attention_inputs import Sizes, View, empty_in_order_of, padded, precision, view
 from .attention_launch import device_of, key_splits
-from .launch import run
+from .launch import family, run
 from .matrices import vector
 from .online_softmax import add_sink, finish_softmax, start_softmax, update_softmax
 from .scores import LOG2E, tanh
@@ -255,7 +255,7 @@ def attention_decode(
     sizes = Sizes(batch, heads, heads // kv_heads, q_len, capacity, head_dim, value_dim)
     compute = query.dtype if key_cache.dtype == torch.int8 else torch.promote_types(query.dtype, key_cache.dtype)
     reach = capacity if window_left < 0 else min(capacity, window_left + q_len + _KEYS)
-    launch = _launch(query, compute, sizes, kv_heads, reach)
+    launch = _launch(query, compute, sizes, kv_heads, reach, paged=block_table is not None)
     target, target_lse = output, lse
     if launch.splits > 1:
         target = output.new_empty(launch.splits * batch, heads, q_len, value_dim, dtype=torch.float32)
@@ -299,7 +299,7 @@ class _Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-def _launch(query: Tensor, compute: torch.dtype, sizes: Sizes, kv_heads: int, reach: int) -> _Launch:
+def _launch(query: Tensor, compute: torch.dtype, sizes: Sizes, kv_heads: int, reach: int, paged: bool) -> _Launch:
     """compute: the dtype that is multiplied; reach: at most how many keys a sequence's queries see."""
     rows = sizes.q_len * sizes.group
     block_m = min(max(triton.next_power_of_2(rows), _FEWEST_ROWS), _MOST_ROWS)
@@ -317,6 +317,8 @@ def _launch(query: Tensor, compute: torch.dtype, sizes: Sizes, kv_heads: int, re
         "BLOCK_V": block_v,
         "num_warps": 4 if loads_ahead else 8,
         "num_stages": 2 if loads_ahead else 1,
+        # Left alone, the compiler takes 128 there at 64 features, of 129 that it needs, and spills.
+        "max_registers": 255 if family(device.capability) == "sm_120" and paged and features <= 128 else None,
     }
     # Fewer keys than _KEYS are little to split, whatever the tile.
     return _Launch(programs, key_splits(programs * sizes.batch, triton.cdiv(reach, _KEYS), device), constants)
