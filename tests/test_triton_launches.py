@@ -35,6 +35,7 @@ interpreted = pytest.mark.skipif(
 # One call of each kind with few options.
 PLAINEST = [
     next(case for case in ATTENTION_VARLEN_CASES if case.name == "ragged"),
+    next(case for case in ATTENTION_VARLEN_CASES if case.name == "mask_float"),
     next(case for case in ATTENTION_CASES if case.name == "dropout"),
     next(case for case in LINEAR_CASES if case.name == "3x7x5"),
     next(case for case in FEED_FORWARD_CASES if case.name == "rows_130_hidden"),

@@ -111,8 +111,8 @@ def of_sequence(inputs, sequence):
             packed.queries,
             packed.keys,
             packed.aligned,
-            packed.tiles,
-            packed.slots,
+            packed.query_starts,  # for tiles, of which a sequence that is all there is has none
+            0,
             first,
             first_key,
         ),
