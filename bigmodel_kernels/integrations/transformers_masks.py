@@ -83,7 +83,8 @@ def mask_for_attention(
 @torch.compiler.assume_constant_result
 @functools.cache
 def _check_attends_by_interface(config_class: type) -> None:
-    """transformers itself asks the source of a model's module, but only where a model that exists is changed."""
+    """Raises ValueError where no model with such a config takes its attention from transformers' interface, which
+    transformers itself asks only where it changes a model that exists."""
     models = [model for model in _subclasses(PreTrainedModel) if model.config_class is config_class]
     modules = [sys.modules[name] for name in {model.__module__ for model in models} if name in sys.modules]
     if modules and all(_attends_by_itself(module) for module in modules):
