@@ -10,32 +10,24 @@ from op_check import check_tf32, dtype_name, grad_outputs, leaves, moved, run_wi
 
 import bigmodel_kernels as bmk
 from bigmodel_kernels.testing import (
-    ADD_NORM_CASES,
-    ATTENTION_CASES,
-    ATTENTION_DECODE_CASES,
-    ATTENTION_VARLEN_CASES,
-    ATTENTION_WEIGHTS_CASES,
-    FEED_FORWARD_CASES,
-    LINEAR_CASES,
-    LINEAR_CROSS_ENTROPY_CASES,
-    ROTARY_CASES,
+    CASES,
     AttentionDecodeCase,
 )
 
 Tensors = dict[str, torch.Tensor | None]
-CASES = {
-    "attention": (ATTENTION_CASES, ("everything", "long_keys")),
-    "attention_decode": (ATTENTION_DECODE_CASES, ("pages_int8", "long_fp16")),
-    "attention_varlen": (ATTENTION_VARLEN_CASES, ("everything",)),
-    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("everything_averaged",)),
-    "linear": (LINEAR_CASES, ("gelu_residual", "weight_strided")),
-    "feed_forward": (FEED_FORWARD_CASES, ("silu_hidden", "relu_input")),
-    "add_norm": (ADD_NORM_CASES, ("rows_257_layer",)),
-    "rotary": (ROTARY_CASES, ("positions_of_each",)),
-    "linear_cross_entropy": (LINEAR_CROSS_ENTROPY_CASES, ("97x20x2500",)),
+NAMES = {
+    "attention": ("everything", "long_keys"),
+    "attention_decode": ("pages_int8", "long_fp16"),
+    "attention_varlen": ("everything",),
+    "attention_weights": ("everything_averaged",),
+    "linear": ("gelu_residual", "weight_strided"),
+    "feed_forward": ("silu_hidden", "relu_input"),
+    "add_norm": ("rows_257_layer",),
+    "rotary": ("positions_of_each",),
+    "linear_cross_entropy": ("97x20x2500",),
 }
 ROWS = [
-    pytest.param(case, id=f"{op}-{case.name}") for op, (cases, names) in CASES.items() for case in cases
+    pytest.param(case, id=f"{op}-{case.name}") for op, names in NAMES.items() for case in CASES[op]
     if case.name in names
 ]  # fmt: skip
 
@@ -128,10 +120,10 @@ def test_a_graph_gives_what_a_call_does(case, backend, dtype):
 
 
 IN_TF32 = {
-    "linear": (LINEAR_CASES, ("130x100x70", "deep", "gelu_residual", "weight_transposed")),
-    "feed_forward": (FEED_FORWARD_CASES, ("silu_hidden", "relu_input")),
-    "attention": (ATTENTION_CASES, ("above_large_tiles", "head_dim_80", "head_dim_128", "everything")),
-    "attention_varlen": (ATTENTION_VARLEN_CASES, ("ragged", "everything")),
+    "linear": ("130x100x70", "deep", "gelu_residual", "weight_transposed"),
+    "feed_forward": ("silu_hidden", "relu_input"),
+    "attention": ("above_large_tiles", "head_dim_80", "head_dim_128", "everything"),
+    "attention_varlen": ("ragged", "everything"),
 }
 
 
@@ -139,7 +131,7 @@ IN_TF32 = {
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=f"{op}-{case.name}") for op, (cases, names) in IN_TF32.items() for case in cases
+    [pytest.param(case, id=f"{op}-{case.name}") for op, names in IN_TF32.items() for case in CASES[op]
      if case.name in names],
 )  # fmt: skip
 def test_tf32_loses_what_torchs_own_does(case, backend):
@@ -151,6 +143,6 @@ def test_tf32_loses_what_torchs_own_does(case, backend):
 
 
 def test_every_op_has_a_row():
-    assert CASES.keys() == set(bmk.backends.OPS)
-    for cases, names in (*CASES.values(), *IN_TF32.values()):
-        assert set(names) <= {case.name for case in cases}
+    assert NAMES.keys() == set(bmk.backends.OPS)
+    for op, names in (*NAMES.items(), *IN_TF32.items()):
+        assert set(names) <= {case.name for case in CASES[op]}

@@ -229,7 +229,9 @@ def test_dtypes_that_do_not_fit_raise_what_torch_raises(name, dtype, weights, tr
             mine(*inputs)
     else:  # bfloat16 on bfloat16, and what the norms mix
         assert dtype is weights or name.endswith("Norm")
-        torch.testing.assert_close(first(mine(*inputs)), expected, rtol=0.05, atol=0.05)
+        # Encoder and decoder round to bfloat16 one after the other, at other places than torch's.
+        several = {"rtol": 0.05, "atol": 0.05} if name == "Transformer" else {}
+        torch.testing.assert_close(first(mine(*inputs)), expected, **several)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -11,15 +11,7 @@ import torch
 from op_check import dtype_name, grad_outputs, leaves
 
 from bigmodel_kernels.testing import (
-    ADD_NORM_CASES,
-    ATTENTION_CASES,
-    ATTENTION_DECODE_CASES,
-    ATTENTION_VARLEN_CASES,
-    ATTENTION_WEIGHTS_CASES,
-    FEED_FORWARD_CASES,
-    LINEAR_CASES,
-    LINEAR_CROSS_ENTROPY_CASES,
-    ROTARY_CASES,
+    CASES,
 )
 from tests.ptx_emulator import building
 
@@ -29,23 +21,23 @@ if building.nvcc() is None:
 from tests.ptx_emulator import emulated
 from tests.ptx_emulator.test_host import OPS, gradient_of, gradients
 
-# The op, all cases of it, those that are run here, and the dimensions along which neighbours lie apart: packed tokens
+# The op, the cases of it that are run here, and the dimensions along which neighbours lie apart: packed tokens
 # lie before heads, and a cache's last dimension is contiguous.
-CASES = {
-    "attention": (ATTENTION_CASES, ("mask_float_query_dtype", "head_dim_17"), (-2, -1)),
-    "attention_decode": (ATTENTION_DECODE_CASES, ("cache_fp16", "everything_fp16", "pages_int8"), (-4, -3, -2)),
-    "attention_varlen": (ATTENTION_VARLEN_CASES, ("mask_float", "everything"), (-3, -2, -1)),
-    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("mask_float_query_dtype",), (-2, -1)),
-    "linear": (LINEAR_CASES, ("64x64x64", "gelu_residual"), (-2, -1)),
-    "feed_forward": (FEED_FORWARD_CASES, ("gelu_plain", "silu_hidden", "relu_input"), (-2, -1)),
-    "add_norm": (ADD_NORM_CASES, ("width_7_layer", "width_64_rms"), (-2, -1)),
-    "rotary": (ROTARY_CASES, ("positions_of_each", "partial_interleaved"), (-4, -3, -2, -1)),
-    "linear_cross_entropy": (LINEAR_CROSS_ENTROPY_CASES, ("40x64x128", "softcap"), (-2, -1)),
+ROWS_OF = {
+    "attention": (("mask_float_query_dtype", "head_dim_17"), (-2, -1)),
+    "attention_decode": (("cache_fp16", "everything_fp16", "pages_int8"), (-4, -3, -2)),
+    "attention_varlen": (("mask_float", "everything"), (-3, -2, -1)),
+    "attention_weights": (("mask_float_query_dtype",), (-2, -1)),
+    "linear": (("64x64x64", "gelu_residual"), (-2, -1)),
+    "feed_forward": (("gelu_plain", "silu_hidden", "relu_input"), (-2, -1)),
+    "add_norm": (("width_7_layer", "width_64_rms"), (-2, -1)),
+    "rotary": (("positions_of_each", "partial_interleaved"), (-4, -3, -2, -1)),
+    "linear_cross_entropy": (("40x64x128", "softcap"), (-2, -1)),
 }
 ROWS = [
     pytest.param(op, case, dtype, along, id=f"{op}-{case.name}-{dtype_name(dtype)}-{along}")
-    for op, (cases, names, dimensions) in CASES.items()
-    for case in cases
+    for op, (names, dimensions) in ROWS_OF.items()
+    for case in CASES[op]
     if case.name in names
     for dtype in (torch.float32, torch.float16)
     for along in dimensions
@@ -86,7 +78,7 @@ def spread(emulator, along: int, apart: int) -> Iterator[Callable[[dict], dict]]
 
 
 def test_every_op_has_a_row():
-    assert CASES.keys() == OPS.keys()
+    assert ROWS_OF.keys() == OPS.keys()
 
 
 @pytest.mark.parametrize("op, case, dtype, along", ROWS)

@@ -9,15 +9,7 @@ import torch
 from op_check import dtype_name, grad_outputs, leaves
 
 from bigmodel_kernels.testing import (
-    ADD_NORM_CASES,
-    ATTENTION_CASES,
-    ATTENTION_DECODE_CASES,
-    ATTENTION_VARLEN_CASES,
-    ATTENTION_WEIGHTS_CASES,
-    FEED_FORWARD_CASES,
-    LINEAR_CASES,
-    LINEAR_CROSS_ENTROPY_CASES,
-    ROTARY_CASES,
+    CASES,
 )
 from tests.ptx_emulator import building, planted, stream
 
@@ -26,23 +18,23 @@ if building.nvcc() is None:
 
 from tests.ptx_emulator import emulated, hosting
 
-# The op, all cases of it, and those that are run here: between them they make every launch that the op has.
+# The op, and the cases of it that are run here: between them they make every launch that the op has.
 OPS = {
-    "attention": (ATTENTION_CASES, ("everything", "long_keys")),
-    "attention_decode": (ATTENTION_DECODE_CASES, ("everything_fp16", "pages_int8", "long_fp16")),
-    "attention_varlen": (ATTENTION_VARLEN_CASES, ("everything", "few_queries")),
-    "attention_weights": (ATTENTION_WEIGHTS_CASES, ("everything", "everything_averaged")),
-    "linear": (LINEAR_CASES, ("gelu_residual", "weight_strided")),
-    "feed_forward": (FEED_FORWARD_CASES, ("gelu_plain", "silu_hidden", "relu_input")),
-    "add_norm": (ADD_NORM_CASES, ("rows_257_layer", "width_1031_rms")),
-    "rotary": (ROTARY_CASES, ("positions_of_each", "partial_interleaved")),
+    "attention": ("everything", "long_keys"),
+    "attention_decode": ("everything_fp16", "pages_int8", "long_fp16"),
+    "attention_varlen": ("everything", "few_queries"),
+    "attention_weights": ("everything", "everything_averaged"),
+    "linear": ("gelu_residual", "weight_strided"),
+    "feed_forward": ("gelu_plain", "silu_hidden", "relu_input"),
+    "add_norm": ("rows_257_layer", "width_1031_rms"),
+    "rotary": ("positions_of_each", "partial_interleaved"),
     # No case whose rows are reduced: that is torch's work, which no graph of the emulator's holds.
-    "linear_cross_entropy": (LINEAR_CROSS_ENTROPY_CASES, ("97x20x2500",)),
+    "linear_cross_entropy": ("97x20x2500",),
 }
 ROWS = [
     pytest.param(op, case, dtype, id=f"{op}-{case.name}-{dtype_name(dtype)}")
-    for op, (cases, names) in OPS.items()
-    for case in cases
+    for op, names in OPS.items()
+    for case in CASES[op]
     if case.name in names
     for dtype in (torch.float32, torch.float16)
 ]
@@ -126,7 +118,7 @@ def test_a_graph_holds_every_launch(op, case, dtype, emulator):
 
 def test_launches_with_much_shared_memory_on_both_devices(emulator):
     """CUDA keeps for each device how much a kernel may have."""
-    (case,) = (case for case in ATTENTION_CASES if case.name == "head_dim_256")
+    (case,) = (case for case in CASES["attention"] if case.name == "head_dim_256")
     for device in (0, 1):
         hosting.check_place(lambda: case.run(case.inputs(torch.float16), "cuda"), device, 0)
         assert {each["shared_bytes"] > 48 << 10 for each in emulator.counters().values()} == {True}
