@@ -201,21 +201,38 @@ BIGMODEL_INLINE Block columns_of(const Gemm<T>& gemm, Block block, std::int64_t 
 template <class T>
 inline constexpr std::int64_t rows_at_a_time = ElementLayout<T>::amx ? most_block_rows : ElementLayout<T>::rows;
 
+// A tile reads so many lines of a panel in a turn of its loop, and asks for one of another: so many tiles ask for all.
+template <class T>
+inline constexpr std::int64_t line_lanes = 64 / std::int64_t{sizeof(Lane<T>)};
+template <class T>
+inline constexpr std::int64_t lines_of_turn = steps_of_turn * tile_columns / line_lanes<T>;
+
 // block.sums[p] (+)= lhs rhs over `depth` of k, of which panel and lhs hold the first: a block of packed rows. Where
-// that completes the block, the columns that are done are handed on before the next are begun.
-template <class T, class Epilogue>
+// that completes the block, the columns that are done are handed on before the next are begun. asks_ahead: the
+// tiles of a block with enough of them ask for the next panel, which comes from beyond L2.
+template <bool asks_ahead = false, class T, class Epilogue>
 BIGMODEL_INLINE void multiply_pass(const Gemm<T>& gemm, int p, const Block& block, std::int64_t depth,
                                    Rows<ElementOf<T>> lhs, const Lane<T>* panel, bool accumulate, bool completes,
                                    const Touched& touched, Epilogue epilogue) {
   constexpr std::int64_t step = rows_at_a_time<T>;
-  const std::int64_t panel_size = panel_lanes<T>(gemm.product[p].rhs.rows);
+  const std::int64_t panel_size = panel_lanes<T>(gemm.product[p].rhs.rows), k = packed_k<ElementOf<T>>(depth);
+  const bool asks = asks_ahead && block.rows >= lines_of_turn<T> * step;
   for (std::int64_t j = 0; j < block.columns; j += tile_columns, panel += panel_size) {
     const std::int64_t columns = least(tile_columns, block.columns - j);
     for (std::int64_t i = 0; i < block.rows; i += step) {
       const std::int64_t rows = least(step, block.rows - i);
       if (completes) ask_for(touched, block.row + i, rows, block.column + j, columns);
-      multiply_by_rows<SumsIn::l2>(rows, columns, packed_k<ElementOf<T>>(depth), lhs.data + i * lhs.stride, lhs.stride,
-                                   panel, tile_columns, block.sums[p] + i * block.stride + j, block.stride, accumulate);
+      const ElementOf<T>* const lhs_rows = lhs.data + i * lhs.stride;
+      float* const sums = block.sums[p] + i * block.stride + j;
+      if constexpr (asks_ahead) {
+        if (asks && rows == step && columns == tile_columns) {
+          const std::int64_t lanes_ahead = panel_size + i / step % lines_of_turn<T> * line_lanes<T>;
+          multiply_tile_asking(k, lhs_rows, lhs.stride, panel, lanes_ahead, sums, block.stride, accumulate);
+          continue;
+        }
+      }
+      multiply_by_rows<SumsIn::l2>(rows, columns, k, lhs_rows, lhs.stride, panel, tile_columns, sums, block.stride,
+                                   accumulate);
     }
     const std::int64_t end = j + columns, begin = j / gemm.epilogue_columns * gemm.epilogue_columns;
     if (completes && (end == block.columns || end == begin + gemm.epilogue_columns)) {

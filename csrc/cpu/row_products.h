@@ -169,9 +169,10 @@ BIGMODEL_INLINE void multiply_first(const Gemm<T>& gemm, Block block, std::int64
     for (int p = 0; p < gemm.products; ++p) {
       for (std::int64_t from = 0; from < k; from += gemm.depth[p]) {
         const std::int64_t depth = least(gemm.depth[p], k - from);
-        multiply_pass(gemm, p, block, depth, {lhs + from, gemm.lhs_stride}, panels_of(gemm, p, block.column, from),
-                      from > 0, p == gemm.products - 1 && from + depth >= k, touched,
-                      [&](const Block& done) BIGMODEL_INLINE_LAMBDA { epilogue(done, between); });
+        multiply_pass<fills_avx512<ElementOf<T>>>(
+            gemm, p, block, depth, {lhs + from, gemm.lhs_stride}, panels_of(gemm, p, block.column, from), from > 0,
+            p == gemm.products - 1 && from + depth >= k, touched,
+            [&](const Block& done) BIGMODEL_INLINE_LAMBDA { epilogue(done, between); });
       }
     }
   }
@@ -207,8 +208,9 @@ static void run_row_products(const RowProducts<T>& both, const Touched& first_to
       if (packed_k<ElementOf<T>>(depth) > depth) {  // of a pair, the second is multiplied by zero
         for (std::int64_t i = 0; i < block.rows; ++i) between.data[i * between.stride + depth] = {};
       }
-      multiply_pass(second, 0, result, depth, {between.data, between.stride}, panels_of(second, 0, 0, k), k > 0,
-                    k + depth >= columns, second_touched, second_epilogue);
+      multiply_pass<fills_avx512<ElementOf<T>>>(second, 0, result, depth, {between.data, between.stride},
+                                                panels_of(second, 0, 0, k), k > 0, k + depth >= columns, second_touched,
+                                                second_epilogue);
     }
   });
 }

@@ -63,10 +63,26 @@ BIGMODEL_INLINE F32 multiply_add(F32 a, F32 b, F32 sum) { return fma(a, b, sum);
 
 namespace bigmodel::cpu::BIGMODEL_TARGET {
 
+// What a tile asks memory for while it multiplies, once in `steps_of_turn` steps of its loop: nothing, or the line so
+// many lanes behind the rhs that it reads.
+inline constexpr int steps_of_turn = 4;
+struct AskForNothing {
+  static constexpr bool asks = false;
+};
+struct AskAhead {
+  static constexpr bool asks = true;
+  std::int64_t lanes_ahead;
+  template <class Lane>
+  BIGMODEL_INLINE_MEMBER void operator()(const Lane* rhs) const {
+    __builtin_prefetch(rhs + lanes_ahead);
+  }
+};
+
 // One register tile of `rows` x (vectors * lanes).
-template <SumsIn where, int rows, int vectors, bool by_rows, class Element, class Lane>
+template <SumsIn where, int rows, int vectors, bool by_rows, class Element, class Lane, class Ask = AskForNothing>
 BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int64_t lhs_stride, const Lane* rhs,
-                                   std::int64_t rhs_stride, float* c, std::int64_t c_stride, bool accumulate) {
+                                   std::int64_t rhs_stride, float* c, std::int64_t c_stride, bool accumulate,
+                                   [[maybe_unused]] Ask ask = {}) {
   constexpr int group = Layout<Element>::group;
   F32 sums[rows][vectors];
 #pragma GCC unroll 16
@@ -78,10 +94,7 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
       sums[i][v] = where == SumsIn::l1 && accumulate ? load(at) : zero();
     }
   }
-  // By rows, addresses take so many registers that a counter of its own would live in memory (fp32: 3 % slower).
-  const Element* const end = lhs + k;
-#pragma GCC unroll 4
-  for (std::int64_t p = 0; by_rows ? lhs != end : p < k; p += group) {
+  const auto step = [&]() BIGMODEL_INLINE_LAMBDA {
     decltype(load_lanes(rhs)) b[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) b[v] = load_lanes(rhs + v * lanes);
@@ -93,7 +106,18 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
     }
     lhs += by_rows ? group : lhs_stride;
     rhs += rhs_stride;
+  };
+  // By rows, addresses take so many registers that a counter of its own would live in memory (fp32: 3 % slower).
+  const Element* const end = lhs + k;
+  if constexpr (Ask::asks) {
+    for (const Element* const turns = end - k % (steps_of_turn * group); lhs != turns;) {
+      ask(rhs);
+#pragma GCC unroll 4
+      for (int i = 0; i < steps_of_turn; ++i) step();
+    }
   }
+#pragma GCC unroll 4
+  for (std::int64_t p = 0; by_rows ? lhs != end : p < k; p += group) step();
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
@@ -102,6 +126,15 @@ BIGMODEL_INLINE void multiply_tile(std::int64_t k, const Element* lhs, std::int6
       store(at, where == SumsIn::l2 && accumulate ? sums[i][v] + load(at) : sums[i][v]);
     }
   }
+}
+
+// One whole register tile that asks for a line of the rhs, `lanes_ahead` behind what it reads, every turn.
+template <class Element, class Lane>
+static __attribute__((noinline)) void multiply_tile_asking(std::int64_t k, const Element* lhs, std::int64_t lhs_stride,
+                                                           const Lane* rhs, std::int64_t lanes_ahead, float* c,
+                                                           std::int64_t c_stride, bool accumulate) {
+  multiply_tile<SumsIn::l2, tile_rows, tile_vectors, true>(k, lhs, lhs_stride, rhs, tile_columns, c, c_stride,
+                                                           accumulate, AskAhead{lanes_ahead});
 }
 
 // The last rows of C: fewer than tile_rows of them.
