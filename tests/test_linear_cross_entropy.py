@@ -157,6 +157,30 @@ def test_a_gradient_in_many_passes(dtype, backend, monkeypatch):
     check_case(CASE["everything"], dtype, backend)
 
 
+MANY_ROWS = LinearCrossEntropyCase(
+    "many_rows", (301,), 36, 1500, bias=False, label_smoothing=0.1, z_loss=1e-3, softcap=3.0, reduction="mean"
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_many_rows(dtype, backend):
+    """Several blocks of rows, and two passes over the vocabulary of unequal size."""
+    if backend != "cpu":
+        pytest.skip("as large as the CPU's kernels need it; Triton's passes are made smaller above")
+    check_case(MANY_ROWS, dtype, backend)
+
+
+def test_many_rows_by_a_weight_without_gradient(backend):
+    if backend != "cpu":
+        pytest.skip("as above")
+    grads = []
+    for each in (backend, "reference"):
+        inputs = MANY_ROWS.inputs(torch.float32)
+        hidden = inputs["hidden"].requires_grad_()
+        grads += torch.autograd.grad(MANY_ROWS.run(inputs, each)["loss"], hidden)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("target", [-1, 65, 1 << 40])
 def test_a_target_outside_the_vocabulary_is_nan(target, backend):
     """Where the host does not wait to look at targets: on a GPU."""
