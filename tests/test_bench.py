@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
+import platform
+import shutil
 import time
 
 import pytest
 import torch
-from bigmodel_bench import compare, harness, report, suite
+from bigmodel_bench import compare, harness, ports, report, suite
 from bigmodel_bench.case import Case, random_tensor
 from bigmodel_bench.device import data_sheet, device_named
 from bigmodel_bench.machine import Ceiling, measure_ceilings, thread_counts
@@ -444,3 +447,15 @@ def test_attention_contenders_of_cuda_agree(options):
 def test_devices_that_are_not_there_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         device_named(name)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which(os.environ.get("CC", "cc")), reason="no compiler for x86-64"
+)
+def test_every_instruction_of_the_ports_assembles(tmp_path):
+    assert ports.build(tmp_path).stat().st_mode & 0o100
+    text = ports.source()
+    mnemonics = [pattern.split()[0] for pattern in ports.INSTRUCTIONS.values()]
+    uses = 2 * ports.TOGETHER + ports.TOGETHER // 2  # alone, beside as many multiply-adds, half as many beside them
+    for mnemonic in mnemonics:
+        assert text.count(mnemonic) == uses * mnemonics.count(mnemonic)

@@ -319,7 +319,8 @@ def test_the_fastest_right_peer_is_named_and_a_wrong_one_is_not():
     assert "74 % ORT MultiHeadAttention" in text
     assert "ahead of every peer: 1 of 1 rows" in text
     assert tables.reached(row, record) == [True, False]  # 2x of the 1.1x, 50 of the 80 percent
-    assert "| 1.1x, 80 % | ✓✗ |" in text
+    assert tables.needed_percent(row, record) == pytest.approx(27.5)  # 1.1 times the peer's 25
+    assert "| 1.1x, 80 % | 28 | ✓✗ |" in text and "need more than the ceiling: 0 of 1 rows" in text
     assert (
         "times as fast as its goal says: 1 of 1" in text and "as near to the ceiling as its goal says: 0 of 1" in text
     )
@@ -340,6 +341,17 @@ def test_an_answer_is_not_wrong_that_misses_as_torch_does():
     row = record_with(**results).rows[0]
     assert verdict.times_fastest(row) == pytest.approx(2)
     assert verdict.is_wrong(row, results["cheat"])
+
+
+def test_goals_beyond_the_ceiling_are_counted_whatever_ours_took():
+    near = timed(0.0051)  # 98 % of the ceiling, which takes 5 ms
+    for ours in (timed(0.040), Result(failure="x")):
+        record = record_with(ours=ours, near=near, cheat=timed(0.001, error=0.1))
+        assert tables.needed_percent(record.rows[0], record) == pytest.approx(1.1 * 5.0 / 0.051)
+        assert "need more than the ceiling: 1 of 1 rows" in "\n".join(tables.summary(record))
+    alone = record_with(ours=timed(0.040))
+    assert tables.needed_percent(alone.rows[0], alone) is None
+    assert "| 1.1x, 80 % |  |  |" in tables.markdown(alone)
 
 
 def test_rows_behind_are_listed():

@@ -14,16 +14,16 @@ from .verdict import fastest_peer, is_wrong, times_fastest
 
 COLUMNS = (
     "op", "shape", "dtype", "pass", "threads", "ours ms", "fastest peer", "its ms", "times as fast", "% ceiling",
-    "its %", "goal", "reached", "error ours", "its error", "elsewhere",
+    "its %", "goal", "needs %", "reached", "error ours", "its error", "elsewhere",
 )  # fmt: skip
 LEGEND = (
     "ms: median ± half the interquartile range. times as fast: the fastest peer's median over ours. % ceiling: least "
     "possible time over the measured one, of multiply-adds (c) or of reading memory (m), whichever bounds; above 100 "
-    "where the data lay in a cache. goal: times as fast, and percent of the ceiling; reached: of these two, in this "
-    "order. error: largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the "
-    "fastest engine's percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot "
-    "product). A contender whose error is beyond rounding, and beyond twice torch's own, is marked wrong and is never "
-    "the fastest."
+    "where the data lay in a cache. goal: times as fast, and percent of the ceiling; needs %: of the ceiling, to be as "
+    "many times as fast: that goal times the fastest peer's percent; reached: of the two goals, in this order. error: "
+    "largest deviation from float64 over the largest value, outputs and gradients. elsewhere: the fastest engine's "
+    "percent of the ceiling on an AMD Zen 5 with AVX-512 and AVX512-BF16 (bf16 rows: of its bf16 dot product). A "
+    "contender whose error is beyond rounding, and beyond twice torch's own, is marked wrong and is never the fastest."
 )
 
 
@@ -47,7 +47,9 @@ def line_of(row: Row, record: Record) -> Line:
     for name in ("ours", peer[0] if peer else ""):
         timed = name in row.results and row.results[name].timing
         cells.append("{:.0f} {}".format(*percent_of_peak(row, ceiling, name)) if timed else "")
-    cells += [goal_of(row).text(row.dtype), "".join(_mark(half) for half in reached(row, record))]
+    needs = needed_percent(row, record)
+    cells += [goal_of(row).text(row.dtype), "" if needs is None else f"{needs:.0f}"]
+    cells.append("".join(_mark(half) for half in reached(row, record)))
     cells += [error_text(ours), error_text(peer[1]) if peer else ""]
     cells.append(f"{there.percent} % {there.engine}" if there else "")
     return Line(tuple(cells), times)
@@ -60,6 +62,12 @@ def reached(row: Row, record: Record) -> list[bool]:
         return []
     percent = percent_of_peak(row, record.ceiling_of(row), "ours")[0]
     return [times >= goal.times] + ([percent >= goal.percent[row.dtype]] if row.dtype in goal.percent else [])
+
+
+def needed_percent(row: Row, record: Record) -> float | None:
+    """The percent of the ceiling at which ours would be as many times as fast as its goal says."""
+    peer = fastest_peer(row)
+    return goal_of(row).times * percent_of_peak(row, record.ceiling_of(row), peer[0])[0] if peer else None
 
 
 def _mark(half: bool) -> str:
@@ -87,6 +95,9 @@ def summary(record: Record) -> list[str]:
     for index, name in enumerate(("times as fast as its goal says", "as near to the ceiling as its goal says")):
         asked = [half[index] for half in halves if len(half) > index]
         lines.append(f"{name}: {sum(asked)} of {len(asked)} rows")
+    needs = [percent for row in rows if (percent := needed_percent(row, record)) is not None]
+    beyond = sum(percent > 100 for percent in needs)
+    lines.append(f"goals of times as fast that need more than the ceiling: {beyond} of {len(needs)} rows")
     lines += [f"behind: {len(behind)}"]
     lines += [f"  {_name(row)}: {times:.2f}x, {fastest_peer(row)[0]}" for times, row in behind]
     for row in rows:
