@@ -81,8 +81,10 @@ def bench(
     dtype: Annotated[list[str] | None, typer.Option(help="Only fp32, bf16 or fp16; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, for us and torch alike.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:<number>.")] = "cpu",
-    json: Annotated[Path | None, typer.Option(help="Also write the record to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file, as Markdown.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the record to this file.", dir_okay=False)] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the table to this file, as Markdown.", dir_okay=False)
+    ] = None,
     peers: Annotated[
         str | None, typer.Option(help="Against other engines instead: all, torch, or names with commas between.")
     ] = None,
@@ -93,7 +95,9 @@ def bench(
             "commas between."
         ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="With --peers: also draw the roofline to this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --peers: also draw the roofline to this PNG.", dir_okay=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With --peers: go on with the record in --json.")] = False,
 ) -> None:
     """Times every op against what a PyTorch user would call, with errors against float64 and memory."""
@@ -199,7 +203,9 @@ def _bench_models(names: str, threads: int | None, markdown: Path | None) -> Non
 def compare(
     first: Annotated[Path, typer.Argument(help="A record of `bigmodel bench --json`.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
-    picture: Annotated[Path | None, typer.Option(help="Where to draw the chart; none by default.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw the chart; none by default.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Puts two benchmark records side by side, of two devices or of before and after."""
     from bigmodel_bench import compare as comparison
@@ -226,8 +232,12 @@ def audit(
     every: Annotated[
         bool, typer.Option("--all", help="Also kernels whose code hardly differs from another's: takes hours.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file, as a list.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the rows to this file, as a list.", dir_okay=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the tables to this file, as Markdown.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Compiles the Triton and CUDA kernels for GPUs that need not be here, and reads predictions from the machine code.
     What was compiled before is taken from Triton's cache, or from ours."""
@@ -368,10 +378,12 @@ def train(
     split_seed: Annotated[int, _default("split_seed", "Of the held-out part.")] = DEFAULTS.split_seed,
     compare: Annotated[bool, typer.Option("--compare", help="Train the same model of torch.nn beside it.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint.")] = False,
-    checkpoint: Annotated[Path, typer.Option(help="Written after every epoch, and on Ctrl-C.")] = Path(
+    checkpoint: Annotated[Path, typer.Option(help="Written after every epoch, and on Ctrl-C.", dir_okay=False)] = Path(
         "runs/train.safetensors"
     ),
-    curve: Annotated[Path | None, typer.Option(help="PNG of the losses; with --compare runs/train_loss.png.")] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="PNG of the losses; with --compare runs/train_loss.png.", dir_okay=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for kernels and torch.")] = None,
 ) -> None:
     """Trains a SequenceClassifier on real handwritten digits: 1,797 images of 8x8 pixels, ten classes. With --task text

@@ -186,6 +186,12 @@ def test_every_case_of_every_op_is_named_once(op):
         assert all(case.flops > 0 and case.bytes > 0 for case in suite.select([op], quick=quick))
 
 
+@pytest.mark.parametrize("op", [op for op in suite.OPS if op not in ("attention_weights", "attention_decode")])
+def test_quick_rows_have_both_passes_in_every_dtype(op):
+    rows = {(case.dtype, case.pass_name) for case in suite.select([op], quick=True)}
+    assert rows == {(dtype, name) for dtype in ("fp32", "bf16", "fp16") for name in ("fwd", "fwd+bwd")}
+
+
 @pytest.mark.parametrize("op", suite.OPS)
 def test_every_op_agrees_with_torch_and_float64(op):
     """The smallest forward and backward case: both contenders compute the same thing, and so does truth."""

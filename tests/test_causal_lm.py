@@ -63,6 +63,31 @@ def test_hugging_face_weights_give_the_same_logits(kind):
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "base"), [("gpt2", "transformer"), ("llama_tied", "model")])
+def test_hugging_face_weights_of_the_base_model_are_found_too(kind, base):
+    """GPT-2's file on the Hub has these names, and the causal mask that older versions kept."""
+    theirs = small_hugging_face(kind)
+    weights = getattr(theirs, base).state_dict()
+    if kind == "gpt2":
+        weights["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
+    ours = CausalLM.from_hugging_face(theirs.config, weights).eval()
+    tokens = torch.randint(0, 67, (3, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("gpt2", "transformer.wpe.weight"), ("llama", "lm_head.weight"), ("llama", "model.norm.weight")],
+)
+def test_hugging_face_weights_that_are_missing_are_named(kind, missing):
+    theirs = small_hugging_face(kind)
+    weights = theirs.state_dict()
+    del weights[missing]
+    with pytest.raises(ValueError, match=rf"^\[CausalLM\] {missing} is missing"):
+        CausalLM.from_hugging_face(theirs.config, weights)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_generates_what_hugging_face_generates(kind):
     theirs = small_hugging_face(kind)
@@ -374,6 +399,10 @@ BAD = {
     "is empty": lambda model: model.generate([[1], []], 3),
     "outside the vocabulary": lambda model: model.generate([[61]], 3),
     "expected at most the model's length, 40": lambda model: model.generate([[1] * 38], 3),
+    "temperature is None": lambda model: model.generate([[1]], 3, temperature=None),
+    "top_p is '0.9'": lambda model: model.generate([[1]], 3, temperature=1.0, top_p="0.9"),
+    "repetition_penalty is None": lambda model: model.generate([[1]], 3, repetition_penalty=None),
+    "length_penalty is None": lambda model: model.generate([[1]], 3, beams=2, length_penalty=None),
     "temperature is -1": lambda model: model.generate([[1]], 3, temperature=-1),
     "top_k is 0": lambda model: model.generate([[1]], 3, top_k=0),
     "top_k is 2.5": lambda model: model.generate([[1]], 3, temperature=1.0, top_k=2.5),

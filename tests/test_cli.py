@@ -120,6 +120,26 @@ def test_a_mistake_is_one_line_and_status_one(arguments, message, tmp_path, monk
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["bench", "--quick"], "--json"),
+        (["bench", "--quick"], "--markdown"),
+        (["compare", "a.json", "b.json"], "--picture"),
+        (["train"], "--checkpoint"),
+        (["train"], "--curve"),
+        (["generate"], "--checkpoint"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_refused_before_the_work(command, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bigmodel", *command, option, str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert f"Invalid value for '{option}'" in error and "directory." in error
+
+
 # training
 
 

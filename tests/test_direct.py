@@ -166,6 +166,15 @@ def test_forward_mode_is_refused_not_ignored():
         assert forward_ad.unpack_dual(bmk.linear(x, torch.randn(5, 4), backend="reference")).tangent is not None
 
 
+def test_gradients_inside_transforms_are_refused_but_the_reference_has_them():
+    weight, xs = torch.randn(5, 4), torch.randn(2, 3, 4)
+    for transform, x in ((torch.func.grad, xs[0]), (lambda f: torch.vmap(torch.func.grad(f)), xs)):
+        with pytest.raises(RuntimeError, match=r"^\[linear\] kernels have no gradient inside torch.func's transforms"):
+            transform(lambda x: bmk.linear(x, weight).sum())(x)
+        computed = transform(lambda x: bmk.linear(x, weight, backend="reference").sum())(x)
+        torch.testing.assert_close(computed, weight.sum(0).expand_as(x))
+
+
 def test_function_modes_see_the_ops():
     class Mode(torch.overrides.TorchFunctionMode):
         seen = []

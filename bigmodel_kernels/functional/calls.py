@@ -58,6 +58,10 @@ def _call_dispatched(op: Callable, inputs: Sequence[Tensor | None], options: dic
     if torch._C._is_tracing():  # one graph for all grad modes: torch compares it with that of a trace without gradients
         return op(*inputs, **options)
     if needs_gradient(inputs):
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"[{op.__name__}] kernels have no gradient inside torch.func's transforms; expected backend='reference'"
+            )
         return gradients.call(op, inputs, options, returned)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs, **options)

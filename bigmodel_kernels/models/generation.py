@@ -24,6 +24,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not (name == "top_p" and self.top_p is None):
+                _check_number(name, getattr(self, name))
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"[generate] temperature is {self.temperature}: expected 0 (greedy) or a positive number")
         if self.top_k is not None:
@@ -283,10 +286,16 @@ def _check_whole(name: str, value: int, least: int) -> None:
         raise ValueError(f"[generate] {name} is {value!r}: expected a whole number of at least {least}")
 
 
+def _check_number(name: str, value: float) -> None:
+    if not hasattr(value, "__float__"):
+        raise ValueError(f"[generate] {name} is {value!r}: expected a number")
+
+
 def _check_beams(config, beams: int, length_penalty: float, drawing, streaming) -> None:
     _check_whole("beams", beams, 1)
     if beams > config.vocabulary:
         raise ValueError(f"[generate] beams is {beams}: expected at most the vocabulary's {config.vocabulary}")
+    _check_number("length_penalty", length_penalty)
     if not math.isfinite(length_penalty):
         raise ValueError(f"[generate] length_penalty is {length_penalty}: expected a finite number")
     if beams > 1 and (drawing or streaming is not None):

@@ -18,6 +18,9 @@ Llama:
     model.layers.{i}.mlp.gate_proj, up_proj, down_proj  layers.{i}.feed_forward.gate_proj, linear1, linear2
     model.norm                                  norm
     lm_head.weight                              head.weight (where it is not tied)
+
+The first word, "transformer" or "model", may be missing, as it is from the names of GPT2Model and LlamaModel, and of
+GPT-2's own file on the Hub.
 """
 
 import torch
@@ -92,8 +95,11 @@ def config_of(config) -> CausalLMConfig:
 
 def converted(config, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state_dict of GPT2LMHeadModel or LlamaForCausalLM under CausalLM's names. Raises ValueError for a weight that
-    it does not know."""
-    names = dict(state_dict)
+    it does not know, and for one that is missing."""
+    first = "transformer." if config.model_type == "gpt2" else "model."
+    names = {
+        name if name.startswith((first, "lm_head.")) else first + name: tensor for name, tensor in state_dict.items()
+    }
     if config.model_type == "gpt2":
         return _from_gpt2(names)
     return _from_llama(names, config)
@@ -101,10 +107,10 @@ def converted(config, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _from_gpt2(names: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {
-        "embedding.weight": names.pop("transformer.wte.weight"),
-        "position.weight": names.pop("transformer.wpe.weight"),
-        "norm.weight": names.pop("transformer.ln_f.weight"),
-        "norm.bias": names.pop("transformer.ln_f.bias"),
+        "embedding.weight": _take(names, "transformer.wte.weight"),
+        "position.weight": _take(names, "transformer.wpe.weight"),
+        "norm.weight": _take(names, "transformer.ln_f.weight"),
+        "norm.bias": _take(names, "transformer.ln_f.bias"),
     }
     names.pop("lm_head.weight", None)  # the embedding's
     for name, tensor in names.items():
@@ -119,12 +125,15 @@ def _from_gpt2(names: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_llama(names: dict[str, Tensor], config) -> dict[str, Tensor]:
-    result = {"embedding.weight": names.pop("model.embed_tokens.weight"), "norm.weight": names.pop("model.norm.weight")}
-    head = names.pop("lm_head.weight", None)
+    result = {
+        "embedding.weight": _take(names, "model.embed_tokens.weight"),
+        "norm.weight": _take(names, "model.norm.weight"),
+    }
     if not config.tie_word_embeddings:
-        result["head.weight"] = head
+        result["head.weight"] = _take(names, "lm_head.weight")
+    names.pop("lm_head.weight", None)  # the embedding's
     for layer in range(config.num_hidden_layers):
-        each = [names.pop(f"model.layers.{layer}.self_attn.{name}_proj.weight") for name in "qkv"]
+        each = [_take(names, f"model.layers.{layer}.self_attn.{name}_proj.weight") for name in "qkv"]
         result[f"layers.{layer}.attention.qkv.weight"] = torch.cat(each)
     for name, tensor in names.items():
         if name.endswith("rotary_emb.inv_freq"):  # a buffer of older versions
@@ -134,6 +143,12 @@ def _from_llama(names: dict[str, Tensor], config) -> dict[str, Tensor]:
             raise ValueError(f"[CausalLM] {name} is no weight of a Llama that is known here")
         result[f"layers.{layer}.{_LLAMA[part]}.{kind}"] = tensor
     return result
+
+
+def _take(names: dict[str, Tensor], name: str) -> Tensor:
+    if name not in names:
+        raise ValueError(f"[CausalLM] {name} is missing: expected the state_dict of the whole model")
+    return names.pop(name)
 
 
 def _parts(name: str, prefix: str) -> tuple[str, str, str]:

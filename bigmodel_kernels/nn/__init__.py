@@ -14,7 +14,8 @@ nothing but the computation. They differ from torch.nn in what follows, and in n
 - hooks on ``MultiheadAttention.out_proj`` run;
 - torch.jit.script does not compile them and torch.fx.symbolic_trace does not trace them (torch.compile, torch.export,
   make_fx and torch.jit.trace do);
-- torch.func's transforms and forward-mode derivatives raise errors, unless the reference is named (`use_backend`).
+- gradients inside torch.func's transforms and forward-mode derivatives raise errors, unless the reference is named
+  (`use_backend`).
 
 Nested tensors, and dtypes that only torch.nn mixes, take torch.nn's own path; FeedForward calls its parts for nested
 tensors.

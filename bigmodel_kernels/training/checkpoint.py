@@ -37,7 +37,7 @@ def load_checkpoint(path: Path, task: str | None = None) -> Checkpoint:
     """Reads what `save_checkpoint` wrote. Raises ValueError if the file is missing, damaged or another's, or of another
     task than the one given."""
     if not path.exists():
-        raise ValueError(f"[train] there is no checkpoint {path}: train without resuming first")
+        raise ValueError(f"[train] there is no checkpoint {path}: expected one that `bigmodel train` has written")
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -67,7 +67,9 @@ def train_text(given: Mapping, progress: Progress, console: Console) -> bool:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "The ",
-    checkpoint: Annotated[Path, typer.Option(help="Of `bigmodel train --task text`.")] = DEFAULT_CHECKPOINT,
+    checkpoint: Annotated[
+        Path, typer.Option(help="Of `bigmodel train --task text`.", dir_okay=False)
+    ] = DEFAULT_CHECKPOINT,
     tokens: Annotated[int | None, typer.Option(min=1, help="New bytes; by default as many as the model sees.")] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest bytes only.")] = None,
