@@ -10,9 +10,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_WORKERS ?= 2
-SANITIZERS := address,undefined
 
 BIN := $(VENV)/bin
+# Where setup.py compiles.
+PACKAGE_BUILD = build/cmake-$(shell $(BIN)/python -c \
+    'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform(), sep="-")')
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 TRITON_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton triton_attention triton_launches triton_tf32 triton_tune triton_warm_up))
@@ -55,17 +57,18 @@ test-gpu: $(VENV)/.nvcc build
 	BIGMODEL_TEST_GPU=1 $(BIN)/python -m pytest -q -k '(triton or cuda) and (case or repeats) or test_triton or test_gpu' \
 	    $(TRITON_TESTS) $(OP_TESTS) tests/test_gpu.py
 
-# The kernels without torch: as they are, and under the address and undefined-behaviour sanitizers. These only for two
-# targets, since sanitized kernels compile slowly and every target has the same sources.
-test-cpp: $(VENV)/.tools
-	$(call cpp_tests,build/cpp,)
-	$(call cpp_tests,build/cpp-sanitized,$(SANITIZERS) -DBIGMODEL_CPU_TARGETS=avx2)
+# The kernels' own tests: with the objects that the package is made of, then with others, built without torch under the
+# address and undefined-behaviour sanitizers. These only for two targets, since sanitized kernels compile slowly and every
+# target has the same sources.
+test-cpp: build
+	$(call cpp_tests,$(PACKAGE_BUILD))
+	$(BIN)/cmake -S . -B build/cpp-sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBIGMODEL_EXTENSION=OFF \
+	    -DBIGMODEL_TESTS=ON -DBIGMODEL_SANITIZE=address,undefined -DBIGMODEL_CPU_TARGETS=avx2
+	$(call cpp_tests,build/cpp-sanitized)
 
 define cpp_tests
-	$(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DBIGMODEL_EXTENSION=OFF \
-	    -DBIGMODEL_TESTS=ON -DBIGMODEL_SANITIZE=$(2)
 	$(BIN)/cmake --build $(1)
-	$(BIN)/ctest --test-dir $(1) --output-on-failure
+	$(BIN)/ctest --test-dir $(1) --output-on-failure --no-tests=error -j $(PYTEST_WORKERS)
 endef
 
 # CPU targets that this machine lacks, emulated: AVX-512 and AMX on AVX2, Arm in QEMU. Not part of test: it takes long.
@@ -126,9 +129,10 @@ $(VENV)/.torch: $(VENV)/.tools
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@touch $@
 
-# Built by hand first, because pip hides the progress of a build; pip then finds nothing left to compile.
+# Built by hand first, because pip hides the progress of a build; pip then finds nothing left to compile. The programs of
+# test-cpp are only configured here.
 $(VENV)/.built: $(VENV)/.torch $(BUILD_FILES)
 	@echo 'Compiling the kernels, once per CPU target: some minutes on two cores.'
-	$(BIN)/python setup.py -q build_ext --inplace
+	CMAKE_ARGS="$$CMAKE_ARGS -DBIGMODEL_TESTS=ON" $(BIN)/python setup.py -q build_ext --inplace
 	$(PIP) install -q --no-build-isolation -e '.[test,dev]'
 	@touch $@

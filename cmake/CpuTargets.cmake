@@ -16,6 +16,9 @@ set(BIGMODEL_CPU_TARGETS "" CACHE STRING "Only these CPU targets (a list; empty:
 set(BIGMODEL_KERNEL_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-exceptions -fno-rtti
     -fvisibility=hidden -fvisibility-inlines-hidden -fno-lto -fno-semantic-interposition -Wall -Wextra
     -Wno-unused-function -Wno-psabi -Wno-ignored-attributes)
+if(BIGMODEL_SANITIZE)
+  list(TRANSFORM BIGMODEL_KERNEL_FLAGS REPLACE "^-O3$" -O1)
+endif()
 # GCC's own AVX-512 headers warn of the undefined vectors that they make on purpose (GCC bug 105593). The same sources
 # keep these warnings where they are compiled for other targets.
 set(BIGMODEL_KERNEL_FLAGS_amx -Wno-uninitialized -Wno-maybe-uninitialized)

@@ -71,7 +71,8 @@ def built_here(tree: Path) -> bool:
 
 
 def target_objects() -> list[tuple[str, Path]]:
-    """(CPU target, object file) for every kernel file in the build tree that made the loaded extension."""
+    """(CPU target, object file) for every kernel file in the build tree that made the loaded extension. That tree may
+    hold tests of tests/cpp for a target too, which are no part of the extension."""
     trees = [path.parent for path in (ROOT / "build").glob("*/CMakeCache.txt") if built_here(path.parent)]
     if not trees:
         pytest.skip("the loaded extension was not built in this folder, so its object files are not here to be read")
@@ -79,7 +80,8 @@ def target_objects() -> list[tuple[str, Path]]:
     found = [
         (re.search(r"-DBIGMODEL_TARGET=(\w+)", entry["command"]), trees[0] / entry["output"]) for entry in commands
     ]
-    return [(match[1], path) for match, path in found if match]
+    kernels = trees[0] / "csrc"
+    return [(match[1], path) for match, path in found if match and path.is_relative_to(kernels)]
 
 
 @needs_binutils

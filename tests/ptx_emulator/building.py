@@ -45,10 +45,10 @@ def _tool(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    """One process at a time: pytest's workers all want the same files."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as file:
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder under BUILD: pytest's workers all want the same files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -64,7 +64,7 @@ def built(target: str) -> Path:
         "Python_EXECUTABLE": sys.executable,
     }
     folder = BUILD / "cmake"
-    with _locked():
+    with _locked(folder):
         if not (folder / "build.ninja").exists():
             _run([_tool("cmake"), "-S", HERE, "-B", folder, "-G", "Ninja", *[f"-D{k}={v}" for k, v in options.items()]])
         _run([_tool("cmake"), "--build", folder, "--target", target])
@@ -111,9 +111,9 @@ def cuda_library(*sources: Path, include: tuple[Path, ...] = (), defines: tuple[
     for path in (*sources, *headers):
         digest.update(path.read_bytes())
     library = BUILD / "cuda" / f"lib{sources[0].stem}-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_suffix(f".{os.getpid()}.so")
-        _run([compiler, *flags, "-shared", *sources, "-o", unfinished])
-        unfinished.replace(library)
+    with _locked(library.with_suffix("")):
+        if not library.exists():
+            unfinished = library.with_suffix(f".{os.getpid()}.so")
+            _run([compiler, *flags, "-shared", *sources, "-o", unfinished])
+            unfinished.replace(library)
     return checked(library)
