@@ -30,11 +30,27 @@ def make(name, dtype=torch.float32, seed=0):
     return model
 
 
+# Rotary frequencies of a small Llama, of which Llama 3.1's are some in each of its three parts.
+ROPE = {
+    "llama_linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0},
+    "llama_3.1": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
 def small_hugging_face(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    if kind == "gpt2":
-        config = transformers.GPT2Config(vocab_size=67, n_embd=24, n_layer=2, n_head=3, n_positions=32)
+    if kind.startswith("gpt2"):
+        config = transformers.GPT2Config(
+            vocab_size=67, n_embd=24, n_layer=2, n_head=3, n_positions=32, tie_word_embeddings=kind != "gpt2_untied"
+        )
         model = transformers.GPT2LMHeadModel(config)
     else:
         config = transformers.LlamaConfig(
@@ -46,6 +62,10 @@ def small_hugging_face(kind):
             intermediate_size=40,
             max_position_embeddings=32,
             tie_word_embeddings=kind == "llama_tied",
+            attention_bias=kind in ("llama_biases", "llama_attention_bias"),
+            mlp_bias=kind in ("llama_biases", "llama_mlp_bias"),
+            head_dim=20 if kind in ROPE else None,
+            **({"rope_parameters": ROPE[kind]} if kind in ROPE else {}),
         )
         model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
@@ -54,7 +74,10 @@ def small_hugging_face(kind):
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama_tied"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", "gpt2_untied", "llama", "llama_tied", "llama_biases", "llama_attention_bias", "llama_mlp_bias", *ROPE],
+)
 def test_hugging_face_weights_give_the_same_logits(kind):
     theirs = small_hugging_face(kind)
     ours = CausalLM.from_hugging_face(theirs.config, theirs.state_dict()).eval()
@@ -456,3 +479,21 @@ def test_rotary_embedding(interleaved):
     assert low(query.bfloat16(), None, positions=torch.arange(9).flip(0))[0].dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"^\[RotaryEmbedding\] dim"):
         bmk.nn.RotaryEmbedding(7)
+
+
+def test_rotary_scaling():
+    frequencies = 500.0 ** (-torch.arange(0, 20, 2, dtype=torch.float64) / 20)
+    torch.testing.assert_close(bmk.nn.RotaryScaling(4.0)(frequencies), frequencies / 4)
+    turns = frequencies * 16 / (2 * torch.pi)
+    few, many = turns < 1, turns > 2
+    between = ~few & ~many
+    assert few.any() and many.any() and between.any()
+    scaled = bmk.nn.RotaryScaling(8.0, 16, low=1.0, high=2.0)(frequencies)
+    torch.testing.assert_close(scaled[few], frequencies[few] / 8)
+    torch.testing.assert_close(scaled[many], frequencies[many])
+    assert (scaled[between] < frequencies[between]).all() and (scaled[between] > frequencies[between] / 8).all()
+    module = bmk.nn.RotaryEmbedding(20, theta=500.0, scaling=bmk.nn.RotaryScaling(8.0, 16, low=1.0, high=2.0))
+    torch.testing.assert_close(module.tables(torch.device("cpu"), 5)[0][4], (4 * scaled).cos().float())
+    for wrong in ({"factor": 0.0}, {"factor": 2.0, "length": 0}, {"factor": 2.0, "low": 4.0, "high": 1.0}):
+        with pytest.raises(ValueError, match=r"^\[RotaryScaling\] got"):
+            bmk.nn.RotaryScaling(**wrong)

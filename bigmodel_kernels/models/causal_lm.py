@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bigmodel_kernels import functional
 from bigmodel_kernels.models.kv_cache import KVCache
-from bigmodel_kernels.nn import FeedForward, LayerNorm, RMSNorm, RotaryEmbedding
+from bigmodel_kernels.nn import FeedForward, LayerNorm, RMSNorm, RotaryEmbedding, RotaryScaling
 from bigmodel_kernels.nn.add_norm import add_norm
 from bigmodel_kernels.nn.fusion import apply_linear
 
@@ -29,10 +29,11 @@ class CausalLMConfig:
 
     vocabulary: number of tokens. width: size of each position's vector. layers, heads: how many. kv_heads: heads of key
     and value, a divisor of heads; None: heads. head_dim: None: width / heads. hidden: inside the feed-forward layers;
-    None: 4 * width. length: the longest sequence. positions: "learned" or "rotary", with base `theta`. norm: "layer" or
-    "rms", with `eps`. activation: "gelu", "gelu_tanh", "silu" or "relu"; gate: None, or "hidden" as in SwiGLU. bias:
-    whether the layers' linear maps have one. tied: whether the head's weight is the embedding's. dropout: probability,
-    in training, on attention weights and inside the feed-forward layers.
+    None: 4 * width. length: the longest sequence. positions: "learned" or "rotary", with base `theta` and `scaling` of
+    its frequencies, if any. norm: "layer" or "rms", with `eps`. activation: "gelu", "gelu_tanh", "silu" or "relu";
+    gate: None, or "hidden" as in SwiGLU. bias: whether the layers' linear maps have one. tied: whether the head's
+    weight is the embedding's. dropout: probability, in training, on attention weights and inside the feed-forward
+    layers.
     """
 
     vocabulary: int = 256
@@ -45,6 +46,7 @@ class CausalLMConfig:
     length: int = 512
     positions: str = "learned"
     theta: float = 10000.0
+    scaling: RotaryScaling | None = None
     norm: str = "layer"
     eps: float = 1e-5
     activation: str = "gelu_tanh"
@@ -154,7 +156,7 @@ class CausalLM(nn.Module):
         self.position = nn.Embedding(config.length, config.width) if config.positions == "learned" else None
         rotary = None  # one table of angles for all layers
         if config.positions == "rotary":
-            rotary = RotaryEmbedding(config.features, config.theta, max_positions=config.length)
+            rotary = RotaryEmbedding(config.features, config.theta, max_positions=config.length, scaling=config.scaling)
         self.layers = nn.ModuleList(CausalLayer(config, index, rotary) for index in range(config.layers))
         self.norm = make_norm(config)
         self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)

@@ -17,7 +17,9 @@ Llama:
     model.layers.{i}.self_attn.o_proj           layers.{i}.attention.out
     model.layers.{i}.mlp.gate_proj, up_proj, down_proj  layers.{i}.feed_forward.gate_proj, linear1, linear2
     model.norm                                  norm
-    lm_head.weight                              head.weight (where it is not tied)
+    lm_head.weight                              head.weight (where it is not tied, GPT-2's too)
+
+Biases that only part of a Llama's linear layers have (attention_bias, mlp_bias) are zeros in the others.
 
 The first word, "transformer" or "model", may be missing, as it is from the names of GPT2Model and LlamaModel, and of
 GPT-2's own file on the Hub.
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_kernels.models.causal_lm import CausalLMConfig
+from bigmodel_kernels.nn import RotaryScaling
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -56,12 +59,12 @@ _LLAMA = {
 
 def config_of(config) -> CausalLMConfig:
     """A transformers GPT2Config's or LlamaConfig's counterpart. Raises ValueError for any other, and for what CausalLM
-    does not compute: scaled rotary frequencies, biases in part of a Llama's layers."""
+    does not compute: other scores than those of GPT-2, other rotary frequencies than those of RotaryScaling."""
     if config.model_type == "gpt2":
-        if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx or not config.tie_word_embeddings:
+        if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
             raise ValueError(
-                "[CausalLM] the GPT-2 has scale_attn_weights off, scale_attn_by_inverse_layer_idx on or "
-                "tie_word_embeddings off: expected none of these"
+                "[CausalLM] the GPT-2 has scale_attn_weights off or scale_attn_by_inverse_layer_idx on: "
+                "expected neither"
             )
         return CausalLMConfig.gpt(
             vocabulary=config.vocab_size,
@@ -72,11 +75,11 @@ def config_of(config) -> CausalLMConfig:
             length=config.n_positions,
             eps=config.layer_norm_epsilon,
             activation=_activation(config.activation_function),
+            tied=config.tie_word_embeddings,
         )
     if config.model_type != "llama":
         raise ValueError(f"[CausalLM] the model's type is {config.model_type!r}: expected 'gpt2' or 'llama'")
-    if config.attention_bias or config.mlp_bias:
-        raise ValueError("[CausalLM] attention_bias or mlp_bias is set: expected a Llama without biases")
+    theta, scaling = _rotary(config)
     return CausalLMConfig.llama(
         vocabulary=config.vocab_size,
         width=config.hidden_size,
@@ -86,9 +89,11 @@ def config_of(config) -> CausalLMConfig:
         head_dim=getattr(config, "head_dim", None),
         hidden=config.intermediate_size,
         length=config.max_position_embeddings,
-        theta=_theta(config),
+        theta=theta,
+        scaling=scaling,
         eps=config.rms_norm_eps,
         activation=_activation(config.hidden_act),
+        bias=config.attention_bias or config.mlp_bias,
         tied=config.tie_word_embeddings,
     )
 
@@ -101,18 +106,18 @@ def converted(config, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         name if name.startswith((first, "lm_head.")) else first + name: tensor for name, tensor in state_dict.items()
     }
     if config.model_type == "gpt2":
-        return _from_gpt2(names)
+        return _from_gpt2(names, config)
     return _from_llama(names, config)
 
 
-def _from_gpt2(names: dict[str, Tensor]) -> dict[str, Tensor]:
+def _from_gpt2(names: dict[str, Tensor], config) -> dict[str, Tensor]:
     result = {
         "embedding.weight": _take(names, "transformer.wte.weight"),
         "position.weight": _take(names, "transformer.wpe.weight"),
         "norm.weight": _take(names, "transformer.ln_f.weight"),
         "norm.bias": _take(names, "transformer.ln_f.bias"),
     }
-    names.pop("lm_head.weight", None)  # the embedding's
+    _take_head(names, config, result)
     for name, tensor in names.items():
         if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask of older versions
             continue
@@ -129,12 +134,11 @@ def _from_llama(names: dict[str, Tensor], config) -> dict[str, Tensor]:
         "embedding.weight": _take(names, "model.embed_tokens.weight"),
         "norm.weight": _take(names, "model.norm.weight"),
     }
-    if not config.tie_word_embeddings:
-        result["head.weight"] = _take(names, "lm_head.weight")
-    names.pop("lm_head.weight", None)  # the embedding's
+    _take_head(names, config, result)
     for layer in range(config.num_hidden_layers):
-        each = [_take(names, f"model.layers.{layer}.self_attn.{name}_proj.weight") for name in "qkv"]
-        result[f"layers.{layer}.attention.qkv.weight"] = torch.cat(each)
+        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
+            each = [_take(names, f"model.layers.{layer}.self_attn.{name}_proj.{kind}") for name in "qkv"]
+            result[f"layers.{layer}.attention.qkv.{kind}"] = torch.cat(each)
     for name, tensor in names.items():
         if name.endswith("rotary_emb.inv_freq"):  # a buffer of older versions
             continue
@@ -142,7 +146,21 @@ def _from_llama(names: dict[str, Tensor], config) -> dict[str, Tensor]:
         if part not in _LLAMA:
             raise ValueError(f"[CausalLM] {name} is no weight of a Llama that is known here")
         result[f"layers.{layer}.{_LLAMA[part]}.{kind}"] = tensor
+    if config.attention_bias or config.mlp_bias:
+        _fill_up_biases(result)
     return result
+
+
+def _fill_up_biases(result: dict[str, Tensor]) -> None:
+    for name, weight in list(result.items()):
+        if name.endswith(".weight") and (".attention." in name or ".feed_forward." in name):
+            result.setdefault(name.removesuffix("weight") + "bias", weight.new_zeros(weight.size(0)))
+
+
+def _take_head(names: dict[str, Tensor], config, result: dict[str, Tensor]) -> None:
+    if not config.tie_word_embeddings:
+        result["head.weight"] = _take(names, "lm_head.weight")
+    names.pop("lm_head.weight", None)  # the embedding's
 
 
 def _take(names: dict[str, Tensor], name: str) -> Tensor:
@@ -164,10 +182,20 @@ def _activation(name: str) -> str:
     return _ACTIVATIONS[name]
 
 
-def _theta(config) -> float:
-    """The rotary base, under either of the names that transformers has had for it."""
+def _rotary(config) -> tuple[float, RotaryScaling | None]:
+    """The rotary base and scaling, under either of the names that transformers has had for them."""
     options = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    theta = float(options.get("rope_theta", getattr(config, "rope_theta", 10000.0)))
     kind = options.get("rope_type", options.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"[CausalLM] the rotary frequencies are scaled ({kind}): expected the default ones")
-    return float(options.get("rope_theta", getattr(config, "rope_theta", 10000.0)))
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RotaryScaling(options["factor"])
+    if kind == "llama3":
+        return theta, RotaryScaling(
+            options["factor"],
+            options["original_max_position_embeddings"],
+            low=options["low_freq_factor"],
+            high=options["high_freq_factor"],
+        )
+    raise ValueError(f"[CausalLM] the rotary frequencies are scaled ({kind}): expected default, linear or llama3")

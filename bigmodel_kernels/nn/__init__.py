@@ -25,7 +25,7 @@ from bigmodel_kernels.nn.add_norm import LayerNorm, RMSNorm
 from bigmodel_kernels.nn.attention import MultiheadAttention
 from bigmodel_kernels.nn.feed_forward import FeedForward
 from bigmodel_kernels.nn.linear import Linear
-from bigmodel_kernels.nn.rotary_embedding import RotaryEmbedding
+from bigmodel_kernels.nn.rotary_embedding import RotaryEmbedding, RotaryScaling
 from bigmodel_kernels.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -41,6 +41,7 @@ __all__ = [
     "MultiheadAttention",
     "RMSNorm",
     "RotaryEmbedding",
+    "RotaryScaling",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
