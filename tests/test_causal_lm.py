@@ -449,6 +449,7 @@ BAD = {
     "prompts has shape [3]": lambda model: model.generate(torch.tensor([1, 2, 3]), 3),
     "prompts is 1: expected a sequence of tokens for each": lambda model: model.generate(1, 3),
     "the sequence has length 41": lambda model: model(torch.zeros(1, 41, dtype=torch.int64)),
+    "tokens has shape [3]": lambda model: model(torch.tensor([1, 2, 3])),
     "stop is None": lambda model: model.generate([[1]], 3, stop=None),
     "stop is 'a'": lambda model: model.generate([[1]], 3, stop=["a"]),
     "stop holds an empty sequence": lambda model: model.generate([[1]], 3, stop=[1, []]),

@@ -176,8 +176,10 @@ class CausalLM(nn.Module):
 
         tokens: int64 [batch, length]; as none sees a later one, shorter sequences may end in padding. cache: keys and
         values of each sequence's tokens before these, and then of these; under torch.no_grad().
-        Raises ValueError for more tokens than the config's length.
+        Raises ValueError for tokens of another shape, and for more of them than the config's length.
         """
+        if tokens.dim() != 2:
+            raise ValueError(f"[CausalLM] tokens has shape {list(tokens.shape)}: expected [batch, length]")
         first = 0 if cache is None else cache.longest
         last = first + tokens.size(1)
         if last > self.config.length:
