@@ -250,7 +250,7 @@ def test_goals_belong_to_rows_that_exist():
         ("attention", "(4,8,512,64) causal", "bf16", "fwd", "2x"),
         ("attention", "(4,8,512,64) padding mask", "fp32", "fwd", "1.3x"),
         ("attention", "(1,4,32,32)", "fp32", "fwd", "1.2x"),
-        ("attention", "(4,8,512,64)", "fp16", "fwd+bwd", "3.5x, 70 %"),
+        ("attention", "(4,8,512,64)", "fp16", "fwd+bwd", "3.5x torch, 70 %"),
         ("nn", "MHA weights 512/8, 4x512", "fp32", "fwd", "1.4x"),
         ("nn", "MHA 512/8, 4x512", "fp32", "fwd", "1.15x, 85 %"),
         ("nn", "EncoderLayer 512/8, 4x512", "bf16", "fwd+bwd", "1.25x, 80 %"),
@@ -340,7 +340,22 @@ def test_an_answer_is_not_wrong_that_misses_as_torch_does():
     }
     row = record_with(**results).rows[0]
     assert verdict.times_fastest(row) == pytest.approx(2)
-    assert verdict.is_wrong(row, results["cheat"])
+    assert verdict.is_wrong(row, results["cheat"]) and not verdict.is_wrong(row, results["torch sdpa"])
+    row.results["torch"] = row.results.pop("torch sdpa")  # where torch has one way
+    assert verdict.is_wrong(row, results["cheat"]) and not verdict.is_wrong(row, row.results["torch"])
+
+
+def test_goals_of_fp16_are_of_torch_as_it_is_shipped():
+    results = {"ours": timed(0.010), "torch sdpa": timed(0.040), "torch+mkl512 sdpa": timed(0.015)}
+    record = record_with(**results, **{"torch medium sdpa": timed(0.012)})
+    row = record.rows[0]
+    assert verdict.times_fastest(row) == pytest.approx(1.2) and tables.reached(row, record)[0]
+    row.dtype = "fp16"
+    assert verdict.times_fastest(row) == pytest.approx(1.2)
+    assert tables.reached(row, record) == [True, False]  # 4 times torch of the 3.5
+    assert tables.needed_percent(row, record) == pytest.approx(3.5 * 5.0 / 0.4)
+    row.results["ours"] = timed(0.012)
+    assert tables.reached(row, record) == [False, False]
 
 
 def test_goals_beyond_the_ceiling_are_counted_whatever_ours_took():

@@ -1,9 +1,10 @@
 """What a row is to reach, and what the fastest engines reached elsewhere: data beside the rows.
 
-A goal has two halves: how many times as fast as the fastest peer, and what percent of the machine's ceiling (of
-multiply-adds, or of the memory's bandwidth for what reads more than it computes). Elsewhere is an AMD Zen 5 EPYC with
-AVX-512 and AVX512-BF16, measured 2026-11-23 with PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1 and zentorch
-2.14.0.1. The percentages of bf16 are of the bf16 dot product, where the CPU has it.
+A goal has two halves: how many times as fast as the fastest peer, or in fp16, which other engines refuse or answer with
+bf16's errors, as torch as it is shipped; and what percent of the machine's ceiling (of multiply-adds, or of the
+memory's bandwidth for what reads more than it computes). Elsewhere is an AMD Zen 5 EPYC with AVX-512 and AVX512-BF16,
+measured 2026-11-23 with PyTorch 2.13.0, onnxruntime 1.31.1, OpenVINO 2026.4.1 and zentorch 2.14.0.1. The percentages of
+bf16 are of the bf16 dot product, where the CPU has it.
 """
 
 import re
@@ -14,14 +15,17 @@ from ..run import Row
 
 @dataclass(frozen=True)
 class Goal:
-    """times: of the fastest peer's speed. percent: of the ceiling by dtype; a dtype that is absent has none."""
+    """times: of the fastest peer's speed, or of torch's. percent: of the ceiling by dtype; a dtype that is absent has
+    none."""
 
     times: float
     percent: dict[str, int]
+    of_torch: bool = False
 
     def text(self, dtype: str) -> str:
         """As the table shows it."""
-        return f"{self.times:g}x" + (f", {self.percent[dtype]} %" if dtype in self.percent else "")
+        of_torch = " torch" if self.of_torch else ""
+        return f"{self.times:g}x{of_torch}" + (f", {self.percent[dtype]} %" if dtype in self.percent else "")
 
 
 def goal_of(row: Row) -> Goal:
@@ -30,12 +34,14 @@ def goal_of(row: Row) -> Goal:
     return next(goal for pattern, dtypes, goal in _GOALS if row.dtype in dtypes and re.fullmatch(pattern, name))
 
 
-def _goal(pattern: str, times: float, dtypes: tuple[str, ...] = ("fp32", "bf16"), **percent: int):
-    return pattern, dtypes, Goal(times, percent)
-
-
 _HALF = ("fp16",)
 _EVERY = ("fp32", "bf16", "fp16")
+
+
+def _goal(pattern: str, times: float, dtypes: tuple[str, ...] = ("fp32", "bf16"), **percent: int):
+    return pattern, dtypes, Goal(times, percent, of_torch=dtypes == _HALF)
+
+
 _GOALS = [
     # On a CPU without fp16 arithmetic: fp32's percentages.
     _goal(r"attention .*\) causal fwd", 3.5, _HALF, fp16=72),

@@ -20,26 +20,30 @@ def tolerance(dtype: str) -> float:
 
 def is_wrong(row: Row, result: Result) -> bool:
     """Whether it answered, but not the question."""
-    of_torch = [
-        other.error for name, other in row.results.items() if name.startswith("torch ") and other.error is not None
-    ]
+    of_torch = [other.error for name, other in row.results.items() if _of_torch(name) and other.error is not None]
     allowed = max(tolerance(row.dtype), TIMES_TORCH * min(of_torch, default=0.0))
     return result.error is not None and result.error > allowed
 
 
-def fastest_peer(row: Row) -> tuple[str, Result] | None:
-    """The quickest right contender that is not ours, with its name; None where there is none."""
+def fastest_peer(row: Row, of_torch: bool = False) -> tuple[str, Result] | None:
+    """The quickest right contender that is not ours, with its name; None where there is none. of_torch: among those of
+    torch as it is shipped."""
     able = [
         (result.timing.median_s, name)
         for name, result in row.results.items()
-        if name != "ours" and result.timing and not is_wrong(row, result)
+        if name != "ours" and result.timing and not is_wrong(row, result) and (_of_torch(name) or not of_torch)
     ]
     return (min(able)[1], row.results[min(able)[1]]) if able else None
 
 
-def times_fastest(row: Row) -> float | None:
+def times_fastest(row: Row, of_torch: bool = False) -> float | None:
     """How many times faster than the fastest peer ours is; None where either has no time or ours is wrong."""
-    ours, peer = row.results.get("ours", Result()), fastest_peer(row)
+    ours, peer = row.results.get("ours", Result()), fastest_peer(row, of_torch)
     if ours.timing is None or is_wrong(row, ours) or peer is None:
         return None
     return peer[1].timing.median_s / ours.timing.median_s
+
+
+def _of_torch(name: str) -> bool:
+    """Whether a contender is of the family "torch", which sets nothing; others' names begin with "torch+", "torch."."""
+    return name == "torch" or (name.startswith("torch ") and not name.startswith("torch medium"))
