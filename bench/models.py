@@ -20,9 +20,9 @@ from .record import Record, new_record
 from .run import rotating_calls
 
 DECODE = [
-    (dtype, length, int8)
+    (dtype, shape)
     for dtype, int8 in (("fp32", False), ("bf16", False), ("bf16", True))
-    for length in (2048, 8192, 32768)
+    for shape in bench_attention_decode.shapes(dtype, int8)
 ]
 VOCABULARIES = (32000, 128000)
 
@@ -45,10 +45,9 @@ class ModelsRecord:
 
 
 def _decode_rows(budget_s: float, on_progress: Callable[[str], None], ceiling: Ceiling) -> Iterator[ModelRow]:
-    for dtype, length, int8 in DECODE:
-        shape = bench_attention_decode.Shape(1, length, int8=int8)
-        cache = "an int8" if int8 else {"fp32": "an fp32", "bf16": "a bf16"}[dtype]
-        what = f"attention_decode, {cache} cache of {length} keys, 32/8 heads of 128"
+    for dtype, shape in DECODE:
+        cache = "int8" if shape.int8 else dtype
+        what = f"attention_decode, {cache} cache, batch {shape.batch} of {shape.length} keys, 32/8 heads of 128"
         on_progress(what)
         row = timed(what, _calls(bench_attention_decode.case(shape, dtype)), budget_s)
         for name, result in row.results.items():

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from bigmodel_bench import causal_lm, minilm, models, models_report
+from bigmodel_bench import bench_attention_decode, causal_lm, minilm, models, models_report
 from bigmodel_bench.harness import Timing
 from bigmodel_bench.machine import Ceiling
 from bigmodel_bench.model_row import ModelRow, failed, timed
@@ -101,7 +101,7 @@ def test_wrong_embeddings_are_a_failure(monkeypatch):
 
 
 def test_decode_says_its_rate(monkeypatch):
-    monkeypatch.setattr(models, "DECODE", [("fp32", 64, False)])
+    monkeypatch.setattr(models, "DECODE", [("fp32", bench_attention_decode.Shape(1, 64))])
     (row,) = models._decode_rows(0.01, lambda text: None, CEILING)
     rate = 2 * 8 * 64 * 128 * 4 / row.results["ours"].timing.median_s
     assert row.notes["ours"] == f"{rate / 1e9:.1f} GB/s of cache, {rate / 1e8:.0f} % of the memory's"
