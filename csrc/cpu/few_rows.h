@@ -160,19 +160,27 @@ static __attribute__((noinline)) void dot_columns(std::int64_t m, std::int64_t k
   dot_last_rows<rows - 1, columns, asks>(m, k, lhs, lhs_stride, rhs, rhs_stride, next, totals, add);
 }
 
-// Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows; columns are asked
-// for `ahead` of their turn.
+// Columns that come next: those of a block, up to `end`, then those that its worker turns to after the block.
+template <class T>
+struct NextColumns {
+  std::int64_t end;
+  const T* after;
+};
+
+// Rows [first, first + k) of columns [column, end) of the rhs, `together` at a time, against m rows. Of the `together`
+// columns that come next those from number `from` on are asked for.
 template <int rows, int together, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_group(Matrix<const T> rhs, std::int64_t first, std::int64_t k, std::int64_t column,
-                               std::int64_t end, std::int64_t ahead, std::int64_t m, const Element* lhs,
-                               std::int64_t lhs_stride, float* totals) {
+                               std::int64_t end, const NextColumns<T>& next, std::int64_t from, std::int64_t m,
+                               const Element* lhs, std::int64_t lhs_stride, float* totals) {
   for (; column + together <= end; column += together, totals += together * most_few_rows * lanes) {
+    const T* const then = column + 2 * together <= next.end ? at(rhs, 0, column + together) : next.after;
     dot_columns<rows, together, asks>(m, k, lhs, lhs_stride, at(rhs, first, column), rhs.column_stride,
-                                      at(rhs, first, column + ahead), totals, first > 0);
+                                      then + from * rhs.column_stride + first, totals, first > 0);
   }
   for (; column < end; ++column, totals += most_few_rows * lanes) {
-    const T* from = at(rhs, first, column);
-    dot_columns<rows, 1, 0>(m, k, lhs, lhs_stride, from, rhs.column_stride, from, totals, first > 0);
+    const T* const alone = at(rhs, first, column);
+    dot_columns<rows, 1, 0>(m, k, lhs, lhs_stride, alone, rhs.column_stride, alone, totals, first > 0);
   }
 }
 
@@ -192,18 +200,18 @@ static void sum_lanes(std::int64_t m, std::int64_t columns, const float* totals,
 // The sums of a block, `group` columns at a time in pieces of `depth`.
 template <int rows, int together, int asks, class Element, class T>
 BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<const T> rhs, std::int64_t m,
-                                const Element* lhs, std::int64_t lhs_stride, const Block& block, float* totals,
-                                float* sums) {
+                                const Element* lhs, std::int64_t lhs_stride, const Block& block, const T* after,
+                                float* totals, float* sums) {
   const std::int64_t end = block.column + block.columns;
   for (std::int64_t column = block.column; column < end; column += group, sums += group) {
     const std::int64_t columns = least(group, end - column);
     for (std::int64_t first = 0; first == 0 || first < rhs.rows; first += depth) {
       for (std::int64_t row = 0; row < m; row += few_rows_at_once) {
         // Each pass over the piece asks for others of the columns that come next.
-        const std::int64_t ahead = together + row / few_rows_at_once * asks % together;
-        dot_group<rows, together, asks>(rhs, first, least(depth, rhs.rows - first), column, column + columns, ahead,
-                                        least(few_rows_at_once, m - row), lhs + row * lhs_stride + first, lhs_stride,
-                                        totals + row * lanes);
+        const std::int64_t from = row / few_rows_at_once * asks % together;
+        dot_group<rows, together, asks>(rhs, first, least(depth, rhs.rows - first), column, column + columns,
+                                        {end, after}, from, least(few_rows_at_once, m - row),
+                                        lhs + row * lhs_stride + first, lhs_stride, totals + row * lanes);
       }
     }
     sum_lanes(m, columns, totals, block.stride, sums);
@@ -213,16 +221,18 @@ BIGMODEL_INLINE void dot_groups(std::int64_t group, std::int64_t depth, Matrix<c
 template <int rows, int together, int asks>
 struct Tile {};
 
+// after: where the columns begin that the worker turns to next.
 template <class Element, class T>
 static void dot_block(Matrix<const T> rhs, std::int64_t m, const Element* lhs, std::int64_t lhs_stride,
-                      const Block& block, float* totals, float* sums) {
+                      const Block& block, const T* after, float* totals, float* sums) {
   const bool from_memory = rhs.rows * rhs.columns * std::int64_t{sizeof(T)} > few_rows_cached;
   const auto multiply = [&]<int rows, int together, int asks>(Tile<rows, together, asks>, std::int64_t group,
                                                               std::int64_t depth) BIGMODEL_INLINE_LAMBDA {
     if (few_rows_ask && from_memory) {
-      dot_groups<rows, together, few_rows_ask ? asks : 0>(group, depth, rhs, m, lhs, lhs_stride, block, totals, sums);
+      dot_groups<rows, together, few_rows_ask ? asks : 0>(group, depth, rhs, m, lhs, lhs_stride, block, after, totals,
+                                                          sums);
     } else {
-      dot_groups<rows, together, 0>(group, depth, rhs, m, lhs, lhs_stride, block, totals, sums);
+      dot_groups<rows, together, 0>(group, depth, rhs, m, lhs, lhs_stride, block, after, totals, sums);
     }
   };
   if (m < few_rows_at_once) {
@@ -262,7 +272,10 @@ BIGMODEL_INLINE void multiply_few_rows(const Product<T>* product, int products, 
     float* const totals = workspace + worker * few_rows_worker(products);
     for (int p = 0; p < products; ++p) {
       block.sums[p] = totals + few_rows_totals + p * few_rows_sums;
-      dot_block(product[p].rhs, m, lhs[p], lhs_stride[p], block, totals, block.sums[p]);
+      // Jobs are dealt out in turn (jobs.h): a worker's next one lies `workers` further on.
+      const T* const after = p + 1 < products ? at(product[p + 1].rhs, 0, block.column)
+                                              : at(product[0].rhs, 0, block.column + workers * few_rows_columns);
+      dot_block(product[p].rhs, m, lhs[p], lhs_stride[p], block, after, totals, block.sums[p]);
     }
     epilogue(block);
   });
