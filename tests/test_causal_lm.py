@@ -124,8 +124,8 @@ def test_other_models_are_refused():
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ValueError, match=r"\[CausalLM\] the model's type is 'bert'"):
         CausalLM.from_hugging_face(transformers.BertConfig(), {})
-    scaled = transformers.LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})
-    with pytest.raises(ValueError, match=r"\[CausalLM\] the rotary frequencies are scaled \(linear\)"):
+    scaled = transformers.LlamaConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    with pytest.raises(ValueError, match=r"\[CausalLM\] the rotary frequencies are scaled \(dynamic\)"):
         CausalLM.from_hugging_face(scaled, {})
 
 
