@@ -74,16 +74,20 @@ def small_hugging_face(kind):
     return model.eval()
 
 
+def check_logits(theirs, weights):
+    ours = CausalLM.from_hugging_face(theirs.config, weights).eval()
+    tokens = torch.randint(0, 67, (3, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "kind",
     ["gpt2", "gpt2_untied", "llama", "llama_tied", "llama_biases", "llama_attention_bias", "llama_mlp_bias", *ROPE],
 )
 def test_hugging_face_weights_give_the_same_logits(kind):
     theirs = small_hugging_face(kind)
-    ours = CausalLM.from_hugging_face(theirs.config, theirs.state_dict()).eval()
-    tokens = torch.randint(0, 67, (3, 17))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    check_logits(theirs, theirs.state_dict())
 
 
 @pytest.mark.parametrize(("kind", "base"), [("gpt2", "transformer"), ("llama_tied", "model")])
@@ -93,10 +97,7 @@ def test_hugging_face_weights_of_the_base_model_are_found_too(kind, base):
     weights = getattr(theirs, base).state_dict()
     if kind == "gpt2":
         weights["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
-    ours = CausalLM.from_hugging_face(theirs.config, weights).eval()
-    tokens = torch.randint(0, 67, (3, 17))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    check_logits(theirs, weights)
 
 
 @pytest.mark.parametrize(

@@ -171,14 +171,15 @@ def test_many_rows(dtype, backend):
 
 
 def test_many_rows_by_a_weight_without_gradient(backend):
+    """The hidden states' gradient does not depend on whether the weight's is formed."""
     if backend != "cpu":
-        pytest.skip("as above")
+        pytest.skip("as large as the CPU's kernels need it; Triton's passes are made smaller above")
     grads = []
-    for each in (backend, "reference"):
+    for wanted in (["hidden"], ["hidden", "weight"]):
         inputs = MANY_ROWS.inputs(torch.float32)
-        hidden = inputs["hidden"].requires_grad_()
-        grads += torch.autograd.grad(MANY_ROWS.run(inputs, each)["loss"], hidden)
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
+        leaves_wanted = [inputs[name].requires_grad_() for name in wanted]
+        grads.append(torch.autograd.grad(MANY_ROWS.run(inputs, backend)["loss"], leaves_wanted)[0])
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("target", [-1, 65, 1 << 40])

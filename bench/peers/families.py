@@ -55,6 +55,12 @@ OTHERS = (
 )
 
 
+def family_of(contender: str) -> str:
+    """The name of a contender's family, with which its own begins: alone, or before a space and the way it takes."""
+    names = (family.name for family in (OURS, *TORCH, *OTHERS))
+    return max((name for name in names if f"{contender} ".startswith(f"{name} ")), key=len, default="")
+
+
 def peers_folder() -> Path:
     """Where `make peers` put the virtual environments: BIGMODEL_PEERS, or `peers` in this one."""
     return Path(os.environ.get("BIGMODEL_PEERS") or Path(sys.prefix) / "peers")

@@ -4,6 +4,7 @@ import torch
 
 from ..case import DTYPES
 from ..run import Result, Row
+from .families import TORCH, family_of
 
 # An answer may miss the truth by two units in the last place of its dtype, and by what fp32 sums of some thousand terms
 # lose, or by twice as much as torch itself, since a module rounds after each of its ops and its gradients after each of
@@ -11,6 +12,7 @@ from ..run import Result, Row
 UNITS_IN_THE_LAST_PLACE = 2
 LOST_IN_SUMS = 1e-5
 TIMES_TORCH = 2
+AS_SHIPPED = TORCH[0].name  # the family for which nothing is set
 
 
 def tolerance(dtype: str) -> float:
@@ -20,7 +22,9 @@ def tolerance(dtype: str) -> float:
 
 def is_wrong(row: Row, result: Result) -> bool:
     """Whether it answered, but not the question."""
-    of_torch = [other.error for name, other in row.results.items() if _of_torch(name) and other.error is not None]
+    of_torch = [
+        other.error for name, other in row.results.items() if family_of(name) == AS_SHIPPED and other.error is not None
+    ]
     allowed = max(tolerance(row.dtype), TIMES_TORCH * min(of_torch, default=0.0))
     return result.error is not None and result.error > allowed
 
@@ -31,7 +35,10 @@ def fastest_peer(row: Row, of_torch: bool = False) -> tuple[str, Result] | None:
     able = [
         (result.timing.median_s, name)
         for name, result in row.results.items()
-        if name != "ours" and result.timing and not is_wrong(row, result) and (_of_torch(name) or not of_torch)
+        if name != "ours"
+        and result.timing
+        and not is_wrong(row, result)
+        and (not of_torch or family_of(name) == AS_SHIPPED)
     ]
     return (min(able)[1], row.results[min(able)[1]]) if able else None
 
@@ -42,8 +49,3 @@ def times_fastest(row: Row, of_torch: bool = False) -> float | None:
     if ours.timing is None or is_wrong(row, ours) or peer is None:
         return None
     return peer[1].timing.median_s / ours.timing.median_s
-
-
-def _of_torch(name: str) -> bool:
-    """Whether a contender is of the family "torch", which sets nothing; others' names begin with "torch+", "torch."."""
-    return name == "torch" or (name.startswith("torch ") and not name.startswith("torch medium"))
